@@ -1,0 +1,87 @@
+"""Shared fixtures: no test reaches the network, and data sets outside the checkout are asked for by name."""
+
+import os
+
+# before anything imports huggingface_hub or datasets, which read these once
+os.environ['HF_HUB_OFFLINE'] = '1'
+os.environ['HF_HUB_DISABLE_TELEMETRY'] = '1'
+os.environ['HF_HUB_DISABLE_XET'] = '1'  # its Rust client would not pass through Python's sockets
+
+import argparse
+import importlib.util
+import ipaddress
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+class NetworkAccessError(RuntimeError):
+    """A test tried to leave this machine."""
+
+
+def _is_local(host: object) -> bool:
+    if isinstance(host, bytes | bytearray):
+        host = bytes(host).decode()
+    if host is None or host in ('', 'localhost'):
+        return True
+    try:
+        return ipaddress.ip_address(str(host).split('%')[0]).is_loopback
+    except ValueError:
+        return False
+
+
+@pytest.fixture(autouse=True)
+def no_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail any test that resolves or connects to another machine; loopback and Unix sockets stay open."""
+
+    def check(host: object) -> None:
+        if not _is_local(host):
+            raise NetworkAccessError(
+                f'{request.node.nodeid} tried to reach {host!r}; tests may only use loopback addresses. '
+                'Serve what the test needs on 127.0.0.1, or use a fixture on disk.'
+            )
+
+    def guard_connect(connect: Callable[..., Any]) -> Callable[..., Any]:
+        def guarded(self: socket.socket, address: Any) -> Any:
+            if self.family in (socket.AF_INET, socket.AF_INET6):
+                check(address[0])
+            return connect(self, address)
+
+        return guarded
+
+    def guarded_getaddrinfo(host: Any, *args: Any, **kwargs: Any) -> Any:
+        check(host)
+        return getaddrinfo(host, *args, **kwargs)
+
+    getaddrinfo = socket.getaddrinfo
+    monkeypatch.setattr(socket.socket, 'connect', guard_connect(socket.socket.connect))
+    monkeypatch.setattr(socket.socket, 'connect_ex', guard_connect(socket.socket.connect_ex))
+    monkeypatch.setattr(socket, 'getaddrinfo', guarded_getaddrinfo)
+
+
+@pytest.fixture(scope='session')
+def p2be_data() -> Path:
+    """The folder named by the environment variable P2BE_DATA, with cifar10/ and imagenet_sample/ in it."""
+    folder = os.environ.get('P2BE_DATA')
+    if not folder:
+        pytest.skip('P2BE_DATA is not set: it names a folder with the data sets cifar10/ and imagenet_sample/')
+    path = Path(folder)
+    if not path.is_dir():
+        pytest.skip(f'P2BE_DATA={folder} is not a folder')
+    return path.resolve()
+
+
+@pytest.fixture(scope='session')
+def train_parser() -> argparse.ArgumentParser:
+    """The argument parser of train_scripts/train.py; the folder is scripts, no package."""
+    spec = importlib.util.spec_from_file_location('p2be_arguments', ROOT / 'train_scripts' / 'arguments.py')
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.build_parser()

@@ -1,0 +1,468 @@
+"""Pixel levels, the three tables, the gradient of the sign and the type of the learned table."""
+
+import copy
+import io
+import math
+import pickle
+from itertools import pairwise
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from timm_p2be import encodings
+from timm_p2be.encodings import (
+    ENCODINGS,
+    EmbeddingParameter,
+    PixelEmbedding,
+    binarize,
+    onehot_codes,
+    pixel_levels,
+    thermometer_codes,
+    warn_if_not_pixels,
+)
+
+BITS = (1, 2, 3, 10, 16, 64, 100, 255, 256, 300)
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+every_length = pytest.mark.parametrize('num_bits', BITS)
+every_float = pytest.mark.parametrize('dtype', FLOATS, ids=str)
+
+
+# tables
+
+
+def _eq1(level: int, bit: int, num_bits: int) -> bool:
+    """Eq. 1 of the paper for bit 1..M, its last bin closed, multiplied out to integers."""
+    return (bit - 1) * 255 <= level * num_bits < bit * 255 or (level == 255 and bit == num_bits)
+
+
+def _eq2(level: int, bit: int, num_bits: int) -> bool:
+    """Eq. 2 of the paper for bit 1..M, its last bin closed, multiplied out to integers."""
+    return level * num_bits < bit * 255 or (level == 255 and bit == num_bits)
+
+
+@every_length
+def test_tables_are_eq_1_and_2_with_the_last_bin_closed(num_bits):
+    bits = range(1, num_bits + 1)
+    onehot = [[int(_eq1(level, bit, num_bits)) for bit in bits] for level in range(256)]
+    thermometer = [[int(_eq2(level, bit, num_bits)) for bit in bits] for level in range(256)]
+    for codes, expected in ((onehot_codes(num_bits), onehot), (thermometer_codes(num_bits), thermometer)):
+        assert codes.dtype == torch.float32
+        assert codes.shape == (256, num_bits)
+        assert codes.tolist() == expected
+
+
+@pytest.mark.parametrize('num_bits', [16, 64, 256])
+def test_level_rule_is_the_float_rule_of_the_official_code(num_bits):
+    """floor(clamp(x M, 0, M - 1)) of x = k / 255 in float32, as a loader hands it over."""
+    bins = torch.floor(torch.clamp(torch.arange(256).float().div(255) * num_bits, 0, num_bits - 1)).long()
+    assert torch.equal(onehot_codes(num_bits).argmax(dim=1), bins)
+    assert torch.equal(thermometer_codes(num_bits).argmax(dim=1), bins)
+
+
+@pytest.mark.parametrize(('value', 'onehot', 'thermometer'), [
+    (0.03, '1000000000', '1111111111'),  # the paper prints nine ones for a code of ten bits
+    (0.48, '0000100000', '0000111111'),
+    (0.92, '0000000001', '0000000001'),
+])  # fmt: skip
+def test_table_1_of_the_paper(value, onehot, thermometer):
+    level = int(pixel_levels(torch.tensor(value)))
+    assert ''.join(f'{bit:.0f}' for bit in onehot_codes(10)[level].tolist()) == onehot
+    assert ''.join(f'{bit:.0f}' for bit in thermometer_codes(10)[level].tolist()) == thermometer
+
+
+@every_length
+def test_thermometer_is_the_running_sum_of_onehot(num_bits):
+    onehot = onehot_codes(num_bits).tolist()
+    expected = [[sum(row[: i + 1]) for i in range(num_bits)] for row in onehot]
+    assert thermometer_codes(num_bits).tolist() == expected
+
+
+@every_length
+def test_neighbouring_levels_share_their_thermometer_bits(num_bits):
+    """A brighter level never gains a bit, and one step loses at most the bins it can cross."""
+    for darker, brighter in pairwise(thermometer_codes(num_bits)):
+        assert (brighter <= darker).all()
+        assert (darker - brighter).sum() <= math.ceil(num_bits / 255)
+
+
+@every_length
+def test_white_is_in_the_last_bin_and_black_in_the_first(num_bits):
+    white = [0.0] * (num_bits - 1) + [1.0]
+    assert onehot_codes(num_bits)[255].tolist() == white
+    assert thermometer_codes(num_bits)[255].tolist() == white
+    assert onehot_codes(num_bits)[0].tolist() == white[::-1]
+    assert thermometer_codes(num_bits)[0].tolist() == [1.0] * num_bits
+
+
+@pytest.mark.parametrize('num_bits', [0, -1, 2.0, True, '64', None])
+@pytest.mark.parametrize('build', [onehot_codes, thermometer_codes, lambda bits: PixelEmbedding('p2be', bits)])
+def test_code_length_is_checked(build, num_bits):
+    with pytest.raises(ValueError, match=r'num_bits=.* must be an integer of at least 1'):
+        build(num_bits)
+
+
+# pixels
+
+
+@every_float
+def test_every_level_survives_every_float_type(dtype):
+    """Rounded to 8 bits of mantissa, k / 255 is off by up to a quarter of a level near white."""
+    levels = list(range(256))
+    for images in (torch.tensor([k / 255 for k in levels], dtype=torch.float64).to(dtype),
+                   torch.tensor(levels, dtype=dtype) / 255):  # fmt: skip
+        found = pixel_levels(images)
+        assert found.dtype == torch.uint8
+        assert found.tolist() == levels
+
+
+def test_float64_images_are_read_too():
+    assert pixel_levels(torch.arange(256).double() / 255).tolist() == list(range(256))
+
+
+@every_float
+def test_floats_outside_the_range_are_clamped(dtype):
+    values = torch.tensor([-1e4, -0.1, -0.0, 1.0, 1.1, 300.0, math.inf, -math.inf], dtype=dtype)
+    assert pixel_levels(values).tolist() == [0, 0, 0, 255, 255, 255, 255, 0]
+
+
+def test_floats_between_levels_go_to_the_nearest():
+    nearest = [0.4, 0.6, 1.4, 127.6, 254.4, 254.6]
+    assert pixel_levels(torch.tensor(nearest) / 255).tolist() == [0, 1, 1, 128, 254, 255]
+
+
+def test_levels_pass_through_and_shapes_are_kept():
+    levels = torch.arange(256, dtype=torch.uint8).reshape(2, 4, 32)
+    assert pixel_levels(levels) is levels
+    assert pixel_levels(levels / 255).shape == (2, 4, 32)
+
+
+@pytest.mark.parametrize('dtype', [torch.int64, torch.int8, torch.bool, torch.complex64], ids=str)
+def test_other_dtypes_are_refused(dtype):
+    with pytest.raises(ValueError, match=rf'Got images of dtype {dtype}; allowed are uint8'):
+        pixel_levels(torch.zeros(2, dtype=dtype))
+
+
+@pytest.mark.parametrize('values', [[0.0, 1.0], [-0.4, 1.4], [0.5], [], [[]]])
+@every_float
+def test_pixels_are_no_reason_to_warn(values, dtype):
+    assert not warn_if_not_pixels(torch.tensor(values, dtype=dtype))
+
+
+@pytest.mark.parametrize(('values', 'found'), [
+    ([0.2, 2.64], 'from 0.2 to 2.64'),
+    ([-2.12, 0.5], 'from -2.12 to 0.5'),
+    ([0.0, 255.0], 'from 0 to 255'),
+    ([0.5, math.nan], 'from nan to nan'),
+])  # fmt: skip
+def test_values_far_outside_the_range_are_named(values, found):
+    with pytest.warns(UserWarning, match=rf'{found}, but it reads pixels in \[0, 1\].*normalised by a mean and std'):
+        assert warn_if_not_pixels(torch.tensor(values, requires_grad=True))
+
+
+# sign and its gradient
+
+GRID = [-1e30, -2.0, -1.5, -1.0, -0.999, -0.75, -0.5, -0.25, -1e-30, -0.0,
+        0.0, 1e-30, 0.25, 0.5, 0.75, 0.999, 1.0, 1.5, 2.0, 1e30]  # fmt: skip
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64], ids=str)
+def test_bits_are_exactly_0_and_1(dtype):
+    """sign(0) = +1, for either zero; no approximation shows in the values, whatever the latent."""
+    noise = torch.randn(10_000, generator=torch.Generator().manual_seed(0)).tolist()
+    for values in (GRID, noise, [w * 1e-3 for w in noise], [w * 1e-12 for w in noise]):
+        latents = torch.tensor(values, dtype=dtype, requires_grad=True)
+        bits = binarize(latents)
+        assert bits.dtype == dtype
+        assert bits.tolist() == [1.0 if w >= 0 else 0.0 for w in values]
+        assert not torch.signbit(bits).any()
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64], ids=str)
+def test_gradient_is_eq_5_times_eq_6(dtype):
+    latents = torch.tensor(GRID, dtype=dtype, requires_grad=True)
+    upstream = torch.linspace(-3, 5, len(GRID), dtype=dtype)
+    (binarize(latents) * upstream).sum().backward()
+    factors = [0.5 * (2 - 2 * abs(w)) if abs(w) < 1 else 0.0 for w in GRID]
+    expected = torch.tensor(factors, dtype=dtype) * upstream
+    torch.testing.assert_close(latents.grad, expected, rtol=1e-6, atol=1e-7)
+    outside = torch.tensor([abs(w) >= 1 for w in GRID])
+    assert (latents.grad[outside] == 0).all()
+
+
+def test_gradient_is_the_slope_of_the_approximate_sign():
+    """Eq. 6 is the derivative of 2 w + w^2 below zero and 2 w - w^2 above, held at -1 and 1 outside (-1, 1)."""
+
+    def approximate_sign(w: float) -> float:
+        if abs(w) >= 1:
+            return math.copysign(1, w)
+        return 2 * w + w * w if w < 0 else 2 * w - w * w
+
+    points = [i / 20 + 1 / 77 for i in range(-40, 40)]
+    latents = torch.tensor(points, dtype=torch.float64, requires_grad=True)
+    binarize(latents).sum().backward()
+    step = 1e-6
+    slopes = [(approximate_sign(w + step) - approximate_sign(w - step)) / (2 * step) / 2 for w in points]
+    torch.testing.assert_close(latents.grad, torch.tensor(slopes, dtype=torch.float64), rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize('batch', [1, 7])
+def test_table_is_binarised_once_per_step(batch, monkeypatch):
+    shapes = []
+
+    def counted(weight):
+        shapes.append(tuple(weight.shape))
+        return binarize(weight)
+
+    monkeypatch.setattr(encodings, 'binarize', counted)
+    model = timm.create_model('wrn10_2_p2be', num_bits=8)
+    model(torch.rand(batch, 3, 16, 16)).sum().backward()
+    assert shapes == [(256, 8)]
+    assert model.conv1.embedding.weight.grad.abs().sum() > 0
+
+
+# embedding
+
+
+@pytest.mark.parametrize('encoding', ENCODINGS)
+def test_embedding_returns_rows_of_its_table(encoding):
+    embedding = PixelEmbedding(encoding, num_bits=6)
+    codes = embedding.codes()
+    assert codes.shape == (256, 6)
+    assert codes.dtype == torch.float32
+    assert codes.unique().tolist() == [0, 1]
+    levels = torch.tensor([[0, 255], [17, 128], [128, 3]], dtype=torch.uint8)
+    assert embedding(levels).tolist() == [[codes[k].tolist() for k in row] for row in levels.tolist()]
+
+
+def test_default_is_a_learned_table_of_64_bits():
+    embedding = PixelEmbedding()
+    assert type(embedding.weight) is EmbeddingParameter
+    assert embedding.weight.shape == (256, 64)
+    assert embedding.weight.requires_grad
+    assert repr(embedding) == "PixelEmbedding('p2be', num_bits=64)"
+
+
+@pytest.mark.parametrize('encoding', ['onehot', 'thermometer'])
+def test_fixed_table_is_not_trained_and_not_saved(encoding):
+    embedding = PixelEmbedding(encoding, num_bits=8)
+    assert embedding.weight is None
+    assert not embedding.codes().requires_grad
+    assert list(embedding.parameters()) == []
+    assert embedding.state_dict() == {}
+    with pytest.raises(ValueError, match=rf"'{encoding}' is fixed already"):
+        embedding.freeze()
+
+
+def test_frozen_table_has_no_gradient():
+    embedding = PixelEmbedding('p2be', num_bits=8)
+    assert embedding.freeze() is embedding
+    assert not embedding.weight.requires_grad
+    assert not embedding.codes().requires_grad
+    for copied in (copy.deepcopy(embedding), pickle.loads(pickle.dumps(embedding)), embedding.double()):
+        assert not copied.weight.requires_grad
+        assert type(copied.weight) is EmbeddingParameter
+
+
+def test_normal_start_is_the_papers():
+    torch.manual_seed(0)
+    latents = PixelEmbedding('p2be', num_bits=256).weight.detach()
+    assert abs(latents.mean()) < 0.02  # 65,536 draws: five standard errors
+    assert abs(latents.std() - 1) < 0.015
+    assert abs((latents.abs() < 1).float().mean() - 0.6827) < 0.01
+
+
+@pytest.mark.parametrize('num_bits', [1, 10, 64])
+def test_thermometer_start_has_the_thermometers_bits(num_bits):
+    torch.manual_seed(0)
+    embedding = PixelEmbedding('p2be', num_bits=num_bits, init='thermometer')
+    expected = thermometer_codes(num_bits)
+    assert torch.equal(embedding.codes(), expected)
+    noise = embedding.weight.detach() - (expected - 0.5)
+    assert 0.03 < noise.std() < 0.07
+    assert noise.abs().max() < 0.4
+
+
+@pytest.mark.parametrize('init', ['normal', 'thermometer'])
+def test_reset_draws_anew_in_place(init):
+    torch.manual_seed(0)
+    embedding = PixelEmbedding('p2be', num_bits=8, init=init)
+    weight, before = embedding.weight, embedding.weight.detach().clone()
+    embedding.reset_parameters()
+    assert embedding.weight is weight
+    assert not torch.isclose(weight, before, rtol=0, atol=1e-6).all(dim=0).any()
+    torch.manual_seed(0)
+    embedding.reset_parameters()
+    assert torch.equal(weight, before)
+
+
+@pytest.mark.parametrize(('args', 'message'), [
+    ({'encoding': 'rgb'}, r"Unknown encoding 'rgb'; choose one of \['p2be', 'onehot', 'thermometer'\]"),
+    ({'init': 'zeros'}, r"Unknown init 'zeros'; choose one of \['normal', 'thermometer'\]"),
+    ({'encoding': 'onehot', 'init': 'thermometer'}, r"needs a learned table; encoding 'onehot' is fixed. Use 'p2be'"),
+])  # fmt: skip
+def test_unknown_names_are_refused(args, message):
+    with pytest.raises(ValueError, match=message):
+        PixelEmbedding(**args)
+
+
+# precision
+
+CASTS = {
+    'half': lambda module: module.half(),
+    'bfloat16': lambda module: module.bfloat16(),
+    'to float16': lambda module: module.to(torch.float16),
+    'to bfloat16': lambda module: module.to('cpu', torch.bfloat16),
+    'channels_last': lambda module: module.to(memory_format=torch.channels_last),
+    'half, channels_last': lambda module: module.to(dtype=torch.float16, memory_format=torch.channels_last),
+    'double, half': lambda module: module.double().half(),
+    'type': lambda module: module.type(torch.float16),
+}
+
+
+@pytest.mark.parametrize('cast', CASTS.values(), ids=CASTS)
+def test_latents_stay_float32(cast):
+    """float16 would turn -1e-9 into -0 and so a 0 into a 1; bfloat16 would not move at this learning rate."""
+    model = timm.create_model('wrn10_2_p2be', num_bits=4)
+    embedding = model.conv1.embedding
+    with torch.no_grad():
+        embedding.weight[0] = torch.tensor([-1e-9, 1e-9, -1e-30, 1.0001])
+    embedding.weight.grad = torch.full_like(embedding.weight, 1e-9)
+    before = embedding.weight.detach().clone()
+    cast(model)
+    assert embedding.weight.dtype == torch.float32
+    assert type(embedding.weight) is EmbeddingParameter
+    assert torch.equal(embedding.weight, before)
+    assert embedding.codes()[0].tolist() == [0, 1, 0, 1]
+    assert embedding.weight.grad.dtype == torch.float32
+    assert (embedding.weight.grad == torch.tensor(1e-9)).all()
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=str)
+def test_only_the_latents_stay_float32(dtype):
+    model = timm.create_model('wrn10_2_p2be', num_bits=4).to(dtype)
+    kept = {name for name, parameter in model.named_parameters() if parameter.dtype != dtype}
+    assert kept == {'conv1.embedding.weight'}
+
+
+@pytest.mark.parametrize('encoding', ['onehot', 'thermometer'])
+def test_fixed_tables_stay_float32(encoding):
+    embedding = PixelEmbedding(encoding, num_bits=4)
+    assert embedding.half().codes().dtype == torch.float32
+
+
+def test_float64_is_allowed():
+    embedding = PixelEmbedding('p2be', num_bits=4).double()
+    with torch.no_grad():
+        embedding.weight[0] = torch.tensor([-1e-60, 1e-60, -1.0, 1.0], dtype=torch.float64)
+    assert type(embedding.weight) is EmbeddingParameter
+    loaded = PixelEmbedding('p2be', num_bits=4)
+    loaded.load_state_dict(embedding.state_dict(), assign=True)
+    for copied in (embedding, copy.deepcopy(embedding), pickle.loads(pickle.dumps(embedding)), loaded):
+        assert copied.weight.dtype == torch.float64
+        assert copied.codes().dtype == torch.float64
+        assert copied.codes()[0].tolist() == [0, 1, 0, 1]  # float32 would round the first to -0, hence to 1
+
+
+# type of the parameter
+
+
+def _saved_and_loaded(module: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+def _assigned(module: nn.Module) -> nn.Module:
+    other = timm.create_model('wrn10_2_p2be', num_bits=4)
+    other.load_state_dict({name: value.clone() for name, value in module.state_dict().items()}, assign=True)
+    return other
+
+
+def _assigned_from_half(module: nn.Module) -> nn.Module:
+    other = timm.create_model('wrn10_2_p2be', num_bits=4)
+    with torch.no_grad():  # values that float16 holds
+        module.conv1.embedding.weight.copy_(module.conv1.embedding.weight.half())
+    other.load_state_dict({name: value.half() for name, value in module.state_dict().items()}, assign=True)
+    return other.float()
+
+
+COPIES = {
+    'deepcopy': copy.deepcopy,
+    'pickle': lambda module: pickle.loads(pickle.dumps(module)),
+    'torch.save': _saved_and_loaded,
+    'assign': _assigned,
+    'assign float16': _assigned_from_half,
+    'to': lambda module: copy.deepcopy(module).to('cpu', torch.float32),
+    'requires_grad': lambda module: copy.deepcopy(module).requires_grad_(False).requires_grad_(True),
+    'share_memory': lambda module: copy.deepcopy(module).share_memory(),
+}
+
+
+@pytest.mark.parametrize('duplicate', COPIES.values(), ids=COPIES)
+def test_table_keeps_its_type(duplicate):
+    model = timm.create_model('wrn10_2_p2be', num_bits=4)
+    copied = duplicate(model)
+    marked = [name for name, parameter in copied.named_parameters() if isinstance(parameter, EmbeddingParameter)]
+    assert marked == ['conv1.embedding.weight']
+    weight = copied.conv1.embedding.weight
+    assert weight.dtype == torch.float32
+    assert weight.requires_grad
+    assert torch.equal(weight, model.conv1.embedding.weight)
+    copied.train()(torch.rand(2, 3, 16, 16)).sum().backward()
+    assert weight.grad.abs().sum() > 0
+
+
+def test_pickled_table_is_still_the_optimizers():
+    """An optimizer pickled with its model holds the model's parameters, not others of the same values."""
+    model = nn.Sequential(PixelEmbedding('p2be', num_bits=4))
+    copied, optimizer = pickle.loads(pickle.dumps((model, torch.optim.SGD(model.parameters(), lr=1))))
+    assert optimizer.param_groups[0]['params'][0] is copied[0].weight
+
+
+def test_checkpoint_holds_nothing_but_tensors():
+    file = io.BytesIO()
+    embedding = PixelEmbedding('p2be', num_bits=4)
+    torch.save(embedding.state_dict(), file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    assert list(state) == ['weight']
+    assert type(state['weight']) is torch.Tensor
+    assert torch.equal(state['weight'], embedding.weight)
+
+
+def test_frozen_table_stays_frozen_when_assigned():
+    source, target = PixelEmbedding('p2be', num_bits=4), PixelEmbedding('p2be', num_bits=4).freeze()
+    target.load_state_dict(source.state_dict(), assign=True)
+    assert type(target.weight) is EmbeddingParameter
+    assert not target.weight.requires_grad
+    assert torch.equal(target.weight, source.weight)
+
+
+@pytest.mark.parametrize('cast', [None, torch.float16, torch.bfloat16], ids=str)
+def test_table_is_materialised_from_meta(cast):
+    with torch.device('meta'):
+        embedding = PixelEmbedding('p2be', num_bits=4)
+    assert embedding.weight.is_meta
+    if cast is not None:
+        embedding.to(cast)
+    embedding.to_empty(device='cpu')
+    embedding.reset_parameters()
+    assert type(embedding.weight) is EmbeddingParameter
+    assert embedding.weight.dtype == torch.float32
+    assert embedding.weight.device.type == 'cpu'
+    assert 0.8 < embedding.weight.std() < 1.2
+
+
+@pytest.mark.parametrize('refill', ['reset_parameters', 'init_non_persistent_buffers'])
+@pytest.mark.parametrize('encoding', ['onehot', 'thermometer'])
+def test_fixed_table_is_refilled_after_meta(encoding, refill):
+    """No checkpoint holds it, so it answers the calls torch's and timm's tools make then."""
+    with torch.device('meta'):
+        embedding = PixelEmbedding(encoding, num_bits=4)
+    embedding.to_empty(device='cpu').table.fill_(7)
+    getattr(embedding, refill)()
+    assert torch.equal(embedding.codes(), PixelEmbedding(encoding, num_bits=4).codes())

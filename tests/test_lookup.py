@@ -1,0 +1,325 @@
+"""lookup_conv2d against loops over explicit code planes: values, gradients, borders, precision, plane order."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+import timm
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from timm_p2be.encodings import PixelEmbedding, onehot_codes, thermometer_codes
+from timm_p2be.lookup import convolve_codes, lookup_conv2d
+from timm_p2be.stem import convert
+
+Array = NDArray[np.float64]
+
+
+class SlowConvolution:
+    """The convolution over explicit code planes in float64, one output pixel at a time, and its gradients."""
+
+    def __init__(
+        self,
+        levels: Tensor,
+        codes: Tensor,
+        weight: Tensor,
+        stride: tuple[int, int],
+        border: tuple[int, int, int, int],
+        dilation: tuple[int, int],
+    ) -> None:
+        self.levels = levels.numpy()
+        self.weight = weight.detach().double().numpy()
+        self.stride, self.border, self.dilation = stride, border, dilation
+        table = codes.detach().double().numpy()
+        batch, chans, height, width = self.levels.shape
+        left, right, top, bottom = border
+        self.bits = table.shape[1]
+        self.planes = np.zeros((batch, self.bits * chans, top + height + bottom, left + width + right))
+        for m, c in product(range(self.bits), range(chans)):
+            self.planes[:, m * chans + c, top : top + height, left : left + width] = table[self.levels[:, c], m]
+        reach = [(k - 1) * d + 1 for k, d in zip(self.weight.shape[2:], dilation, strict=True)]
+        sizes = zip(self.planes.shape[2:], reach, stride, strict=True)
+        self.outputs = [(size - span) // step + 1 for size, span, step in sizes]
+
+    def _patches(self):
+        """Yield every output position and the slices of the planes under the kernel there."""
+        for y, x in product(*(range(n) for n in self.outputs)):
+            first = (y * self.stride[0], x * self.stride[1])
+            ends = [f + (k - 1) * d + 1 for f, k, d in zip(first, self.weight.shape[2:], self.dilation, strict=True)]
+            yield y, x, tuple(slice(f, e, d) for f, e, d in zip(first, ends, self.dilation, strict=True))
+
+    def forward(self) -> Array:
+        features = np.zeros((len(self.levels), len(self.weight), *self.outputs))
+        for y, x, (rows, columns) in self._patches():
+            features[:, :, y, x] = np.einsum('bpij,opij->bo', self.planes[:, :, rows, columns], self.weight)
+        return features
+
+    def backward(self, grad: Array) -> tuple[Array, Array]:
+        """Return the gradients of codes and weight: each pixel's planes hand theirs to the code of its level."""
+        weight_grad, plane_grad = np.zeros_like(self.weight), np.zeros_like(self.planes)
+        for y, x, (rows, columns) in self._patches():
+            here = grad[:, :, y, x]
+            weight_grad += np.einsum('bo,bpij->opij', here, self.planes[:, :, rows, columns])
+            plane_grad[:, :, rows, columns] += np.einsum('bo,opij->bpij', here, self.weight)
+        codes_grad = np.zeros((256, self.bits))
+        batch, chans, height, width = self.levels.shape
+        left, _, top, _ = self.border
+        for b, c, y, x in product(range(batch), range(chans), range(height), range(width)):
+            codes_grad[self.levels[b, c, y, x]] += plane_grad[b, c::chans, top + y, left + x]
+        return codes_grad, weight_grad
+
+
+def _assert_close(found: Tensor, expected: Array) -> None:
+    """Compare float32 with float64: sums of up to 12,544 products are off by their size, not by the result's."""
+    np.testing.assert_allclose(found.detach().numpy(), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def _border(padding: int | tuple[int, ...]) -> tuple[int, int, int, int]:
+    """Return `padding` as (left, right, top, bottom)."""
+    match padding:
+        case int():
+            return padding, padding, padding, padding
+        case (height, width):
+            return width, width, height, height
+        case _:
+            left, right, top, bottom = padding
+            return left, right, top, bottom
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else value
+
+
+def _example(batch: int, chans: int, size: tuple[int, int], bits: int, kernel: int | tuple[int, int], seed: int = 0):
+    """Return levels (few, so that codes repeat; black and white among them), a real-valued table and a kernel."""
+    generator = torch.Generator().manual_seed(seed)
+    few = torch.tensor([0, 1, 7, 127, 128, 254, 255], dtype=torch.uint8)
+    levels = few[torch.randint(len(few), (batch, chans, *size), generator=generator)]
+    codes = torch.rand(256, bits, generator=generator)
+    weight = torch.randn(5, bits * chans, *_pair(kernel), generator=generator)
+    return levels, codes, weight
+
+
+def _cases():
+    """Every kernel with every stride, padding and dilation; channels and code lengths take turns."""
+    kernels = (1, 3, 5, 7, (3, 5))
+    paddings = (0, 1, 3, (2, 1), (1, 0, 2, 3))
+    shapes = list(product((1, 3, 4), (1, 2, 64)))
+    grid = product(kernels, (1, 2, (1, 2)), paddings, (1, 2, (2, 1)))
+    for index, (kernel, stride, padding, dilation) in enumerate(grid):
+        chans, bits = shapes[index % len(shapes)]
+        yield kernel, stride, padding, dilation, chans, bits
+
+
+@pytest.mark.parametrize(('kernel', 'stride', 'padding', 'dilation', 'chans', 'bits'), list(_cases()))
+def test_values_and_gradients(kernel, stride, padding, dilation, chans, bits):
+    levels, codes, weight = _example(2, chans, (14, 13), bits, kernel)
+    codes.requires_grad_()
+    weight.requires_grad_()
+    features = lookup_conv2d(levels, codes, weight, stride=stride, padding=padding, dilation=dilation)
+    slow = SlowConvolution(levels, codes, weight, _pair(stride), _border(padding), _pair(dilation))
+    expected = slow.forward()
+    assert features.dtype == torch.float32
+    _assert_close(features, expected)
+    grad = torch.randn(features.shape, generator=torch.Generator().manual_seed(1))
+    features.backward(grad)
+    codes_grad, weight_grad = slow.backward(grad.double().numpy())
+    _assert_close(codes.grad, codes_grad)
+    _assert_close(weight.grad, weight_grad)
+    unused = torch.ones(256, dtype=torch.bool).index_fill(0, levels.flatten().long().unique(), False)
+    assert (codes.grad[unused] == 0).all()
+
+
+@pytest.mark.parametrize(('kernel', 'stride', 'padding', 'dilation', 'chans'), [
+    (1, 1, 0, 1, 3),
+    (3, 2, 1, 1, 1),
+    ((2, 3), (2, 1), (1, 0, 2, 1), (1, 2), 2),
+])  # fmt: skip
+def test_gradcheck(kernel, stride, padding, dilation, chans):
+    levels, codes, weight = _example(1, chans, (5, 6), 2, kernel)
+
+    def used_rows(rows: Tensor, weight: Tensor) -> Tensor:
+        """Finite differences over all 256 levels would take long: only those in the image enter."""
+        table = codes.double().index_put((used,), rows)
+        return lookup_conv2d(levels, table, weight, stride=stride, padding=padding, dilation=dilation)
+
+    used = levels.flatten().long().unique()
+    inputs = (codes[used].double().requires_grad_(), weight.double().requires_grad_())
+    assert torch.autograd.gradcheck(used_rows, inputs)
+    assert torch.autograd.gradcheck(used_rows, (inputs[0], inputs[1].detach()))
+    assert torch.autograd.gradcheck(used_rows, (inputs[0].detach(), inputs[1]))
+
+
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last], ids=str)
+def test_memory_formats_and_views(memory_format):
+    levels, codes, weight = _example(3, 3, (10, 12), 8, 3)
+    expected = SlowConvolution(levels, codes, weight, (1, 1), (1, 1, 1, 1), (1, 1)).forward()
+    for view in (levels, levels.transpose(2, 3).contiguous().transpose(2, 3), levels.repeat(1, 1, 2, 1)[:, :, :10]):
+        view = view.contiguous(memory_format=memory_format) if view is levels else view
+        features = lookup_conv2d(view, codes, weight.contiguous(memory_format=memory_format), padding=1)
+        _assert_close(features, expected)
+
+
+def test_an_empty_batch_is_an_empty_feature_map():
+    levels, codes, weight = _example(0, 3, (8, 8), 4, 3)
+    assert lookup_conv2d(levels, codes, weight, padding=1).shape == (0, 5, 8, 8)
+
+
+# border
+
+
+@pytest.mark.parametrize('padding', [2, (2, 2), (2, 2, 2, 2)])
+def test_padding_is_no_code_at_all(padding):
+    """A thermometer's black is all ones: a border of black pixels would add weights, no code adds none."""
+    levels = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
+    codes, weight = thermometer_codes(4), torch.ones(1, 12, 3, 3)
+    features = lookup_conv2d(levels, codes, weight, padding=padding)[0, 0]
+    inside = torch.tensor([1.0, 2, 3, 3, 2, 1])  # pixels of the image under the kernel, along either axis
+    torch.testing.assert_close(features, 12 * torch.outer(inside, inside))
+    black_border = lookup_conv2d(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), codes, weight)[0, 0]
+    torch.testing.assert_close(black_border, torch.full((6, 6), 12.0 * 9))
+
+
+def test_codes_get_no_gradient_from_the_border():
+    codes = torch.zeros(256, 1, requires_grad=True)
+    levels = torch.full((1, 1, 2, 2), 9, dtype=torch.uint8)
+    lookup_conv2d(levels, codes, torch.ones(1, 1, 3, 3), padding=1).sum().backward()
+    expected = torch.zeros(256, 1)
+    expected[9] = 16  # four pixels, each seen by four outputs
+    assert torch.equal(codes.grad, expected)
+
+
+def test_four_paddings_are_left_right_top_bottom():
+    levels = torch.full((1, 1, 2, 3), 5, dtype=torch.uint8)
+    codes = torch.zeros(256, 1).index_fill(0, torch.tensor([5]), 1.0)
+    features = lookup_conv2d(levels, codes, torch.ones(1, 1, 1, 1), padding=(1, 2, 3, 4))[0, 0]
+    assert features.shape == (3 + 2 + 4, 1 + 3 + 2)
+    assert features.nonzero().tolist() == [[y, x] for y in (3, 4) for x in (1, 2, 3)]
+    pair = lookup_conv2d(levels, codes, torch.ones(1, 1, 1, 1), padding=(3, 1))
+    assert pair.shape == (1, 1, 3 + 2 + 3, 1 + 3 + 1)
+
+
+# precision
+
+
+def _relative_error(found: Tensor, expected: Tensor) -> float:
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
+def test_autocast(dtype):
+    levels, codes, weight = _example(2, 3, (12, 12), 16, 3)
+    exact = SlowConvolution(levels, codes, weight, (1, 1), (1, 1, 1, 1), (1, 1)).forward()
+    with torch.autocast('cpu', dtype=dtype):
+        features = lookup_conv2d(levels, codes, weight, padding=1)
+        assert torch.is_autocast_enabled('cpu')
+    assert features.dtype == dtype
+    assert _relative_error(features, torch.from_numpy(exact)) < 5e-3
+    assert lookup_conv2d(levels, codes, weight, padding=1).dtype == torch.float32
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_output_has_the_weights_dtype(dtype):
+    levels, codes, weight = _example(2, 3, (12, 12), 16, 3)
+    exact = SlowConvolution(levels, codes, weight.to(dtype), (1, 1), (1, 1, 1, 1), (1, 1)).forward()
+    features = lookup_conv2d(levels, codes, weight.to(dtype), padding=1)
+    assert features.dtype == dtype
+    assert _relative_error(features, torch.from_numpy(exact)) < (1e-12 if dtype == torch.float64 else 5e-3)
+
+
+def _code_gradient(precision: str) -> Tensor:
+    """The gradient of codes that each sum over tens of thousands of pixels."""
+    generator = torch.Generator().manual_seed(0)
+    levels = torch.randint(3, (64, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    codes = onehot_codes(256)[:, :4].clone().requires_grad_()
+    weight = torch.randn(6, 12, 3, 3, generator=generator)
+    grad = torch.rand(64, 6, 32, 32, generator=generator)  # of one sign: a sum in bfloat16 would stop growing
+    match precision:
+        case 'autocast':
+            with torch.autocast('cpu', dtype=torch.bfloat16):
+                features = lookup_conv2d(levels, codes, weight, padding=1)
+        case 'weight':
+            features = lookup_conv2d(levels, codes, weight.bfloat16(), padding=1)
+        case 'kernels':  # what another device than the CPU computes in
+            features = convolve_codes(levels, codes, weight.bfloat16(), [1, 1], [1, 1], [1, 1])
+        case _:
+            features = lookup_conv2d(levels, codes, weight, padding=1)
+    features.backward(grad.to(features.dtype))
+    assert codes.grad.dtype == torch.float32
+    return codes.grad
+
+
+@pytest.mark.parametrize('precision', ['autocast', 'weight', 'kernels'])
+def test_code_gradients_are_summed_in_float32(precision):
+    assert _relative_error(_code_gradient(precision), _code_gradient('float32')) < 1e-2
+
+
+# errors
+
+
+@pytest.mark.parametrize(('levels', 'codes', 'weight', 'message'), [
+    (torch.zeros(1, 3, 8, 8), (256, 4), (5, 12, 3, 3), 'Got levels of dtype torch.float32 and 4 axes; allowed are'),
+    (torch.zeros(1, 3, 8, 8).long(), (256, 4), (5, 12, 3, 3), 'Got levels of dtype torch.int64'),
+    (torch.zeros(3, 8, 8).byte(), (256, 4), (5, 12, 3, 3), 'dtype torch.uint8 and 3 axes; allowed are uint8'),
+    (torch.zeros(1, 3, 8, 8).byte(), (255, 4), (5, 12, 3, 3), r'codes of shape \[255, 4\]; allowed is \(256, M\)'),
+    (torch.zeros(1, 3, 8, 8).byte(), (256,), (5, 12, 3, 3), r'codes of shape \[256\]'),
+    (torch.zeros(1, 1, 8, 8).byte(), (256, 4), (5, 12, 3, 3), 'images of 1 channels; 12 kernel planes over 4-bit codes '
+                                                              'need 3. Build the model with in_chans=1'),
+    (torch.zeros(1, 3, 8, 8).byte(), (256, 4), (5, 3, 3, 3), 'need 0.75'),
+])  # fmt: skip
+def test_bad_arguments(levels, codes, weight, message):
+    with pytest.raises(ValueError, match=message):
+        lookup_conv2d(levels, torch.zeros(codes), torch.zeros(weight))
+
+
+# plane order
+
+
+def test_planes_are_bit_major():
+    """One plane at a time: its weight answers to bit m of colour c and to nothing else."""
+    bits, chans = 4, 3
+    levels = torch.tensor([10, 100, 250], dtype=torch.uint8).reshape(1, chans, 1, 1)
+    codes = thermometer_codes(bits)
+    for m, c in product(range(bits), range(chans)):
+        weight = torch.zeros(1, bits * chans, 1, 1)
+        weight[0, m * chans + c] = 1
+        assert lookup_conv2d(levels, codes, weight).item() == codes[levels[0, c, 0, 0].item(), m].item()
+
+
+@pytest.mark.parametrize('encoding', ['p2be', 'thermometer'])
+def test_grey_model_from_a_colour_checkpoint_sees_grey_images_alike(encoding, tmp_path):
+    """timm sums consecutive planes to adapt a checkpoint to one channel: they must be the colours of one bit."""
+    name = f'wrn10_2_{encoding}'
+    torch.manual_seed(0)
+    colour = timm.create_model(name, num_bits=8).eval()
+    file = tmp_path / 'colour.pth'
+    torch.save(colour.state_dict(), file)
+    overlay = {'file': str(file), 'num_classes': colour.num_classes}
+    grey = timm.create_model(name, num_bits=8, in_chans=1, pretrained=True, pretrained_cfg_overlay=overlay).eval()
+    assert grey.conv1.weight.shape == (16, 8, 3, 3)
+    images = torch.rand(2, 1, 16, 16)
+    with torch.no_grad():
+        expected = colour(images.expand(-1, 3, -1, -1))
+        torch.testing.assert_close(grey(images), expected, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(colour(images.expand(-1, 3, -1, -1).flip(3)), expected, atol=1e-3)
+
+
+def test_stem_of_a_model_is_the_convolution_over_its_planes():
+    """Algorithm 1 inside a real network: 7x7, stride 2, padding 3, over the table the model has."""
+    torch.manual_seed(0)
+    model = convert(timm.create_model('resnet18'), 'p2be', num_bits=6)
+    stem = model.conv1
+    levels = torch.randint(256, (1, 3, 20, 22), dtype=torch.uint8)
+    slow = SlowConvolution(levels, stem.embedding.codes(), stem.weight, (2, 2), (3, 3, 3, 3), (1, 1))
+    _assert_close(stem(levels), slow.forward())
+
+
+def test_lookup_of_codes_matches_the_embedding():
+    """A 1x1 kernel that copies planes returns the codes themselves, colour by colour."""
+    embedding = PixelEmbedding('p2be', num_bits=5)
+    levels = torch.randint(256, (2, 3, 4, 6), dtype=torch.uint8)
+    weight = nn.init.dirac_(torch.empty(15, 15, 1, 1))
+    planes = lookup_conv2d(levels, embedding.codes(), weight)
+    expected = embedding(levels).permute(0, 4, 1, 2, 3).flatten(1, 2)  # bit, then colour
+    assert torch.equal(planes, expected)

@@ -1,0 +1,261 @@
+"""The encoded stem: `EncodedConv2d` by itself."""
+
+import copy
+import math
+import warnings
+
+import pytest
+import torch
+from timm.layers import Conv2dSame
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from timm_p2be.encodings import ENCODINGS, PixelEmbedding
+from timm_p2be.stem import EncodedConv2d
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+IMAGENET = (torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1))
+
+every_encoding = pytest.mark.parametrize('encoding', ENCODINGS)
+jit_is_deprecated = pytest.mark.filterwarnings('ignore:.*torch.jit.*deprecated')
+jit_converts_shapes = pytest.mark.filterwarnings('ignore:Converting a tensor to a Python boolean')
+
+
+def _levels(*shape: int) -> Tensor:
+    return torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def _planes(levels: Tensor, codes: Tensor) -> Tensor:
+    """Return the (B, M C, H, W) planes, bit-major, of (B, C, H, W) levels."""
+    colours = [F.embedding(colour.long(), codes).movedim(-1, 1) for colour in levels.unbind(1)]  # each (B, M, H, W)
+    return torch.stack(colours, dim=2).flatten(1, 2).detach()
+
+
+def _normalised(batch: int = 2, size: int = 8) -> Tensor:
+    mean, std = IMAGENET
+    return (_levels(batch, 3, size, size) / 255 - mean) / std
+
+
+# forward
+
+
+@every_encoding
+@pytest.mark.parametrize('dtype', FLOATS, ids=str)
+def test_levels_and_floats_agree(encoding, dtype):
+    stem = EncodedConv2d(3, 6, 3, encoding, num_bits=5, padding=1)
+    levels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(2, 3, 16, 16)
+    expected = stem(levels)
+    assert expected.dtype == torch.float32
+    features = stem((levels.double() / 255).to(dtype))
+    assert features.dtype == torch.float32
+    assert torch.equal(features, expected)
+
+
+@every_encoding
+@pytest.mark.parametrize('images', [_levels(2, 3, 8, 8), _levels(2, 3, 8, 8) / 255], ids=['levels', 'floats'])
+@pytest.mark.parametrize('bias', [False, True])
+def test_output_has_the_weights_dtype_or_autocasts(encoding, images, bias):
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        stem = EncodedConv2d(3, 6, 3, encoding, num_bits=4, bias=bias, dtype=dtype)
+        assert stem.weight.dtype == dtype
+        assert stem.embedding.codes().dtype == torch.float32
+        assert stem(images).dtype == dtype
+    stem = EncodedConv2d(3, 6, 3, encoding, num_bits=4, bias=bias)
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast('cpu', dtype=dtype):
+            assert stem(images).dtype == dtype
+    assert stem(images).dtype == torch.float32
+
+
+@every_encoding
+@pytest.mark.parametrize('bias', [False, True])
+@pytest.mark.parametrize('chans', [1, 3, 4])
+def test_forward_is_the_convolution_of_the_planes(encoding, bias, chans):
+    stem = EncodedConv2d(
+        chans, 6, (3, 5), encoding, num_bits=7, stride=(2, 1), padding=(1, 3), dilation=(1, 2), bias=bias
+    )
+    if bias:
+        nn.init.normal_(stem.bias)
+    levels = _levels(2, chans, 11, 12)
+    planes = _planes(levels, stem.embedding.codes())
+    expected = F.conv2d(planes, stem.weight, stem.bias, (2, 1), (1, 3), (1, 2))
+    features = stem(levels)
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
+    features.sum().backward()
+    if bias:
+        torch.testing.assert_close(stem.bias.grad, torch.full((6,), features[:, 0].numel() * 1.0))
+
+
+@pytest.mark.parametrize('size', [(8, 8), (9, 10), (11, 7), (2, 3)])
+@pytest.mark.parametrize('stride', [1, 2, (2, 3)])
+@pytest.mark.parametrize(('kernel', 'dilation'), [(3, 1), ((3, 4), 1), (7, 1), (3, 2), (1, 1), ((2, 5), (2, 1))])
+def test_same_padding_is_timms(size, stride, kernel, dilation):
+    stem = EncodedConv2d(3, 5, kernel, num_bits=4, stride=stride, padding='same', dilation=dilation, bias=True)
+    nn.init.normal_(stem.bias)
+    conv = Conv2dSame(12, 5, kernel, stride, dilation=dilation)
+    conv.load_state_dict({'weight': stem.weight.detach(), 'bias': stem.bias.detach()})
+    levels = _levels(2, 3, *size)
+    features = stem(levels)
+    torch.testing.assert_close(features, conv(_planes(levels, stem.embedding.codes())), rtol=1e-4, atol=1e-5)
+    steps = (stride, stride) if isinstance(stride, int) else stride
+    assert features.shape[2:] == tuple(math.ceil(n / step) for n, step in zip(size, steps, strict=True))
+    assert "padding='same'" in repr(stem)
+
+
+@pytest.mark.parametrize('kernel', [3, 4, (2, 5)])
+def test_same_padding_is_torchs_at_stride_1(kernel):
+    stem = EncodedConv2d(3, 5, kernel, num_bits=4, padding='same')
+    levels = _levels(2, 3, 8, 9)
+    with warnings.catch_warnings():  # torch says that it copies for an even kernel
+        warnings.simplefilter('ignore')
+        expected = F.conv2d(_planes(levels, stem.embedding.codes()), stem.weight, padding='same')
+    torch.testing.assert_close(stem(levels), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_valid_padding_is_none_and_other_words_are_refused():
+    levels = _levels(2, 3, 8, 9)
+    stem = EncodedConv2d(3, 5, 3, num_bits=4, padding='valid')
+    expected = F.conv2d(_planes(levels, stem.embedding.codes()), stem.weight)
+    torch.testing.assert_close(stem(levels), expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="Invalid padding string 'full'"):
+        EncodedConv2d(3, 5, 3, padding='full')
+
+
+@pytest.mark.parametrize(('shape', 'dtype', 'message'), [
+    ((2, 1, 8, 8), torch.uint8, r'shape \[2, 1, 8, 8\]; this stem reads \(B, 3, H, W\). Set in_chans when'),
+    ((2, 8, 8, 3), torch.float32, r'shape \[2, 8, 8, 3\]'),
+    ((3, 8, 8), torch.float32, r'shape \[3, 8, 8\]'),
+    ((2, 3, 8, 8, 1), torch.uint8, r'shape \[2, 3, 8, 8, 1\]'),
+    ((2, 3, 8, 8), torch.int64, 'images of dtype torch.int64; allowed are uint8'),
+    ((2, 3, 8, 8), torch.bool, 'images of dtype torch.bool'),
+])  # fmt: skip
+def test_other_images_are_refused(shape, dtype, message):
+    with pytest.raises(ValueError, match=message):
+        EncodedConv2d(3, 6, 3, num_bits=4)(torch.zeros(shape, dtype=dtype))
+
+
+def test_an_empty_batch_passes():
+    stem = EncodedConv2d(3, 6, 3, num_bits=4)
+    assert stem(torch.rand(0, 3, 8, 8)).shape == stem(_levels(0, 3, 8, 8)).shape == (0, 6, 6, 6)
+
+
+@pytest.mark.parametrize(('name', 'found'), [('encoding', 'Unknown encoding'), ('init', 'Unknown init')])
+def test_unknown_names_are_refused(name, found):
+    with pytest.raises(ValueError, match=found):
+        EncodedConv2d(3, 6, 3, **{name: 'rgb'})
+
+
+# image gradient
+
+
+@pytest.mark.filterwarnings('ignore:The .grad attribute of a Tensor that is not a leaf')  # torch.compile's own
+@pytest.mark.parametrize('compiled', [False, True])
+def test_an_image_that_wants_a_gradient_gets_an_error(compiled):
+    stem = EncodedConv2d(3, 6, 3, num_bits=4)
+    images = torch.rand(2, 3, 8, 8, requires_grad=True)
+    features = (torch.compile(stem, backend='eager') if compiled else stem)(images).sum()
+    with pytest.raises(RuntimeError, match=r'the image has no gradient.*attack_view'):
+        features.backward()
+    assert images.grad is None
+
+
+def test_an_image_that_wants_a_gradient_may_be_scored():
+    stem = EncodedConv2d(3, 6, 3, num_bits=4)
+    images = torch.rand(2, 3, 8, 8, requires_grad=True)
+    features = stem(images)
+    assert torch.equal(features, stem(images.detach()))
+    with torch.no_grad():
+        assert not stem(images).requires_grad
+    with pytest.raises(RuntimeError, match='attack_view'):
+        torch.autograd.grad(features.sum(), images)
+
+
+def test_parameters_train_on_detached_images():
+    stem = EncodedConv2d(3, 6, 3, num_bits=4, bias=True)
+    stem(torch.rand(2, 3, 8, 8)).square().sum().backward()
+    for parameter in stem.parameters():
+        assert parameter.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize('encoding', ['onehot', 'thermometer'])
+def test_fixed_and_frozen_tables_have_no_gradient(encoding):
+    fixed, frozen = EncodedConv2d(3, 6, 3, encoding, num_bits=4), EncodedConv2d(3, 6, 3, num_bits=4)
+    frozen.embedding.freeze()
+    for stem in (fixed, frozen):
+        stem(torch.rand(2, 3, 8, 8)).square().sum().backward()
+        assert {name for name, p in stem.named_parameters() if p.grad is not None} == {'weight'}
+    assert [name for name, _ in fixed.named_parameters()] == ['weight']
+
+
+# range of the values
+
+
+@pytest.mark.parametrize('dtype', FLOATS, ids=str)
+def test_a_normalised_batch_warns_once(dtype):
+    stem = EncodedConv2d(3, 6, 3, num_bits=4)
+    images = _normalised().to(dtype)
+    with pytest.warns(UserWarning, match='normalised by a mean and std') as caught:
+        stem(images)
+    assert len(caught) == 1
+    for _ in range(6):
+        stem(images)  # a second warning would be an error
+
+
+def test_only_the_first_batches_are_looked_at():
+    late, early = EncodedConv2d(3, 6, 3, num_bits=4), EncodedConv2d(3, 6, 3, num_bits=4)
+    for _ in range(4):
+        late(torch.rand(2, 3, 8, 8))
+    late(_normalised())  # a warning would be an error here
+    for _ in range(3):
+        early(torch.rand(2, 3, 8, 8))
+        early(_levels(2, 3, 8, 8))  # levels are always in range: they do not count
+    with pytest.warns(UserWarning, match='normalised'):
+        early(_normalised())
+
+
+def test_compiled_code_is_not_looked_at():
+    torch.compiler.reset()
+    stem = EncodedConv2d(3, 6, 3, num_bits=4)
+    compiled = torch.compile(stem, backend='eager', fullgraph=True)  # a look at the values would break the graph
+    expected = copy.deepcopy(stem)
+    with pytest.warns(UserWarning, match='normalised'):
+        features = expected(_normalised())
+    torch.testing.assert_close(compiled(_normalised()), features)
+    torch.testing.assert_close(torch.export.export(stem, (_normalised(),)).module()(_normalised()), features)
+
+
+@jit_is_deprecated
+@jit_converts_shapes
+def test_traced_and_scripted_code_is_not_looked_at():
+    stem = EncodedConv2d(3, 6, 3, num_bits=4, bias=True)
+    traced, scripted = torch.jit.trace(stem, _normalised(), check_trace=False), torch.jit.script(stem)
+    with pytest.warns(UserWarning, match='normalised'):
+        expected = stem(_normalised())
+    for run in (traced, scripted):
+        torch.testing.assert_close(run(_normalised()), expected)
+    levels = _levels(2, 3, 8, 8)
+    torch.testing.assert_close(scripted(levels), stem(levels))
+
+
+# start
+
+
+@pytest.mark.parametrize(
+    ('chans', 'outputs', 'kernel', 'bits'), [(3, 64, 7, 64), (1, 128, 3, 256), (3, 256, (3, 5), 8)]
+)
+def test_kernel_starts_as_in_the_protocol(chans, outputs, kernel, bits):
+    """N(0, sqrt(2 / (kh kw O))): the fan-out, so that the code length has no say."""
+    torch.manual_seed(0)
+    stem = EncodedConv2d(chans, outputs, kernel, num_bits=bits, bias=True)
+    area = kernel**2 if isinstance(kernel, int) else kernel[0] * kernel[1]
+    std = math.sqrt(2 / (area * outputs))
+    draws = stem.weight.numel()
+    assert stem.weight.shape[1] == bits * chans
+    assert stem.weight.std().item() == pytest.approx(std, rel=5 / math.sqrt(2 * draws))
+    assert abs(stem.weight.mean().item()) < 5 * std / math.sqrt(draws)
+    assert (stem.bias == 0).all()
+
+
+def test_table_starts_as_asked():
+    stem = EncodedConv2d(3, 6, 3, num_bits=8, init='thermometer')
+    assert torch.equal(stem.embedding.codes(), PixelEmbedding('thermometer', 8).codes())

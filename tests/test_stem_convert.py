@@ -1,0 +1,306 @@
+"""`convert` and `find_embedding`: what changes in a model, what does not, and what is refused."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from timm.layers import Conv2dSame
+from timm.models import FeatureListNet
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from timm_p2be import find_embedding
+from timm_p2be.encodings import ENCODINGS, EmbeddingParameter
+from timm_p2be.stem import EncodedConv2d, UnsupportedStemError, convert
+
+every_encoding = pytest.mark.parametrize('encoding', ENCODINGS)
+
+
+def _levels(*shape: int) -> Tensor:
+    return torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def _planes(levels: Tensor, codes: Tensor) -> Tensor:
+    """Return the (B, M C, H, W) planes, bit-major, of (B, C, H, W) levels."""
+    colours = [F.embedding(colour.long(), codes).movedim(-1, 1) for colour in levels.unbind(1)]  # each (B, M, H, W)
+    return torch.stack(colours, dim=2).flatten(1, 2).detach()
+
+
+def test_conversion_replaces_the_first_convolution_and_nothing_else():
+    torch.manual_seed(0)
+    model = timm.create_model('test_resnet')
+    old, cls = model.get_submodule(model.pretrained_cfg['first_conv']), type(model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    identities = {name: id(parameter) for name, parameter in model.named_parameters()}
+    assert convert(model, 'p2be', num_bits=8) is model
+    stem = model.conv1[0]
+    assert type(model) is cls
+    assert type(stem) is EncodedConv2d
+    assert stem.in_chans == 3
+    for name in ('out_channels', 'kernel_size', 'stride', 'padding', 'dilation'):
+        assert getattr(stem, name) == getattr(old, name)
+    assert stem.bias is None
+    assert stem.weight.shape == (old.out_channels, 24, *old.kernel_size)
+    after = model.state_dict()
+    assert set(after) == set(before) | {'conv1.0.embedding.weight'}
+    for name in set(before) - {'conv1.0.weight'}:
+        assert torch.equal(after[name], before[name]), name
+    kept = {name: id(parameter) for name, parameter in model.named_parameters() if name in identities}
+    assert {name for name in identities if kept[name] != identities[name]} == {'conv1.0.weight'}
+    assert model(_levels(2, 3, 32, 32)).shape == (2, 1000)
+
+
+@pytest.mark.parametrize('name', ['test_resnet', 'test_vit', 'test_efficientnet'])
+def test_conversion_draws_the_stem_and_nothing_more(name):
+    """The trial run, of a model in training with dropout, leaves the generator and the running statistics alone."""
+    model = timm.create_model(name, drop_rate=0.5)
+    conv = model.get_submodule(model.pretrained_cfg['first_conv'])
+    statistics = {key: value.clone() for key, value in model.named_buffers()}
+    torch.manual_seed(3)
+    stem = EncodedConv2d(3, conv.out_channels, conv.kernel_size, num_bits=4)
+    state = torch.get_rng_state()
+    torch.manual_seed(3)
+    convert(model.train(), 'p2be', num_bits=4)
+    assert torch.equal(torch.get_rng_state(), state)
+    converted = model.get_submodule(model.pretrained_cfg['first_conv'])
+    assert torch.equal(converted.weight, stem.weight)
+    assert torch.equal(converted.embedding.weight, stem.embedding.weight)
+    for key, value in model.named_buffers():
+        assert torch.equal(value, statistics[key]), key
+
+
+@pytest.mark.parametrize('mode', ['train', 'eval', 'mixed'])
+def test_conversion_keeps_the_training_flags(mode):
+    model = timm.create_model('test_resnet').train(mode != 'eval')
+    if mode == 'mixed':
+        model.layer1.eval()
+        model.conv1[0].eval()
+    before = {name: module.training for name, module in model.named_modules()}
+    convert(model, 'thermometer', num_bits=4)
+    after = {name: module.training for name, module in model.named_modules()}
+    assert {name: after[name] for name in before} == before
+    assert after['conv1.0.embedding'] == before['conv1.0']
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize('in_chans', [1, 3, 4])
+def test_cfg_is_the_models_own(in_chans):
+    other = timm.create_model('test_resnet', in_chans=in_chans)
+    model = timm.create_model('test_resnet', in_chans=in_chans)
+    model.pretrained_cfg = model.default_cfg = other.pretrained_cfg  # as where one dict serves several models
+    shared, registered = copy.deepcopy(other.pretrained_cfg), timm.get_pretrained_cfg('test_resnet')
+    convert(model, 'onehot', num_bits=4)
+    assert model.pretrained_cfg is model.default_cfg
+    assert model.pretrained_cfg is not other.pretrained_cfg
+    assert other.pretrained_cfg == shared
+    assert timm.get_pretrained_cfg('test_resnet') == registered
+    assert registered.mean != (0.0, 0.0, 0.0)
+    expected = {**shared, 'mean': (0.0,) * in_chans, 'std': (1.0,) * in_chans}
+    assert model.pretrained_cfg == expected
+    config = timm.data.resolve_data_config(model=model)
+    assert set(config['mean']) == {0.0}
+    assert set(config['std']) == {1.0}
+    fresh = timm.create_model('test_resnet')
+    assert fresh.pretrained_cfg['mean'] == registered.mean
+
+
+@every_encoding
+@pytest.mark.parametrize('in_chans', [1, 4])
+def test_conversion_for_other_channels(encoding, in_chans):
+    model = convert(timm.create_model('test_resnet', in_chans=in_chans), encoding, num_bits=4).eval()
+    assert model.conv1[0].in_chans == in_chans
+    assert model.conv1[0].in_channels == 4 * in_chans
+    assert model(_levels(2, in_chans, 32, 32)).shape == (2, 1000)
+    with pytest.raises(ValueError, match=rf'this stem reads \(B, {in_chans}, H, W\)'):
+        model(_levels(2, 3, 32, 32))
+
+
+def test_features_of_a_converted_model():
+    model = convert(timm.create_model('test_resnet'), 'p2be', num_bits=4).eval()
+    levels = _levels(2, 3, 64, 64)
+    expected = model.forward_intermediates(levels, intermediates_only=True)
+    wrapped = FeatureListNet(copy.deepcopy(model), out_indices=(0, 1, 2, 3, 4)).eval()
+    assert len(expected) == 5
+    for found, wanted in zip(wrapped(levels), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+    assert find_embedding(wrapped).num_bits == 4
+
+
+def test_a_features_only_model_converts():
+    model = convert(timm.create_model('test_resnet', features_only=True), 'p2be', num_bits=4)
+    assert [maps.shape[1] for maps in model(_levels(2, 3, 64, 64))] == model.feature_info.channels()
+    assert find_embedding(model).num_bits == 4
+
+
+def test_vision_transformer():
+    """Patch embedding: kernel and stride of 16, a bias, and weights that the backbone keeps."""
+    model = timm.create_model('test_vit', img_size=64)
+    size = model.patch_embed.patch_size
+    convert(model, 'thermometer', num_bits=4).eval()
+    stem = model.patch_embed.proj
+    assert stem.kernel_size == stem.stride == size
+    assert (stem.bias == 0).all()
+    nn.init.normal_(stem.bias)
+    levels = _levels(2, 3, 64, 64)
+    patches = _planes(levels, stem.embedding.codes()).unfold(2, size[0], size[0]).unfold(3, size[1], size[1])
+    tokens = torch.einsum('bpyxij,opij->byxo', patches, stem.weight).flatten(1, 2) + stem.bias
+    torch.testing.assert_close(model.patch_embed(levels).flatten(1, -2), tokens, rtol=1e-4, atol=1e-5)
+    maps = model.forward_intermediates(levels, intermediates_only=True)
+    assert all(found.shape == (2, model.embed_dim, 64 // size[0], 64 // size[1]) for found in maps)
+
+
+def test_dynamic_padding_is_kept():
+    """The TensorFlow ports pad by the size of the image, unevenly."""
+    model = convert(timm.create_model('tf_mobilenetv3_small_minimal_100'), 'onehot', num_bits=4)
+    stem = model.conv_stem
+    assert stem.same_padding
+    levels = _levels(1, 3, 33, 32)
+    conv = Conv2dSame(12, stem.out_channels, stem.kernel_size, stem.stride, bias=False)
+    conv.load_state_dict({'weight': stem.weight.detach()})
+    torch.testing.assert_close(stem(levels), conv(_planes(levels, stem.embedding.codes())), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16], ids=str)
+def test_stem_takes_the_models_dtype(dtype):
+    model = convert(timm.create_model('test_resnet').to(dtype), 'p2be', num_bits=4).eval()
+    assert model.conv1[0].weight.dtype == dtype
+    assert model.conv1[0].embedding.weight.dtype == torch.float32
+    assert model(_levels(2, 3, 32, 32)).dtype == dtype
+
+
+# what cannot be converted
+
+
+class _Network(nn.Module):
+    """Two layers, in the shape that timm gives its models: `first_conv` in `pretrained_cfg`."""
+
+    def __init__(self, first: nn.Module, first_conv: object = 'first') -> None:
+        super().__init__()
+        self.pretrained_cfg = {'architecture': 'toy', 'first_conv': first_conv, 'input_size': (3, 8, 8)}
+        self.default_cfg = self.pretrained_cfg
+        self.first = first
+        self.second = nn.Conv2d(3, 4, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.first(images)
+
+
+class _Rescaled(_Network):
+    def forward(self, images: Tensor) -> Tensor:
+        return self.first(images * 2 - 1)
+
+
+class _TwoReaders(_Network):
+    def forward(self, images: Tensor) -> Tensor:
+        return self.first(images) + self.second(images)
+
+
+class _Failing(_Network):
+    def forward(self, images: Tensor) -> Tensor:
+        raise RuntimeError('needs a mask')
+
+
+class _Standardised(nn.Conv2d):
+    pass
+
+
+def _conv(**kwargs: object) -> nn.Conv2d:
+    return nn.Conv2d(3, kwargs.pop('out_channels', 4), 1, **kwargs)
+
+
+UNSUPPORTED = {
+    'nothing declared': (_Network(_conv(), None), r"toy declares no first convolution \(pretrained_cfg\['first_conv'"),
+    'several': (_Network(_conv(), ('first', 'second')), r"toy declares 2 first convolutions \['first', 'second'\]"),
+    'misnamed': (_Network(_conv(), 'stem.0'), "toy declares the first convolution 'stem.0' but has no such module"),
+    'linear': (_Network(nn.Linear(3, 4)), "toy has a Linear as its first convolution 'first'"),
+    'subclass': (_Network(_Standardised(3, 4, 1)), 'toy has a _Standardised as its first convolution'),
+    'grouped': (_Network(_conv(groups=3, out_channels=6)), "has a first convolution of 3 groups and 'zeros' padding"),
+    'reflected': (_Network(_conv(padding_mode='reflect')), "of 1 groups and 'reflect' padding"),
+    'transformed': (_Rescaled(_conv()), "toy transforms the image before its first convolution 'first'"),
+    'two readers': (_TwoReaders(_conv()), r"toy reads the image in several layers \['first', 'second'\]"),
+    'failing': (_Failing(_conv()), r'toy fails on a random image of shape \(3, 8, 8\) \(needs a mask\)'),
+    'no cfg': (nn.Sequential(_conv()), 'Sequential declares no first convolution'),
+}
+
+
+@pytest.mark.parametrize(('model', 'message'), UNSUPPORTED.values(), ids=UNSUPPORTED)
+def test_unsupported_stems_are_refused_and_left_as_they_were(model, message):
+    model = copy.deepcopy(model).train()
+    modules, cfg = dict(model.named_modules()), copy.deepcopy(getattr(model, 'pretrained_cfg', None))
+    with pytest.raises(UnsupportedStemError, match=message) as error:
+        convert(model, 'p2be', num_bits=4)
+    assert str(error.value).endswith('convert needs exactly one plain convolution that reads the image.')
+    assert dict(model.named_modules()) == modules
+    assert getattr(model, 'pretrained_cfg', None) == cfg
+    assert all(module.training and not module._forward_pre_hooks for module in model.modules())
+
+
+def test_the_toy_network_itself_converts():
+    for conv in (_conv(), _conv(padding='same'), _conv(padding='valid'), _conv(bias=False)):
+        model = convert(_Network(conv), 'p2be', num_bits=4)
+        assert (model.first.bias is None) == (conv.bias is None)
+        assert model(_levels(2, 3, 8, 8)).shape == (2, 4, 8, 8)
+
+
+def test_a_model_converts_once():
+    model = convert(timm.create_model('test_resnet'), 'thermometer', num_bits=4)
+    stem = model.conv1[0]
+    with pytest.raises(UnsupportedStemError, match='already reads thermometer codes'):
+        convert(model, 'p2be')
+    assert model.conv1[0] is stem
+
+
+@pytest.mark.parametrize(('args', 'message'), [
+    ({'encoding': 'rgb'}, "Unknown encoding 'rgb'"),
+    ({'encoding': 'p2be', 'num_bits': 0}, 'Got num_bits=0'),
+    ({'encoding': 'onehot', 'init': 'thermometer'}, 'needs a learned table'),
+])  # fmt: skip
+def test_bad_arguments_leave_the_model_alone(args, message):
+    model = timm.create_model('test_resnet')
+    stem, cfg = model.conv1[0], copy.deepcopy(model.pretrained_cfg)
+    with pytest.raises(ValueError, match=message):
+        convert(model, **args)
+    assert model.conv1[0] is stem
+    assert model.pretrained_cfg == cfg
+
+
+# find_embedding
+
+
+class _Wrapper(nn.Module):
+    """What DistributedDataParallel and timm's EMA look like from outside."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+
+@pytest.mark.parametrize('wrap', [
+    lambda model: model,
+    _Wrapper,
+    nn.DataParallel,
+    lambda model: torch.compile(model, backend='eager'),
+    lambda model: _Wrapper(torch.compile(model, backend='eager')),
+    lambda model: nn.Sequential(nn.Identity(), model),
+    lambda model: model.conv1,
+], ids=['itself', 'wrapped', 'DataParallel', 'compiled', 'both', 'Sequential', 'part'])  # fmt: skip
+def test_embedding_is_found_through_wrappers(wrap):
+    model = convert(timm.create_model('test_resnet'), 'p2be', num_bits=4)
+    embedding = find_embedding(wrap(model))
+    assert embedding is model.conv1[0].embedding
+    assert type(embedding.weight) is EmbeddingParameter
+
+
+def test_embedding_of_an_averaged_copy():
+    model = convert(timm.create_model('test_resnet'), 'p2be', num_bits=4)
+    averaged = timm.utils.ModelEmaV3(model, decay=0.5)
+    found = find_embedding(averaged)
+    assert found is not model.conv1[0].embedding
+    assert torch.equal(found.weight, model.conv1[0].embedding.weight)
+    assert type(found.weight) is EmbeddingParameter
+
+
+def test_a_model_of_pixel_values_has_no_embedding():
+    with pytest.raises(ValueError, match=r'ResNet has no pixel embedding.*_p2be, _onehot, _thermometer.*convert'):
+        find_embedding(timm.create_model('test_resnet'))

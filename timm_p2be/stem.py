@@ -1,0 +1,292 @@
+"""The encoded first convolution, and `convert`, which puts it into any timm model with a plain first convolution."""
+
+import copy
+from typing import Any, cast
+
+import torch
+from timm.layers import Conv2dSame, register_notrace_module
+from timm.models import get_model_input_config
+from torch import Tensor, nn
+
+from timm_p2be.encodings import ENCODINGS, PixelEmbedding, pixel_levels, warn_if_not_pixels
+from timm_p2be.lookup import convolve_codes, lookup_conv2d
+
+_RANGE_CHECKS = 4  # eager float batches whose range a stem looks at
+
+
+class UnsupportedStemError(ValueError):
+    """The model's first convolution cannot read pixel codes; the message says why."""
+
+
+class _NoImageGradient(torch.autograd.Function):
+    """Identity on the feature map that refuses to pretend the image had a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, images: Tensor) -> Tensor:
+        return features.view_as(features)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        raise RuntimeError(
+            'The pixel encoding is a table lookup, so the image has no gradient; a zero would make an attack look '
+            'weak. Attack a differentiable stand-in of the model (attack_view), or detach the images if only the '
+            'parameters are trained.'
+        )
+
+
+@register_notrace_module
+class EncodedConv2d(nn.Conv2d):
+    """First convolution that reads binary pixel codes instead of pixel values.
+
+    Each of the C colours of a pixel is replaced by its M-bit code (Eq. 7) and the M C planes are convolved. The
+    embedding lives inside this module, so that the model it sits in keeps its structure. Plane order is bit-major
+    (m * C + c), the order in which timm's adaptation to another `in_chans` sums the right planes; the paper and
+    nutszebra/Pixel-to-Binary-Embedding are colour-major (docs/protocol.md).
+
+    Args:
+        in_chans: C, colours of the image.
+        out_channels: O, feature maps.
+        kernel_size: int or (height, width).
+        encoding: 'p2be', 'onehot' or 'thermometer'.
+        num_bits: M, code length.
+        init: start of a P2BE table, 'normal' or 'thermometer', see `PixelEmbedding`.
+        stride: int or (height, width).
+        padding: int or (height, width), 'valid' for none, or 'same' for TensorFlow's dynamic padding (timm's
+            `Conv2dSame`).
+        dilation: int or (height, width).
+        bias: whether the convolution has a bias.
+        device: of the parameters.
+        dtype: of weight and bias; the table stays float32.
+
+    Attributes:
+        weight: (O, M C, kh, kw) kernel, N(0, sqrt(2 / (kh kw O))) at the start (docs/protocol.md).
+        embedding: the `PixelEmbedding`.
+
+    Example:
+        >>> EncodedConv2d(3, 16, 3, padding=1)(torch.rand(2, 3, 8, 8)).shape
+        torch.Size([2, 16, 8, 8])
+    """
+
+    def __init__(
+        self,
+        in_chans: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        encoding: str = 'p2be',
+        num_bits: int = 64,
+        init: str = 'normal',
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        bias: bool = False,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        embedding = PixelEmbedding(encoding, num_bits, init)
+        super().__init__(
+            num_bits * in_chans,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            padding=0 if padding in ('same', 'valid') else padding,
+            dilation=dilation,
+            bias=bias,
+            device=device,
+            dtype=dtype,
+        )
+        self.in_chans = in_chans
+        self.same_padding = padding == 'same'
+        self.embedding = embedding.to(device=device)
+        self._range_checks = 0
+
+    def reset_parameters(self) -> None:
+        """Draw the kernel from N(0, sqrt(2 / (kh kw O))), which does not depend on M, and zero the bias."""
+        nn.init.kaiming_normal_(self.weight, mode='fan_out', nonlinearity='relu')
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the (B, O, H', W') feature map of (B, C, H, W) images: uint8 levels, or floats in [0, 1].
+
+        Raises:
+            ValueError: another dtype, another number of axes or of channels.
+        """
+        if images.ndim != 4 or images.shape[1] != self.in_chans:
+            raise ValueError(
+                f'Got images of shape {list(images.shape)}; this stem reads (B, {self.in_chans}, H, W). '
+                'Set in_chans when the model is created to read another number of channels.'
+            )
+        levels = pixel_levels(images)
+        assert not isinstance(self.padding, str)
+        padding = [self.padding[0], self.padding[1]]
+        if self.same_padding:
+            top, bottom = self._same_padding(0, levels.shape[2])
+            left, right = self._same_padding(1, levels.shape[3])
+            padding = [left, right, top, bottom]
+        stride = [self.stride[0], self.stride[1]]
+        dilation = [self.dilation[0], self.dilation[1]]
+        if torch.jit.is_scripting():
+            features = convolve_codes(levels, self.embedding.codes(), self.weight, stride, padding, dilation)
+        else:
+            self._check_range(images)
+            features = lookup_conv2d(levels, self.embedding.codes(), self.weight, stride, padding, dilation)
+            if images.requires_grad and torch.is_grad_enabled():
+                features = _NoImageGradient.apply(features, images)
+        bias = self.bias
+        if bias is not None:
+            features = features + bias.to(features.dtype).view(1, -1, 1, 1)
+        return features
+
+    def _same_padding(self, axis: int, size: int) -> tuple[int, int]:
+        """Return the padding before and after one axis that makes the output ceil(size / stride) long."""
+        stride, dilation, kernel = self.stride[axis], self.dilation[axis], self.kernel_size[axis]
+        outputs = (size + stride - 1) // stride
+        total = max((outputs - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
+        return total // 2, total - total // 2
+
+    @torch.jit.unused
+    def _check_range(self, images: Tensor) -> None:
+        """Look at the range of the first eager float batches: a loader's mistake shows there, later ones are free."""
+        if self._range_checks >= _RANGE_CHECKS or images.dtype == torch.uint8 or images.is_meta:
+            return
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return
+        self._range_checks = _RANGE_CHECKS if warn_if_not_pixels(images) else self._range_checks + 1
+
+    def extra_repr(self) -> str:
+        padding = ", padding='same'" if self.same_padding else ''
+        return f'{super().extra_repr()}{padding}'
+
+
+def convert(model: nn.Module, encoding: str, num_bits: int = 64, init: str = 'normal') -> nn.Module:
+    """Make a timm model read binary pixel codes: replace its first convolution, in place, by an `EncodedConv2d`.
+
+    The model keeps its class and all other weights; the new stem starts afresh. Its `pretrained_cfg` becomes a copy of
+    its own with mean 0 and std 1, so that timm's loaders hand it pixels in [0, 1].
+
+    Args:
+        model: any timm model whose `pretrained_cfg['first_conv']` names one plain convolution of the image. Choose
+            image and patch size before converting.
+        encoding: 'p2be', 'onehot' or 'thermometer'.
+        num_bits: M, code length.
+        init: start of a P2BE table, 'normal' (the paper's N(0, 1)) or 'thermometer' (for short runs).
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: unknown encoding or init, or `num_bits` below 1.
+        UnsupportedStemError: no first convolution or several, a linear or weight-standardised one, a grouped one, one
+            that does not see the image itself (after space-to-depth, say), or an image that other layers read too.
+
+    Example:
+        >>> import timm
+        >>> convert(timm.create_model('resnet10t'), 'thermometer').conv1[0].embedding.encoding
+        'thermometer'
+    """
+    name, conv = _first_conv(model)
+    padding = 'same' if isinstance(conv, Conv2dSame) else conv.padding
+    _check_sees_image(model, name)
+    stem = EncodedConv2d(
+        conv.in_channels,
+        conv.out_channels,
+        cast(tuple[int, int], conv.kernel_size),
+        encoding=encoding,
+        num_bits=num_bits,
+        init=init,
+        stride=cast(tuple[int, int], conv.stride),
+        padding=cast(tuple[int, int] | str, padding),
+        dilation=cast(tuple[int, int], conv.dilation),
+        bias=conv.bias is not None,
+        device=conv.weight.device,
+        dtype=conv.weight.dtype,
+    )
+    parent, _, child = name.rpartition('.')
+    setattr(model.get_submodule(parent), child, stem.train(conv.training))
+    cfg = copy.deepcopy(cast(dict[str, Any], model.pretrained_cfg))
+    cfg.update(mean=(0.0,) * stem.in_chans, std=(1.0,) * stem.in_chans)
+    model.pretrained_cfg = model.default_cfg = cfg  # type: ignore[assignment]
+    return model
+
+
+def find_embedding(model: nn.Module) -> PixelEmbedding:
+    """Return the embedding of an encoded model, also through DDP, torch.compile and EMA wrappers.
+
+    Raises:
+        ValueError: the model has no encoded stem.
+
+    Example:
+        >>> import timm
+        >>> find_embedding(convert(timm.create_model('resnet10t'), 'p2be', num_bits=8)).codes().shape
+        torch.Size([256, 8])
+    """
+    for module in model.modules():
+        if isinstance(module, EncodedConv2d):
+            return module.embedding
+    raise ValueError(
+        f'{type(model).__name__} has no pixel embedding: it reads pixel values. Create an encoded model '
+        f'(names ending in {", ".join("_" + e for e in ENCODINGS)}) or convert this one with timm_p2be.convert.'
+    )
+
+
+def _unsupported(model: nn.Module, problem: str) -> UnsupportedStemError:
+    arch = (getattr(model, 'pretrained_cfg', None) or {}).get('architecture') or type(model).__name__
+    return UnsupportedStemError(f'{arch} {problem}; convert needs exactly one plain convolution that reads the image.')
+
+
+def _first_conv(model: nn.Module) -> tuple[str, nn.Conv2d]:
+    """Return name and module of the one first convolution that the model declares."""
+    name = (getattr(model, 'pretrained_cfg', None) or {}).get('first_conv')
+    if not name:
+        raise _unsupported(model, "declares no first convolution (pretrained_cfg['first_conv'])")
+    if not isinstance(name, str):
+        raise _unsupported(model, f'declares {len(name)} first convolutions {list(name)}')
+    try:
+        conv = model.get_submodule(name)
+    except AttributeError:
+        raise _unsupported(model, f'declares the first convolution {name!r} but has no such module') from None
+    if isinstance(conv, EncodedConv2d):
+        raise _unsupported(model, f'already reads {conv.embedding.encoding} codes')
+    if type(conv) not in (nn.Conv2d, Conv2dSame):  # a subclass may change the weight, as weight standardisation does
+        raise _unsupported(model, f'has a {type(conv).__name__} as its first convolution {name!r}')
+    if conv.groups != 1 or conv.padding_mode != 'zeros':
+        raise _unsupported(
+            model, f'has a first convolution of {conv.groups} groups and {conv.padding_mode!r} padding (1 and zeros)'
+        )
+    return name, cast(nn.Conv2d, conv)
+
+
+def _check_sees_image(model: nn.Module, first_conv: str) -> None:
+    """Run one forward and raise unless `first_conv`, and no other layer with weights, receives the image."""
+    weight = next(model.parameters())
+    size = get_model_input_config(model)['input_size']
+    image = torch.rand((1, *size), generator=torch.Generator().manual_seed(0)).to(weight.device, weight.dtype)
+    readers: list[str] = []
+
+    def record(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            seen = args[0] if args else None
+            if isinstance(seen, Tensor) and seen.shape == image.shape:
+                # a meta tensor has no values to compare
+                if seen is image or (not image.is_meta and torch.equal(seen, image)):
+                    readers.append(name)
+
+        return hook
+
+    layers = [(n, m) for n, m in model.named_modules() if not list(m.children()) and list(m.parameters())]
+    handles = [module.register_forward_pre_hook(record(name)) for name, module in layers]
+    training = [module for module in model.modules() if module.training]
+    try:
+        with torch.no_grad():
+            model.eval()(image)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise _unsupported(model, f'fails on a random image of shape {size} ({error})') from error
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module in training:
+            module.training = True
+    if first_conv not in readers:
+        raise _unsupported(model, f'transforms the image before its first convolution {first_conv!r}')
+    if set(readers) != {first_conv}:
+        raise _unsupported(model, f'reads the image in several layers {sorted(set(readers))}')
