@@ -1,0 +1,479 @@
+"""Every model we register, through timm's own interface."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from timm.models import FeatureInfo, list_models, model_entrypoint, save_for_hf
+from torch import Tensor, nn
+
+import timm_p2be.models
+from timm_p2be.stem import UnsupportedStemError, find_embedding
+
+NAMES = [name for name in list_models() if model_entrypoint(name).__module__.startswith('timm_p2be.')]
+ENCODED = [name for name in NAMES if name.endswith(('_p2be', '_onehot', '_thermometer')) or name == 'encoded']
+LEARNED = [name for name in ENCODED if name.endswith('_p2be') or name == 'encoded']
+MODULES = ('wideresnet_cifar', 'densenet_cifar', 'resnext_cifar', 'encoded', 'encoded_cifar', 'encoded_resnet')
+
+# parameters with 100 classes (ResNets: 1000) of the RGB network, and input planes x kernel x outputs of its stem
+BACKBONES = {
+    'wrn40_2': (2_255_156, 100, 9 * 16),
+    'wrn16_2': (703_284, 100, 9 * 16),
+    'wrn10_2': (315_316, 100, 9 * 16),
+    'densenetbc100_12': (800_032, 100, 9 * 24),
+    'resnext29_4x32d': (6_900_132, 100, 9 * 64),
+    'resnet18': (11_689_512, 1000, 49 * 64),
+    'resnet34': (21_797_672, 1000, 49 * 64),
+    'resnet50': (25_557_032, 1000, 49 * 64),
+}
+jit_is_deprecated = pytest.mark.filterwarnings('ignore:.*torch.jit.*deprecated')
+
+
+def _create(name: str, **kwargs: Any) -> nn.Module:
+    """Build `name`; `encoded` needs a backbone."""
+    return timm.create_model(name, **({'backbone': 'wrn10_2'} if name == 'encoded' else {}), **kwargs)
+
+
+def _images(model: nn.Module, batch: int = 2) -> Tensor:
+    """Random images, 32x32, or 64x64 for the ResNets, whose stems and stages reduce 32 times."""
+    chans, size = model.in_chans, min(model.default_cfg['input_size'][-1], 64)
+    assert isinstance(chans, int)
+    return torch.rand(batch, chans, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def _some_slow(names: list[str]) -> list[Any]:
+    """Leave the small networks and one of each architecture to the quick run."""
+    quick = ('densenetbc100_12_p2be', 'resnext29_4x32d_p2be', 'resnet18_thermometer')
+    return [
+        n if n in quick or n.startswith(('wrn10_2', 'encoded')) else pytest.param(n, marks=pytest.mark.slow)
+        for n in names
+    ]
+
+
+every_model = pytest.mark.parametrize('name', _some_slow(NAMES))
+every_encoded_model = pytest.mark.parametrize('name', _some_slow(ENCODED))
+
+
+def test_every_expected_name_is_registered() -> None:
+    suffixes = ('_p2be', '_onehot', '_thermometer')
+    ours = {b for b in BACKBONES if not b.startswith('resnet')} | {'resnext29_4x32d', 'encoded'}
+    assert set(NAMES) == ours | {backbone + suffix for backbone in BACKBONES for suffix in suffixes}
+
+
+@pytest.mark.parametrize('module', MODULES)
+def test_modules_are_ours_alone(module: str) -> None:
+    """timm files models under the last part of the module's name; a collision would merge the lists."""
+    listed = list_models(module=module)
+    assert listed
+    assert set(listed) <= set(NAMES)
+    assert {model_entrypoint(name).__module__ for name in listed} == {f'timm_p2be.models.{module}'}
+    assert module in timm_p2be.models.__all__
+
+
+def test_docstring_on_every_entrypoint() -> None:
+    for name in NAMES:
+        doc = model_entrypoint(name).__doc__
+        assert doc, name
+        assert '\n' not in doc.strip(), name
+
+
+@pytest.mark.parametrize('name', [n for n in NAMES if n != 'encoded'])
+def test_parameter_counts(name: str) -> None:
+    backbone = max((b for b in BACKBONES if name.startswith(b)), key=len)
+    params, num_classes, per_plane = BACKBONES[backbone]
+    if name != backbone:
+        params += (3 * 64 - 3) * per_plane + (256 * 64 if name.endswith('_p2be') else 0)
+    model = _create(name, num_classes=num_classes)
+    assert sum(p.numel() for p in model.parameters()) == params
+
+
+def test_published_parameter_counts() -> None:
+    """Totals of the authors' code and of the paper's networks (docs/protocol.md, section 6)."""
+    for name, num_classes, params in (
+        ('wrn40_2_p2be', 100, 2_298_756),
+        ('densenetbc100_12_p2be', 100, 857_240),
+        ('resnext29_4x32d_p2be', 100, 7_025_380),
+        ('resnet50_p2be', 1000, 26_166_120),
+    ):
+        assert sum(p.numel() for p in _create(name, num_classes=num_classes).parameters()) == params
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_cfg(name: str) -> None:
+    model = _create(name)
+    cfg = model.pretrained_cfg
+    state = model.state_dict()
+    assert cfg['architecture'] == name
+    assert (cfg['mean'], cfg['std']) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    assert cfg['num_classes'] == model.num_classes
+    assert f'{cfg["first_conv"]}.weight' in state
+    assert state[f'{cfg["classifier"]}.weight'].shape[0] == model.num_classes
+    data = timm.data.resolve_data_config(model=model)
+    assert data['input_size'] == ((3, 224, 224) if name.startswith('resnet') and 'x' not in name else (3, 32, 32))
+    assert (data['mean'], data['std']) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+@every_model
+def test_forward_and_backward(name: str) -> None:
+    model = _create(name, num_classes=7)
+    images = _images(model)
+    logits = model(images)
+    assert logits.shape == (2, 7)
+    logits.square().mean().backward()
+    missing = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert not missing
+    assert model.eval()(images[:1]).shape == (1, 7)
+
+
+@pytest.mark.parametrize('name', ['wrn10_2', 'wrn10_2_p2be', 'densenetbc100_12_p2be', 'resnext29_4x32d_onehot'])
+def test_batch_of_one_trains(name: str) -> None:
+    """google-research/augmix's DenseNet squeezes a batch of one away; ours flattens."""
+    model = _create(name)
+    assert model(_images(model, batch=1)).shape == (1, 10)
+
+
+@every_encoded_model
+def test_levels_and_floats_agree(name: str) -> None:
+    model = _create(name).eval()
+    levels = (_images(model) * 255).to(torch.uint8)
+    with torch.no_grad():
+        torch.testing.assert_close(model(levels), model(levels / 255), rtol=0, atol=0)
+
+
+@every_model
+def test_features_and_intermediates(name: str) -> None:
+    model = _create(name).eval()
+    images = _images(model)
+    with torch.no_grad():
+        final, features = model.forward_intermediates(images)
+        torch.testing.assert_close(final, model.forward_features(images), rtol=0, atol=0)
+        torch.testing.assert_close(features[-1], final, rtol=0, atol=0)
+        only = model.forward_intermediates(images, indices=[0, -3], stop_early=True, intermediates_only=True)
+        torch.testing.assert_close(only[-1], features[-3], rtol=0, atol=0)
+
+        extractor = _create(name, features_only=True).eval()
+        extracted = extractor(images)
+        model.prune_intermediate_layers([1])
+        torch.testing.assert_close(model.forward_features(images), features[1], rtol=0, atol=0)
+    info = FeatureInfo(extractor.feature_info.info, len(features))
+    assert extractor.default_cfg['mean'] == (0.0, 0.0, 0.0)
+    assert [f.shape for f in extracted] == [f.shape for f in features]
+    assert [f.shape[1] for f in features] == list(info.channels())
+    assert [images.shape[-1] // f.shape[-1] for f in features] == list(info.reduction())
+
+
+@every_model
+def test_features_only_of_some_levels(name: str) -> None:
+    extractor = _create(name, features_only=True, out_indices=(0, 2))
+    assert len(extractor(_images(extractor))) == 2
+
+
+@pytest.mark.parametrize('name', ['wrn10_2', 'wrn10_2_p2be', 'encoded'])
+@pytest.mark.parametrize('feature_cls', ['list', 'getter', 'hook', 'fx'])
+def test_every_feature_wrapper(name: str, feature_cls: str) -> None:
+    torch.manual_seed(0)
+    model = _create(name).eval()
+    torch.manual_seed(0)
+    extractor = _create(name, features_only=True, feature_cfg={'feature_cls': feature_cls}).eval()
+    images = _images(model)
+    with torch.no_grad():
+        torch.testing.assert_close(list(extractor(images)), model.forward_intermediates(images)[1])
+
+
+@every_model
+def test_gradient_checkpointing_recomputes_the_same_gradients(name: str) -> None:
+    model = _create(name)
+    images = _images(model)
+    runs: list[int] = []
+    model.layer2[-1].register_forward_pre_hook(lambda *_: runs.append(1))
+
+    def gradients() -> dict[str, Tensor]:
+        model.zero_grad()
+        runs.clear()
+        model(images).square().mean().backward()
+        return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+    plain = gradients()
+    assert len(runs) == 1
+    model.set_grad_checkpointing()
+    checkpointed = gradients()
+    assert len(runs) == 2
+    torch.testing.assert_close(checkpointed, plain, rtol=1e-4, atol=1e-6)
+    with torch.no_grad():  # the same blocks, the same switch
+        model.eval()
+        torch.testing.assert_close(model.forward_intermediates(images)[0], model.forward_features(images))
+
+
+@every_model
+def test_dropout_is_before_the_classifier_and_only_in_training(name: str) -> None:
+    model = _create(name, drop_rate=0.9).eval()
+    images = _images(model)
+    with torch.no_grad():
+        features = model.forward_features(images)
+        kept = model.forward_head(features, pre_logits=True)
+        torch.testing.assert_close(model.fc(kept), model(images))
+        dropped = model.train().forward_head(features, pre_logits=True)
+    assert (dropped == 0).float().mean() > (kept == 0).float().mean() + 0.3
+
+
+def test_wideresnet_drops_inside_its_blocks() -> None:
+    model = _create('wrn10_2_p2be', proj_drop_rate=0.5)
+    assert {m.p for m in model.modules() if isinstance(m, nn.Dropout)} == {0.5}
+    images = _images(model)
+    assert not torch.equal(model(images), model(images))
+
+
+@every_model
+def test_reset_classifier(name: str) -> None:
+    model = _create(name).eval()
+    images = _images(model)
+    model.reset_classifier(3)
+    assert (model.num_classes, model(images).shape, model.get_classifier()) == (3, (2, 3), model.fc)
+    model.reset_classifier(0)
+    assert (model.num_classes, model(images).shape) == (0, (2, model.head_hidden_size))
+    model.reset_classifier(0, '')
+    assert model(images).shape[:2] == (2, model.num_features)
+    assert model(images).ndim == 4
+    model.reset_classifier(4, 'catavgmax')
+    assert model.head_hidden_size == 2 * model.num_features
+    assert model(images).shape == (2, 4)
+    assert _create(name, num_classes=0, global_pool='')(images).ndim == 4
+
+
+@every_model
+@pytest.mark.parametrize('in_chans', [1, 4])
+def test_in_chans(name: str, in_chans: int) -> None:
+    model = _create(name, in_chans=in_chans)
+    assert model(_images(model)).shape == (2, model.num_classes)
+    planes = 64 * in_chans if name in ENCODED else in_chans
+    assert model.conv1.weight.shape[1] == planes
+
+
+@every_model
+def test_layer_decay_groups(name: str) -> None:
+    """timm's layer decay puts the table with the stem and counts every block."""
+    model = _create(name)
+    groups = timm.models.group_parameters(model, model.group_matcher())
+    assert {n.split('.')[0] for n in groups[0]} <= {'conv1', 'bn1'}
+    blocks = sum(len(layer) for n, layer in model.named_children() if n.startswith('layer'))
+    assert len(groups) == 1 + blocks + 1
+    assert len(timm.models.group_parameters(model, model.group_matcher(coarse=True))) <= 6
+
+
+@every_model
+def test_saves_and_loads_as_timm_model(name: str, tmp_path: Path) -> None:
+    codes: dict[str, Any] = {'num_bits': 16} if name in ENCODED else {}
+    model = _create(name, num_classes=5, **codes).eval()
+    save_for_hf(model, tmp_path)
+    loaded = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
+    images = _images(model)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(images), model(images), rtol=0, atol=0)
+    assert type(loaded) is type(model)
+    wanted = {**codes, 'num_classes': 5, **({'backbone': 'wrn10_2'} if name == 'encoded' else {})}
+    assert json.loads((tmp_path / 'config.json').read_text())['model_args'].items() >= wanted.items()
+
+
+def _loaded_stem(folder: Path, in_chans: int) -> Tensor:
+    return timm.create_model(f'local-dir:{folder}', pretrained=True, in_chans=in_chans).conv1.weight.detach()
+
+
+def test_encoded_weights_adapt_to_other_channels(tmp_path: Path) -> None:
+    """The planes are bit-major; every bit's colours adapt by timm's rule: summed, or repeated and scaled."""
+    model = _create('wrn10_2_p2be', num_bits=8)
+    save_for_hf(model, tmp_path)
+    colours = model.conv1.weight.detach().unflatten(1, (8, 3))
+    torch.testing.assert_close(_loaded_stem(tmp_path, 1), colours.sum(2))
+    torch.testing.assert_close(_loaded_stem(tmp_path, 2).unflatten(1, (8, 2)), colours[:, :, :2] * 3 / 2)
+    torch.testing.assert_close(_loaded_stem(tmp_path, 4).unflatten(1, (8, 4)), colours[:, :, [0, 1, 2, 0]] * 3 / 4)
+
+
+@pytest.mark.parametrize('name', ['wrn10_2_p2be', 'wrn10_2_onehot'])
+@pytest.mark.parametrize('in_chans', [1, 3, 4])
+def test_weights_of_another_code_length_are_refused(name: str, in_chans: int, tmp_path: Path) -> None:
+    save_for_hf(_create(name, num_bits=8), tmp_path)
+    with pytest.raises(ValueError, match=r'Got num_bits=4, but the weights have codes of 8 bits. Use 8'):
+        timm.create_model(f'local-dir:{tmp_path}', pretrained=True, num_bits=4, in_chans=in_chans)
+
+
+@jit_is_deprecated
+@every_model
+def test_torchscript(name: str) -> None:
+    model = _create(name, scriptable=True).eval()
+    images = _images(model)
+    with torch.no_grad():
+        expected = model(images)
+        torch.testing.assert_close(torch.jit.script(model)(images), expected)
+
+
+@every_model
+def test_torch_export_and_channels_last(name: str) -> None:
+    model = _create(name).eval()
+    images = _images(model)
+    with torch.no_grad():
+        expected = model(images)
+        torch.testing.assert_close(torch.export.export(model, (images,)).module()(images), expected)
+        last = model.to(memory_format=torch.channels_last)
+        torch.testing.assert_close(last(images.to(memory_format=torch.channels_last)), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('name', ['wrn16_2_onehot', 'densenetbc100_12_p2be', 'resnext29_4x32d', 'resnet18_thermometer'])
+def test_initial_weights(name: str) -> None:
+    """docs/protocol.md, section 6: convolutions N(0, sqrt(2 / (k k out))), bias 0, ResNeXt's classifier by Kaiming."""
+    model = _create(name)
+    for layer in (m for m in model.modules() if isinstance(m, nn.Conv2d)):
+        std = math.sqrt(2 / (layer.kernel_size[0] * layer.kernel_size[1] * layer.out_channels))
+        assert layer.weight.std().item() == pytest.approx(std, rel=0.15)
+        assert abs(layer.weight.mean().item()) < 6 * std / math.sqrt(layer.weight.numel())
+    if name == 'resnet18_thermometer':
+        return  # timm's own head and zeroed last norms
+    for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+        assert norm.weight.eq(1).all()
+        assert norm.bias.eq(0).all()
+    for fc in (model.fc, _reset(model, 50).fc):  # a new classifier starts like the first
+        assert fc.bias.eq(0).all()
+        std = math.sqrt(2 / fc.in_features) if name.startswith('resnext') else math.sqrt(1 / 3 / fc.in_features)
+        assert fc.weight.std().item() == pytest.approx(std, rel=0.1)
+
+
+def _reset(model: nn.Module, num_classes: int) -> nn.Module:
+    model.reset_classifier(num_classes)
+    return model
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_unknown_arguments_are_refused(name: str) -> None:
+    with pytest.raises(TypeError, match='no_such_argument'):
+        _create(name, no_such_argument=1)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_pretrained_without_weights_is_refused(name: str) -> None:
+    if timm.models.is_model_pretrained(name):
+        pytest.skip(f'{name} has weights')
+    with pytest.raises(RuntimeError, match=f'No pretrained weights exist for {name}'):
+        _create(name, pretrained=True)
+
+
+@pytest.mark.parametrize('name', LEARNED)
+def test_embedding_arguments(name: str) -> None:
+    model = _create(name, num_bits=8, embedding_init='thermometer', freeze_embedding=True)
+    embedding = find_embedding(model)
+    assert embedding.weight is not None
+    assert (embedding.num_bits, embedding.init, embedding.weight.requires_grad) == (8, 'thermometer', False)
+    assert find_embedding(_create(name)).weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    ('name', 'kwargs', 'message'),
+    [
+        ('encoded', {'backbone': None}, 'needs a backbone, any timm name: for example'),
+        ('encoded', {'backbone': 'resnet19'}, "Unknown backbone 'resnet19'"),
+        ('encoded', {'backbone': 'hf-hub:timm/resnet18'}, 'without a source such as'),
+        ('encoded', {'backbone': 'encoded'}, 'cannot be its own backbone'),
+        ('encoded', {'backbone': 'wrn10_2_p2be'}, 'wrn10_2_p2be already reads p2be codes'),
+        ('encoded', {'backbone': 'wrn10_2', 'encoding': 'gray'}, "Unknown encoding 'gray'; choose one of"),
+        ('wrn10_2_p2be', {'num_bits': 0}, 'Got num_bits=0; it must be an integer of at least 1'),
+        ('wrn10_2_p2be', {'embedding_init': 'zeros'}, "Unknown init 'zeros'; choose one of"),
+        ('wrn10_2_p2be', {'embedding': 'user/table'}, 'not available yet: loading tables comes with the Hub support'),
+        ('wrn10_2_onehot', {'freeze_embedding': True}, "'onehot' is fixed already"),
+        ('wrn10_2_thermometer', {'embedding_init': 'thermometer'}, "encoding 'thermometer' is fixed"),
+    ],
+)
+def test_bad_arguments(name: str, kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        timm.create_model(name, **kwargs)
+
+
+def test_an_encoding_in_the_name_cannot_be_replaced() -> None:
+    with pytest.raises(TypeError, match='encoding'):
+        timm.create_model('wrn10_2_p2be', encoding='onehot')
+
+
+@pytest.mark.parametrize(
+    ('cls', 'depth', 'match'),
+    [
+        (timm_p2be.models.wideresnet_cifar.WideResNet, 41, r'Got depth=41; a WideResNet has 6 n \+ 4'),
+        (timm_p2be.models.densenet_cifar.DenseNetBC, 4, r'Got depth=4; a DenseNet-BC has 6 n \+ 4'),
+        (timm_p2be.models.resnext_cifar.ResNeXt, 28, r'Got depth=28; a ResNeXt for 32x32 has 9 n \+ 2'),
+    ],
+)
+def test_impossible_depths(cls: Callable[..., nn.Module], depth: int, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        cls(depth=depth)
+
+
+def test_bad_feature_requests() -> None:
+    model = _create('wrn10_2')
+    images = _images(model)
+    for indices in (0, 5, [4], [-5], []):
+        with pytest.raises(ValueError, match='the model has 4 feature levels'):
+            model.forward_intermediates(images, indices=indices)
+    with pytest.raises(ValueError, match="only gives 'NCHW'"):
+        model.forward_intermediates(images, output_fmt='NLC')
+
+
+def test_factory_arguments_reach_the_parameters() -> None:
+    model = _create('resnext29_4x32d', dtype=torch.float64)
+    assert {p.dtype for p in model.parameters()} == {torch.float64}
+    assert {p.device.type for p in _create('densenetbc100_12', device='meta').parameters()} == {'meta'}
+
+
+@pytest.mark.parametrize('backbone', ['convnext_atto', 'mobilenetv3_small_050', 'vit_tiny_patch16_224.augreg_in21k'])
+def test_encoded_takes_the_backbones_input_and_head(backbone: str) -> None:
+    model = timm.create_model('encoded', backbone=backbone, num_bits=4)
+    ours, theirs = model.pretrained_cfg, timm.models.get_pretrained_cfg(backbone).to_dict()
+    for field in ('input_size', 'fixed_input_size', 'num_classes', 'first_conv', 'classifier', 'crop_pct', 'pool_size'):
+        assert ours[field] == theirs[field]
+    assert (ours['mean'], ours['architecture'], ours.get('tag'), ours['url']) == ((0.0, 0.0, 0.0), 'encoded', None, '')
+    assert model.num_classes == theirs['num_classes']
+    features = timm.create_model('encoded', backbone=backbone, num_bits=4, features_only=True)
+    wanted = timm.create_model(backbone, features_only=True)
+    assert len(features.feature_info.channels()) == len(wanted.feature_info.channels())
+
+
+def test_encoded_by_name_round_trips(tmp_path: Path) -> None:
+    kwargs: dict[str, Any] = {'backbone': 'convnext_atto', 'encoding': 'p2be', 'num_bits': 8, 'num_classes': 4}
+    model = timm.create_model('encoded', **kwargs).eval()
+    images = torch.rand(1, 3, 64, 64)
+    expected = model(images)
+    save_for_hf(model, tmp_path)
+    loaded = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
+    torch.testing.assert_close(loaded(images), expected, rtol=0, atol=0)
+    torch.testing.assert_close(find_embedding(loaded).weight, find_embedding(model).weight, rtol=0, atol=0)
+    assert loaded.pretrained_cfg['classifier'] == 'head.fc'
+    assert loaded.pretrained_cfg['crop_pct'] == model.pretrained_cfg['crop_pct']
+    finetuned = timm.create_model(f'local-dir:{tmp_path}', pretrained=True, num_classes=9)
+    torch.testing.assert_close(finetuned.stem[0].weight, model.stem[0].weight)
+    assert finetuned.head.fc.out_features == 9
+
+    torch.save(model.state_dict(), tmp_path / 'checkpoint.pth')
+    restored = timm.create_model('encoded', checkpoint_path=tmp_path / 'checkpoint.pth', **kwargs).eval()
+    torch.testing.assert_close(restored(images), expected, rtol=0, atol=0)
+
+
+def test_encoded_as_timms_scripts_create_it() -> None:
+    """Scripts resolve the cfg of the bare name first and hand it over, with overlays such as a weight file applied."""
+    args = timm.models.resolve_model_input_args(
+        'encoded', backbone='wrn10_2', pretrained_cfg_overlay={'crop_pct': 0.5, 'num_classes': 6}
+    )
+    cfg = timm.create_model(**args).pretrained_cfg
+    assert (cfg['input_size'], cfg['crop_pct'], cfg['num_classes']) == ((3, 32, 32), 0.5, 6)
+    with pytest.raises(RuntimeError, match=r'Invalid pretrained tag \(nope\) for encoded'):
+        timm.create_model('encoded.nope', backbone='wrn10_2')
+
+
+def test_encoded_features_by_another_wrapper() -> None:
+    kwargs: dict[str, Any] = {'backbone': 'convnext_atto', 'num_bits': 4, 'features_only': True, 'out_indices': (1, 3)}
+    extractor = timm.create_model('encoded', feature_cls='list', feature_cfg={'flatten_sequential': True}, **kwargs)
+    assert [f.shape[1] for f in extractor(torch.rand(1, 3, 32, 32))] == extractor.feature_info.channels() == [80, 320]
+
+
+def test_encoded_names_the_backbone_it_cannot_convert() -> None:
+    with pytest.raises(UnsupportedStemError, match='tresnet_m'):
+        timm.create_model('encoded', backbone='tresnet_m')

@@ -1,0 +1,199 @@
+"""Models whose first convolution reads pixel codes, over any timm backbone; the `encoded` entrypoint."""
+
+from dataclasses import asdict
+from functools import partial
+from typing import Any, cast
+
+from timm.models import (
+    PretrainedCfg,
+    adapt_input_conv,
+    build_model_with_cfg,
+    generate_default_cfgs,
+    get_pretrained_cfg,
+    is_model,
+    model_entrypoint,
+    register_model,
+    split_model_name_tag,
+)
+from torch import Tensor, nn
+
+from timm_p2be.stem import EncodedConv2d, convert, find_embedding
+
+__all__: list[str] = []
+
+# what an encoded model takes over from its backbone's cfg; the rest describes the backbone's own weights
+_BACKBONE_FIELDS = (
+    'input_size',
+    'test_input_size',
+    'min_input_size',
+    'fixed_input_size',
+    'interpolation',
+    'crop_pct',
+    'test_crop_pct',
+    'crop_mode',
+    'num_classes',
+    'pool_size',
+    'test_pool_size',
+    'first_conv',
+    'classifier',
+)
+
+
+def encoded_cfg(**fields: Any) -> dict[str, Any]:
+    """Return the pretrained cfg of an untrained encoded model; `fields` replace or add to it.
+
+    Mean 0 and std 1 make every timm loader hand over pixels in [0, 1], which is what the stem reads.
+    """
+    return {
+        'url': '',
+        'mean': (0.0, 0.0, 0.0),
+        'std': (1.0, 1.0, 1.0),
+        'license': 'apache-2.0',
+        'paper_name': 'Pixel to Binary Embedding Towards Robustness for CNNs',
+        'paper_ids': 'arXiv:2206.05898',
+        **fields,
+    }
+
+
+def _build(
+    backbone: str,
+    encoding: str,
+    num_bits: int = 64,
+    embedding_init: str = 'normal',
+    embedding: str | None = None,
+    freeze_embedding: bool = False,
+    **kwargs: Any,
+) -> nn.Module:
+    """Return `backbone` without weights (RGB ones cannot fit), its first convolution replaced by an encoded one."""
+    if embedding is not None:
+        raise ValueError(
+            f'Got embedding={embedding!r}, which is not available yet: loading tables comes with the Hub support. '
+            'Leave it out, or copy a table into timm_p2be.find_embedding(model).weight.'
+        )
+    arch, tag = split_model_name_tag(backbone)
+    model = model_entrypoint(arch)(pretrained=False, pretrained_cfg=tag or None, **kwargs)
+    convert(model, encoding, num_bits=num_bits, init=embedding_init)
+    if freeze_embedding:
+        find_embedding(model).freeze()
+    return model
+
+
+def _fit_stem(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Fit an encoded checkpoint's stem to more image channels, bit by bit, by timm's rule for RGB stems.
+
+    One channel is left to timm, which sums the right planes itself; for the others it would start the stem afresh.
+
+    Raises:
+        ValueError: the checkpoint's codes have another length than the model's.
+    """
+    name, stem = next((n, m) for n, m in model.named_modules() if isinstance(m, EncodedConv2d))
+    bits, table, weight = stem.embedding.num_bits, f'{name}.embedding.weight', f'{name}.weight'
+    if weight not in state_dict:
+        return state_dict
+    fits = state_dict[weight].shape[1] == stem.weight.shape[1]
+    outputs, planes, *kernel = state_dict[weight].shape
+    input_size = cast(dict[str, Any], model.pretrained_cfg)['input_size']  # the weights'
+    chans: int = stem.in_chans if fits else input_size[0]
+    saved_bits = state_dict[table].shape[1] if table in state_dict else planes // chans
+    if saved_bits != bits:
+        raise ValueError(f'Got num_bits={bits}, but the weights have codes of {saved_bits} bits. Use {saved_bits}.')
+    if fits or stem.in_chans == 1:
+        return state_dict
+    per_bit = state_dict[weight].reshape(outputs * bits, chans, *kernel)  # planes are bit-major
+    adapted = adapt_input_conv(stem.in_chans, per_bit, base_chans=chans)
+    return {**state_dict, weight: adapted.reshape(outputs, bits * stem.in_chans, *kernel)}
+
+
+def create_encoded(variant: str, backbone: str, encoding: str, pretrained: bool = False, **kwargs: Any) -> Any:
+    """Return timm's build of the encoded model `variant`.
+
+    timm resolves the cfg, loads weights and wraps for `features_only`; inside it, the backbone's own entrypoint builds
+    the RGB network. (`build_model_with_cfg` takes any callable for a class.)
+
+    Args:
+        variant: registered name.
+        backbone: timm name of the RGB network, with or without a tag.
+        encoding: 'p2be', 'onehot' or 'thermometer'.
+        pretrained: load the weights `variant` (not `backbone`) has.
+        **kwargs: `num_bits` (64); for P2BE also `embedding_init` ('normal' or 'thermometer') and `freeze_embedding`
+            (False); timm's build arguments; everything else goes to the backbone.
+
+    Raises:
+        ValueError: unknown encoding, bad `num_bits`, an argument for a learned table given to a fixed encoding, or a
+            backbone whose first convolution cannot read codes (`timm_p2be.stem.UnsupportedStemError`).
+    """
+    build = partial(_build, backbone, encoding)
+    return build_model_with_cfg(build, variant, pretrained, pretrained_filter_fn=_fit_stem, **kwargs)
+
+
+default_cfgs = generate_default_cfgs({'encoded': encoded_cfg()})
+
+
+def _check_backbone(backbone: str | None) -> str:
+    example = "for example timm.create_model('encoded', backbone='resnet18', encoding='p2be')"
+    if not backbone:
+        raise ValueError(f'The model `encoded` needs a backbone, any timm name: {example}.')
+    if not is_model(backbone):
+        raise ValueError(
+            f'Unknown backbone {backbone!r}; it must be a name from timm.list_models(), without a source such as '
+            f'"hf-hub:": {example}.'
+        )
+    if split_model_name_tag(backbone)[0] == 'encoded':
+        raise ValueError(f'The model `encoded` cannot be its own backbone; name an RGB network: {example}.')
+    return backbone
+
+
+def _merge_cfg(backbone: str, given: Any) -> dict[str, Any]:
+    """Return the cfg of `encoded`: its own, with the backbone's input and head, with what the caller changed.
+
+    Args:
+        backbone: name, perhaps with a tag.
+        given: the `pretrained_cfg` timm passed: None, a saved model's cfg, or (from timm's scripts) the registered one
+            of `encoded` with an overlay already applied.
+    """
+    own = get_pretrained_cfg('encoded', allow_unregistered=False).to_dict()
+    given = asdict(given) if isinstance(given, PretrainedCfg) else dict(given or {})
+    if given.get('source') in ('hf-hub', 'local-dir'):
+        return given
+    base = asdict(get_pretrained_cfg(backbone) or PretrainedCfg())
+    taken = {field: base[field] for field in _BACKBONE_FIELDS if base[field] is not None}
+    changed = {field: value for field, value in given.items() if value is not None and value != own.get(field)}
+    return {**own, **taken, **changed}
+
+
+def _wrap_features(model: nn.Module, kwargs: dict[str, Any]) -> nn.Module:
+    """Return `model` behind timm's feature wrapper, by default the getter: it asks the model, so it fits every kind."""
+    levels = len(getattr(model, 'feature_info', ()))
+    feature_cfg = {
+        'feature_cls': 'getter',
+        # as timm's own defaults: all levels of a pyramid, the last three blocks of a plain transformer
+        'out_indices': tuple(range(levels)) if levels <= 5 else 3,
+        **kwargs,
+    }
+
+    def ready(**_: Any) -> nn.Module:
+        return model
+
+    return build_model_with_cfg(
+        ready, 'encoded', False, pretrained_cfg=model.pretrained_cfg, feature_cfg=feature_cfg, features_only=True
+    )
+
+
+@register_model
+def encoded(
+    pretrained: bool = False,
+    backbone: str | None = None,
+    encoding: str = 'p2be',
+    pretrained_cfg: Any = None,
+    features_only: bool = False,
+    **kwargs: Any,
+) -> nn.Module:
+    """Any timm backbone whose first convolution reads pixel codes: `backbone='convnext_atto', encoding='p2be'`."""
+    backbone = _check_backbone(backbone)
+    if not isinstance(pretrained_cfg, str):  # a string is a tag, which timm looks up
+        pretrained_cfg = _merge_cfg(backbone, pretrained_cfg)
+    feature_args = dict(kwargs.pop('feature_cfg', None) or {})
+    if features_only:
+        feature_args |= {key: kwargs.pop(key) for key in ('out_indices', 'feature_cls') if key in kwargs}
+    model = create_encoded('encoded', backbone, encoding, pretrained, pretrained_cfg=pretrained_cfg, **kwargs)
+    return _wrap_features(model, feature_args) if features_only else model

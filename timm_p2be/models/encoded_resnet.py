@@ -1,0 +1,92 @@
+"""timm's ResNets with encoded stems; ResNet-50 is the paper's ImageNet model (Table III)."""
+
+from typing import Any
+
+from timm.models import ResNet, generate_default_cfgs, register_model
+
+from timm_p2be.models.encoded import create_encoded, encoded_cfg
+
+__all__: list[str] = []
+
+
+def _cfg(**fields: Any) -> dict[str, Any]:
+    """ImageNet at 224 pixels, the centre of a 256-pixel image, as google-research/augmix imagenet.py tests."""
+    return encoded_cfg(
+        input_size=(3, 224, 224),
+        pool_size=(7, 7),
+        crop_pct=0.875,
+        interpolation='bilinear',
+        num_classes=1000,
+        first_conv='conv1',
+        classifier='fc',
+        **fields,
+    )
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        'resnet18_p2be.untrained': _cfg(),
+        'resnet18_onehot.untrained': _cfg(),
+        'resnet18_thermometer.untrained': _cfg(),
+        'resnet34_p2be.untrained': _cfg(),
+        'resnet34_onehot.untrained': _cfg(),
+        'resnet34_thermometer.untrained': _cfg(),
+        'resnet50_p2be.untrained': _cfg(),
+        'resnet50_onehot.untrained': _cfg(),
+        'resnet50_thermometer.untrained': _cfg(),
+    }
+)
+
+
+@register_model
+def resnet18_p2be(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """ResNet-18 whose first convolution reads P2BE codes."""
+    return create_encoded('resnet18_p2be', 'resnet18', 'p2be', pretrained, **kwargs)
+
+
+@register_model
+def resnet18_onehot(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """ResNet-18 whose first convolution reads one-hot codes."""
+    return create_encoded('resnet18_onehot', 'resnet18', 'onehot', pretrained, **kwargs)
+
+
+@register_model
+def resnet18_thermometer(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """ResNet-18 whose first convolution reads thermometer codes."""
+    return create_encoded('resnet18_thermometer', 'resnet18', 'thermometer', pretrained, **kwargs)
+
+
+@register_model
+def resnet34_p2be(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """ResNet-34 whose first convolution reads P2BE codes."""
+    return create_encoded('resnet34_p2be', 'resnet34', 'p2be', pretrained, **kwargs)
+
+
+@register_model
+def resnet34_onehot(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """ResNet-34 whose first convolution reads one-hot codes."""
+    return create_encoded('resnet34_onehot', 'resnet34', 'onehot', pretrained, **kwargs)
+
+
+@register_model
+def resnet34_thermometer(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """ResNet-34 whose first convolution reads thermometer codes."""
+    return create_encoded('resnet34_thermometer', 'resnet34', 'thermometer', pretrained, **kwargs)
+
+
+@register_model
+def resnet50_p2be(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """ResNet-50 whose first convolution reads P2BE codes."""
+    return create_encoded('resnet50_p2be', 'resnet50', 'p2be', pretrained, **kwargs)
+
+
+@register_model
+def resnet50_onehot(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """ResNet-50 whose first convolution reads one-hot codes."""
+    return create_encoded('resnet50_onehot', 'resnet50', 'onehot', pretrained, **kwargs)
+
+
+@register_model
+def resnet50_thermometer(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """ResNet-50 whose first convolution reads thermometer codes."""
+    return create_encoded('resnet50_thermometer', 'resnet50', 'thermometer', pretrained, **kwargs)

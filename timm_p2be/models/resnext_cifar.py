@@ -1,0 +1,94 @@
+"""ResNeXt for 32x32 images.
+
+Paper: Xie et al., Aggregated Residual Transformations for Deep Neural Networks, https://arxiv.org/abs/1611.05431.
+Structure and initialisation follow google-research/augmix third_party/ResNeXt_DenseNet/models/resnext.py
+(docs/protocol.md, section 6: its "32x4" has cardinality 4 and base width 32).
+"""
+
+from typing import Any
+
+from timm.models import Bottleneck, generate_default_cfgs, register_model
+from torch import nn
+
+from timm_p2be.models.cifar_net import CifarNet, cifar_cfg, create_cifar_net
+
+__all__ = ['ResNeXt']
+
+_STEM_WIDTH = 64
+
+
+def _stage(
+    in_chs: int, planes: int, stride: int, blocks: int, block_args: dict[str, Any], dd: dict[str, Any]
+) -> nn.Sequential:
+    """Return `blocks` of timm's bottlenecks, the first with a 1x1 convolution and norm on its shortcut."""
+    out_chs = planes * Bottleneck.expansion
+    shortcut = nn.Sequential(
+        nn.Conv2d(in_chs, out_chs, 1, stride=stride, bias=False, **dd), nn.BatchNorm2d(out_chs, **dd)
+    )
+    layers = [Bottleneck(in_chs, planes, stride, shortcut, **block_args, **dd)]
+    layers += [Bottleneck(out_chs, planes, **block_args, **dd) for _ in range(blocks - 1)]
+    return nn.Sequential(*layers)
+
+
+class ResNeXt(CifarNet):
+    """ResNeXt of three stages.
+
+    Args:
+        depth: number of weight layers, 9 n + 2.
+        cardinality: groups of the 3x3 convolutions.
+        base_width: channels of a group in the first stage.
+        num_classes: classes, 0 for none.
+        in_chans: image channels.
+        global_pool: 'avg', 'max', 'avgmax', 'catavgmax', or '' for none.
+        drop_rate: dropout before the classifier.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
+
+    Raises:
+        ValueError: `depth` is not 9 n + 2 with n of at least 1.
+    """
+
+    def __init__(
+        self,
+        depth: int = 29,
+        cardinality: int = 4,
+        base_width: int = 32,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        global_pool: str = 'avg',
+        drop_rate: float = 0.0,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        blocks, rest = divmod(depth - 2, 9)
+        if rest or blocks < 1:
+            raise ValueError(f'Got depth={depth}; a ResNeXt for 32x32 has 9 n + 2 layers. Use 29, for example.')
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
+        block_args = {'cardinality': cardinality, 'base_width': base_width}
+        widths, stages = [_STEM_WIDTH], []
+        for planes, stride in ((64, 1), (128, 2), (256, 2)):
+            stages.append(_stage(widths[-1], planes, stride, blocks, block_args, dd))
+            widths.append(planes * Bottleneck.expansion)
+        super().__init__(stages, widths, False, num_classes, in_chans, global_pool, drop_rate, device, dtype)
+
+    def _init_classifier(self) -> None:
+        """Kaiming-normal weights, as upstream's ResNeXt has; bias 0."""
+        super()._init_classifier()
+        if isinstance(self.fc, nn.Linear):
+            nn.init.kaiming_normal_(self.fc.weight)
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        'resnext29_4x32d.untrained': cifar_cfg(
+            paper_name='Aggregated Residual Transformations for Deep Neural Networks', paper_ids='arXiv:1611.05431'
+        ),
+    }
+)
+
+
+@register_model
+def resnext29_4x32d(pretrained: bool = False, **kwargs: Any) -> ResNeXt:
+    """ResNeXt-29 with cardinality 4 and base width 32 on RGB 32x32 images, the paper's ResNeXt."""
+    model_args: dict[str, Any] = {'depth': 29, 'cardinality': 4, 'base_width': 32}
+    return create_cifar_net(ResNeXt, 'resnext29_4x32d', pretrained, **dict(model_args, **kwargs))
