@@ -1,0 +1,232 @@
+"""The optimizers' two rules against torch's, and which parameter gets which."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from stepping import NETWORK, Tiny, assert_same, create, group_of, run, set_gradients
+from timm.optim import create_optimizer_v2
+from torch import Tensor, nn
+
+import timm_p2be.optim
+from timm_p2be.encodings import EmbeddingParameter
+from timm_p2be.stem import find_embedding
+
+
+@pytest.fixture
+def model() -> Tiny:
+    torch.manual_seed(0)
+    return Tiny()
+
+
+@pytest.mark.parametrize('foreach', [None, True])
+@pytest.mark.parametrize(
+    ('name', 'kwargs', 'torch_class'),
+    [
+        ('sgdp2be', {}, torch.optim.SGD),
+        ('sgdp2be', {'nesterov': False}, torch.optim.SGD),
+        ('sgdp2be', {'nesterov': False, 'momentum': 0.0}, torch.optim.SGD),
+        ('sgdp2be', {'nesterov': False, 'dampening': 0.3, 'maximize': True}, torch.optim.SGD),
+        ('adamwp2be', {}, torch.optim.AdamW),
+        ('adamwp2be', {'betas': (0.8, 0.9), 'eps': 1e-4, 'maximize': True}, torch.optim.AdamW),
+    ],
+)
+def test_both_rules_equal_torch_bit_for_bit(model, name, kwargs, torch_class, foreach):
+    twin = copy.deepcopy(model)
+    # rates large enough for the table's decay to show: the paper's, 1 - 1e-4 * 1e-4, is 1 in float32
+    optimizer = create(model, name, foreach=foreach, embedding_lr=0.1, embedding_weight_decay=0.1, **kwargs)
+
+    settings = {**NETWORK[name], **kwargs}
+    if name == 'sgdp2be':
+        settings.setdefault('nesterov', True)
+    decay = settings.pop('weight_decay')
+    table = nn.Parameter(find_embedding(twin).weight.detach().clone())
+    network = [p for p in twin.parameters() if not isinstance(p, EmbeddingParameter)]
+    groups = [
+        {'params': [p for p in network if p.ndim == 1], 'weight_decay': 0.0},
+        {'params': [p for p in network if p.ndim > 1], 'weight_decay': decay},
+    ]
+    rules = [
+        torch_class(groups, foreach=foreach, **settings),
+        torch.optim.AdamW([table], 0.1, (0.999, 0.999), 1e-8, 0.1, maximize=kwargs.get('maximize', False)),
+    ]
+    ours = [p for p in model.parameters() if not isinstance(p, EmbeddingParameter)]
+    for step in range(20):
+        set_gradients([*ours, find_embedding(model).weight], step)
+        set_gradients([*network, table], step)
+        optimizer.step()
+        for rule in rules:
+            rule.step()
+        for group in (g for o in (optimizer, *rules) for g in o.param_groups):
+            group['lr'] *= 0.9
+    assert torch.equal(find_embedding(model).weight, table)
+    assert all(torch.equal(p, q) for p, q in zip(ours, network, strict=True))
+
+
+@pytest.mark.parametrize('name', NETWORK)
+def test_resume_is_bit_equal(model, name):
+    optimizer = create(model, name)
+    run(model, optimizer, range(5))
+    file = io.BytesIO()
+    torch.save({'model': model.state_dict(), 'optimizer': optimizer.state_dict()}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    fresh = Tiny()
+    fresh.load_state_dict(saved['model'])
+    resumed = create(fresh, name)
+    resumed.load_state_dict(saved['optimizer'])
+    assert_same(run(fresh, resumed, range(5, 10)), run(model, optimizer, range(5, 10)))
+
+
+@pytest.mark.parametrize('duplicate', [copy.deepcopy, lambda optimizer: pickle.loads(pickle.dumps(optimizer))])
+def test_duplicated_optimizer_keeps_rules_and_state(model, duplicate):
+    optimizer = create(model)
+    run(model, optimizer, range(3))
+    twin = duplicate(optimizer)
+    ours, theirs = ([p for g in o.param_groups for p in g['params']] for o in (optimizer, twin))
+    for step in range(3):
+        set_gradients(ours, step)
+        set_gradients(theirs, step)
+        optimizer.step()
+        twin.step()
+    assert all(torch.equal(p, q) for p, q in zip(ours, theirs, strict=True))
+
+
+def test_deepcopied_model_keeps_its_table_recognised(model):
+    twin = copy.deepcopy(model)
+    group = group_of(create(twin), find_embedding(twin).weight)
+    assert group['embedding'] is True
+    assert group['lr'] == 1e-4
+
+
+def test_table_leaves_its_group(model):
+    optimizer = create(model, embedding_lr=3e-4, embedding_weight_decay=0.0)
+    table = group_of(optimizer, find_embedding(model).weight)
+    assert table == {
+        'params': [find_embedding(model).weight],
+        'embedding': True,
+        'lr': 3e-4,
+        'betas': (0.999, 0.999),
+        'eps': 1e-8,
+        'weight_decay': 0.0,
+        'maximize': False,
+    }
+    others = [g for g in optimizer.param_groups if g is not table]
+    assert [g['weight_decay'] for g in others] == [0.0, 5e-4]
+    assert all(g['lr'] == 0.1 and 'embedding' not in g and 'embedding_lr' not in g for g in others)
+
+
+def test_group_of_nothing_but_the_table_is_dropped(model):
+    table = find_embedding(model).weight
+    optimizer = timm_p2be.optim.SGDP2BE([{'params': [table], 'lr': 7.0}, {'params': model.fc.parameters()}])
+    assert [bool(g.get('embedding')) for g in optimizer.param_groups] == [True, False]
+    assert optimizer.param_groups[0]['lr'] == 1e-4
+
+
+def test_params_may_be_named_or_a_generator(model):
+    for params in (model.named_parameters(), model.parameters()):
+        optimizer = timm_p2be.optim.SGDP2BE(params)
+        assert [len(g['params']) for g in optimizer.param_groups] == [5, 1]
+        assert optimizer.param_groups[1]['embedding'] is True
+
+
+def test_frozen_table_is_in_no_group_until_added(model):
+    find_embedding(model).freeze()
+    optimizer = timm_p2be.optim.SGDP2BE(model.parameters(), embedding_lr=5e-4)
+    table = find_embedding(model).weight
+    assert all(p is not table for g in optimizer.param_groups for p in g['params'])
+    assert timm_p2be.optim.learning_rates(optimizer) == {'network': 0.1}
+    table.requires_grad_(True)
+    optimizer.add_param_group({'params': table})
+    assert group_of(optimizer, table)['lr'] == 5e-4
+    with pytest.raises(ValueError, match='more than one parameter group'):
+        optimizer.add_param_group({'params': table})
+
+
+def test_marked_group_spells_out_its_settings(model):
+    table = find_embedding(model).weight
+    groups = [{'params': model.fc.parameters()}, {'params': table, 'embedding': True, 'lr': 0.5, 'eps': 1e-3}]
+    group = group_of(timm_p2be.optim.AdamWP2BE(groups), table)
+    assert (group['lr'], group['eps'], group['weight_decay']) == (0.5, 1e-3, 1e-4)
+
+
+@pytest.mark.parametrize('encoding', ['onehot', 'thermometer'])
+def test_without_a_table_it_is_plain_sgd(encoding):
+    model = Tiny(encoding)
+    twin = copy.deepcopy(model)
+    plain = create_optimizer_v2(twin, 'sgd', **NETWORK['sgdp2be'])
+    assert_same(run(model, create(model), range(5)), run(twin, plain, range(5)))
+
+
+def test_parameters_without_gradient_are_left_alone(model):
+    before = copy.deepcopy(model)
+    optimizer = create(model)
+    set_gradients([model.fc.bias], 0)
+    optimizer.step()
+    assert not torch.equal(model.fc.bias, before.fc.bias)
+    assert torch.equal(find_embedding(model).weight, find_embedding(before).weight)
+    assert [p for p, state in optimizer.state.items() if state] == [model.fc.bias]
+
+
+def test_closure_is_called_with_gradients_enabled(model):
+    optimizer = create(model)
+
+    def closure() -> Tensor:
+        loss = model(torch.rand(2, 3, 8, 8)).square().sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure).requires_grad
+
+
+def test_checkpoint_of_another_freezing_is_refused(model):
+    saved = create(model).state_dict()
+    find_embedding(model).freeze()
+    with pytest.raises(ValueError, match=r'3 parameter groups, 1 of them .* has 2 and 0.*--no-resume-opt'):
+        create(model).load_state_dict(saved)
+
+
+def test_repr_names_both_rules(model):
+    text = repr(create(model))
+    assert text.startswith("SGDP2BE(embedding_sched='follow'")
+    assert '  network: 3 tensors, 13 values, weight_decay=0.0' in text
+    assert '  embedding: 1 tensors, 2,048 values, lr=0.0001 betas=(0.999, 0.999)' in text
+
+
+@pytest.mark.parametrize('name', NETWORK)
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [
+        ({'lr': -0.1}, r'lr=-0\.1; it must be a finite number'),
+        ({'weight_decay': float('nan'), 'filter_bias_and_bn': False}, r'weight_decay=nan'),
+        ({'embedding_lr': '1e-4'}, r"embedding_lr='1e-4'.*YAML.*1\.0e-4"),
+        ({'embedding_lr': True}, r'embedding_lr=True'),
+        ({'embedding_eps': -1e-8}, r'embedding_eps'),
+        ({'embedding_betas': (0.9, 1.0)}, r'embedding_betas\[1\]=1\.0; .* \[0, 1\)'),
+        ({'embedding_betas': 0.9}, r'embedding_betas=0\.9; it must be two numbers'),
+        ({'embedding_weight_decay': float('inf')}, r'embedding_weight_decay=inf'),
+        ({'embedding_sched': 'step'}, r"Unknown embedding_sched 'step'; choose one of \['follow', 'constant'"),
+    ],
+)
+def test_settings_are_checked(model, name, kwargs, message):
+    settings = {**NETWORK[name], **kwargs}
+    settings.pop('filter_bias_and_bn', None)
+    with pytest.raises(ValueError, match=message):
+        create_optimizer_v2(list(model.parameters()), name, **settings)
+
+
+def test_other_misuse_is_refused(model):
+    with pytest.raises(ValueError, match=r'nesterov=True with momentum=0.0.*nesterov=False'):
+        create(model, momentum=0.0)
+    with pytest.raises(ValueError, match=r'betas=\(0.9,\)'):
+        create(model, 'adamwp2be', betas=(0.9,))
+    with pytest.raises(TypeError, match='embeding_lr'):
+        create(model, embeding_lr=1e-3)
+    with pytest.raises(ValueError, match="marked 'embedding' with 2 parameters"):
+        timm_p2be.optim.SGDP2BE([{'params': model.fc.parameters(), 'embedding': True}])
+    with pytest.raises(TypeError, match='ordered collections'):
+        timm_p2be.optim.SGDP2BE([{'params': set(model.parameters())}])
+    with pytest.raises(ValueError, match='no parameter but a frozen table'):
+        timm_p2be.optim.SGDP2BE(find_embedding(model).freeze().parameters())

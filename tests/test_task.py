@@ -1,0 +1,222 @@
+"""The training objective against Eq. 10 recomputed in numpy, and the task inside timm's machinery."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from timm.optim import create_optimizer_v2
+from timm.task import ClassificationTask
+from timm.utils import CheckpointSaver
+from torch import Tensor, nn
+
+from timm_p2be.stem import EncodedConv2d, find_embedding
+from timm_p2be.task import P2BETask
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+def tiny(encoding: str | None = 'p2be') -> nn.Sequential:
+    stem = EncodedConv2d(3, 4, 3, encoding, num_bits=8) if encoding else nn.Conv2d(3, 4, 3)
+    return nn.Sequential(stem, nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+
+
+def batch(views: int = 3, size: int = 4) -> tuple[Tensor, Tensor]:
+    return torch.rand(views * size, 3, 8, 8), torch.randint(0, 5, (size,))
+
+
+def numpy_objective(logits: Tensor, labels: Tensor, w: Tensor, alpha: float, lam: float, views: int, reduction: str):
+    """CE(clean) + alpha / V sum_i KL(p_i || mix) + lambda L_s, in float64 (docs/protocol.md, AugMix and Eq. 9)."""
+    z = np.split(logits.detach().double().numpy(), views)
+    p = [np.exp(v) / np.exp(v).sum(1, keepdims=True) for v in z]
+    ce = -np.log(p[0][np.arange(len(labels)), labels.numpy()]).mean()
+    mix = np.clip(sum(p) / views, 1e-7, 1)
+    jsd = sum((q * np.log(q / mix)).sum(1).mean() for q in p) / views
+    w = w.detach().double().numpy()
+    cos = (w[:-1] * w[1:]).sum(1) / np.linalg.norm(w[:-1], axis=1) / np.linalg.norm(w[1:], axis=1)
+    smooth = getattr(1 - cos, reduction)()
+    return {'ce': ce, 'jsd': jsd, 'smoothness': smooth, 'loss': ce + alpha * jsd + lam * smooth}
+
+
+@pytest.mark.parametrize('reduction', ['mean', 'sum'])
+@pytest.mark.parametrize(('views', 'alpha', 'lam'), [(3, 12.0, 1.0), (3, 2.0, 10.0), (2, 12.0, 0.1), (3, 0.0, 0.0)])
+def test_objective_is_eq_10(views, alpha, lam, reduction):
+    model = tiny().eval()
+    with torch.no_grad():
+        model[-1].weight.mul_(20)  # views that disagree
+    images, labels = batch(views)
+    task = P2BETask(model, alpha=alpha, smoothness=lam, reduction=reduction, num_views=views)
+    parts = task(images, labels)
+    logits = model(images)
+    expected = numpy_objective(logits, labels, find_embedding(model).weight, alpha, lam, views, reduction)
+    assert {name: parts[name].item() for name in expected} == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert expected['jsd'] > 0.05
+    assert torch.equal(parts['output'], logits[: len(labels)])
+
+
+def test_defaults_are_the_papers():
+    task = P2BETask(tiny())
+    assert isinstance(task, ClassificationTask)
+    assert (task.alpha, task.smoothness, task.reduction, task.num_views) == (12.0, 1.0, 'mean', 3)
+    assert repr(task).startswith('P2BETask(\n  alpha=12.0, smoothness=1.0')
+
+
+def test_gradients_are_the_sum_of_the_parts():
+    model = tiny().eval()
+    images, labels = batch()
+    weight = find_embedding(model).weight
+    total, plain, rough = (
+        torch.autograd.grad(P2BETask(model, smoothness=lam)(images, labels)['loss'], weight, retain_graph=True)[0]
+        for lam in (3.0, 0.0, 1.0)
+    )
+    torch.testing.assert_close(total - plain, 3 * (rough - plain), rtol=1e-3, atol=1e-6)
+    assert (rough - plain).abs().max() > 1e-5
+
+
+def test_only_loss_and_output_carry_gradients():
+    parts = P2BETask(tiny())(*batch())
+    assert {name for name, value in parts.items() if value.requires_grad} == {'loss', 'output'}
+    assert all(parts[name].dtype == torch.float32 and parts[name].ndim == 0 for name in ('ce', 'jsd', 'smoothness'))
+
+
+def test_views_share_one_forward_and_its_batch_statistics():
+    model = tiny()
+    shapes = []
+    model[1].register_forward_pre_hook(lambda module, args: shapes.append(args[0].shape[0]))
+    P2BETask(model)(*batch(3, 4))
+    assert shapes == [12]
+    assert model[1].num_batches_tracked == 1
+
+
+def test_labels_may_be_repeated_for_every_view():
+    model = tiny().eval()
+    images, labels = batch()
+    once, thrice = (P2BETask(model)(images, y) for y in (labels, labels.repeat(3)))
+    assert all(torch.equal(once[name], thrice[name]) for name in once)
+
+
+@pytest.mark.parametrize('encoding', ['onehot', None])
+def test_one_view_without_a_table_is_plain_cross_entropy(encoding):
+    model = tiny(encoding).eval()
+    images, labels = batch(1)
+    parts = P2BETask(model, smoothness=0, num_views=1)(images, labels)
+    torch.testing.assert_close(parts['loss'], nn.functional.cross_entropy(model(images), labels))
+    assert parts['jsd'] == parts['smoothness'] == 0
+    assert parts['output'].shape == (4, 5)
+
+
+def test_criterion_sees_the_clean_view_only():
+    model = tiny().eval()
+    images, labels = batch()
+    clean = model(images)[:4]
+    smooth = P2BETask(model, criterion_kwargs={'smoothing': 0.1})(images, labels)
+    torch.testing.assert_close(smooth['ce'], nn.functional.cross_entropy(clean, labels, label_smoothing=0.1).detach())
+    own = P2BETask(model, criterion=lambda logits, target: logits.sum())(images, labels)
+    torch.testing.assert_close(own['ce'], clean.sum().detach())
+
+
+def test_frozen_table_reports_its_smoothness_and_gets_no_gradient():
+    model = tiny()
+    table = find_embedding(model).freeze().weight
+    parts = P2BETask(model)(*batch())
+    parts['loss'].backward()
+    assert table.grad is None
+    assert 0.5 < parts['smoothness'] < 1.5
+
+
+def test_objective_is_float32_for_low_precision_models():
+    model = tiny()
+    with torch.autocast('cpu', torch.bfloat16):
+        assert P2BETask(model)(*batch())['loss'].dtype == torch.float32
+    low = P2BETask(tiny().bfloat16().eval())(*batch())
+    assert low['output'].dtype == torch.bfloat16
+    assert low['loss'].dtype == low['ce'].dtype == torch.float32
+
+
+def test_compiled_task_computes_the_same():
+    model = tiny().eval()
+    images, labels = batch()
+    expected = P2BETask(copy.deepcopy(model))(images, labels)
+    task = P2BETask(model)
+    task.compile(backend='eager')
+    parts = task(images, labels)
+    torch.testing.assert_close(parts, expected)
+    parts['loss'].backward()
+    assert find_embedding(model).weight.grad.abs().max() > 0
+
+
+def test_task_lists_every_parameter_once_under_its_own_name():
+    model = tiny()
+    task = P2BETask(model)
+    assert set(task.state_dict()) == {f'trainable_module.{name}' for name in model.state_dict()}
+    assert len(list(task.get_clip_parameters())) == len(list(model.parameters()))
+
+
+def test_copied_task_uses_its_own_table():
+    task = P2BETask(tiny().eval(), num_views=1)
+    twin = copy.deepcopy(task)
+    with torch.no_grad():
+        find_embedding(twin.trainable_module).weight.fill_(1.0)
+    images, labels = batch(1)
+    assert twin(images, labels)['smoothness'].item() == pytest.approx(0, abs=1e-6)
+    assert task(images, labels)['smoothness'] > 0.5
+
+
+def test_ema_and_checkpoints_average_the_latents(tmp_path):
+    task = P2BETask(tiny())
+    ema = task.setup_ema(decay=0.5)
+    optimizer = create_optimizer_v2(task.get_trainable_module(), 'sgdp2be', lr=0.1, embedding_lr=0.1)
+    start = find_embedding(task.trainable_module).weight.detach().clone()
+    task(*batch())['loss'].backward()
+    optimizer.step()
+    task.update_ema(step=2)  # timm's first update copies
+    now = find_embedding(task.trainable_module).weight
+    torch.testing.assert_close(find_embedding(ema).weight, (start + now) / 2)
+    assert not torch.equal(start, now)
+    CheckpointSaver(None, optimizer, task=task, checkpoint_dir=str(tmp_path)).save_checkpoint(0, 1.0)
+    saved = torch.load(tmp_path / 'last.pth.tar', weights_only=True)
+    assert set(saved['state_dict']) == set(saved['state_dict_ema']) == set(tiny().state_dict())
+
+
+def test_a_few_steps_lower_the_objective():
+    task = P2BETask(tiny(), alpha=1.0)
+    optimizer = create_optimizer_v2(task.get_trainable_module(), 'sgdp2be', lr=0.1, embedding_lr=0.01)
+    images, labels = batch()
+    losses = []
+    for _ in range(20):
+        loss = task(images, labels)['loss']
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize(
+    ('encoding', 'kwargs', 'message'),
+    [
+        ('p2be', {'alpha': -1.0}, r'alpha=-1\.0; it must be 0 or larger'),
+        ('p2be', {'smoothness': float('nan')}, 'smoothness=nan'),
+        ('p2be', {'reduction': 'none'}, "Unknown reduction 'none'"),
+        ('p2be', {'num_views': 0}, 'num_views=0'),
+        (None, {}, r'smoothness=1\.0, but Sequential reads pixel values.*smoothness=0'),
+        ('thermometer', {'smoothness': 0.5}, 'has a fixed thermometer table.*smoothness=0'),
+    ],
+)
+def test_arguments_are_checked(encoding, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        P2BETask(tiny(encoding), **kwargs)
+
+
+@pytest.mark.parametrize(('images', 'labels'), [(8, 8), (9, 4), (6, 3), (0, 0)])
+def test_batches_that_are_no_three_views_are_refused(images, labels):
+    with pytest.raises(ValueError, match=f'Got {images} images and {labels} labels with num_views=3'):
+        P2BETask(tiny())(torch.rand(images, 3, 8, 8), torch.zeros(labels, dtype=torch.int64))
+
+
+def test_plain_batch_in_place_of_views_is_refused():
+    with pytest.raises(ValueError, match=r'12 images whose labels are not 3 times the same.*num_views=1'):
+        P2BETask(tiny())(torch.rand(12, 3, 8, 8), torch.arange(12) % 5)

@@ -1,0 +1,84 @@
+"""The two regularisers of the paper's objectives: smoothness of the embedding and consistency between views."""
+
+import torch
+from torch import Tensor
+
+REDUCTIONS = ('mean', 'sum')
+
+_MIN_MIX = 1e-7  # floor of the mixture's probabilities, as in AugMix
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    """Return `tensor` in float32, or as it is in float64; no autocast region lowers the operations used below."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def smoothness_loss(weight: Tensor, reduction: str = 'mean') -> Tensor:
+    """Return the embedding smoothness loss: 1 - cos(w_k, w_{k+1}) over all neighbouring pixel levels.
+
+    Eq. 9 of the paper sums over the 255 pairs; the authors' code (nutszebra/Pixel-to-Binary-Embedding,
+    pixel_to_binary_embedding.py) takes the mean, and the paper's lambda belongs to the mean (`docs/protocol.md`). The
+    loss reads the latents w, not the codes. A row of norm zero has no direction: its cosines count as 0 and it gets no
+    gradient.
+
+    Args:
+        weight: (levels, M) latent table, floating point, at least two rows; (256, M) in practice.
+        reduction: 'mean', in [0, 2], or 'sum' (Eq. 9), in [0, 2 (levels - 1)].
+
+    Returns:
+        Scalar, float32 (float64 for a float64 table).
+
+    Raises:
+        ValueError: another reduction or shape.
+
+    Example:
+        >>> smoothness_loss(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 2.0]]), 'sum')
+        tensor(1.)
+    """
+    if reduction not in REDUCTIONS:
+        raise ValueError(f'Unknown reduction {reduction!r}; choose one of {list(REDUCTIONS)}.')
+    if weight.ndim != 2 or len(weight) < 2 or not weight.is_floating_point():
+        raise ValueError(
+            f'Got a table of shape {list(weight.shape)} and dtype {weight.dtype}; allowed is a floating-point '
+            '(levels, M) with at least 2 levels. Pass the latents, embedding.weight.'
+        )
+    w = _at_least_float32(weight)
+    norms = w.norm(dim=1, keepdim=True)
+    zero = norms == 0
+    directions = torch.where(zero, 0.0, w / torch.where(zero, 1.0, norms))
+    angles = 1 - (directions[:-1] * directions[1:]).sum(dim=1)
+    return angles.mean() if reduction == 'mean' else angles.sum()
+
+
+def jensen_shannon(logits: Tensor, num_views: int) -> Tensor:
+    """Return the Jensen-Shannon divergence between the predictions for several views of the same images.
+
+    JSD = mean over views i of KL(p_i || mix), with mix = clamp(mean over views of p_i, 1e-7, 1); KL sums over classes
+    and averages over images. Eq. 3 of the paper with three views, its ConTrain loss (Eq. 11) with two; as in
+    google-research/augmix, cifar.py.
+
+    Args:
+        logits: (V B, K) class scores, views-major: all B images of the first view, then all of the second, ...
+        num_views: V, at least 2.
+
+    Returns:
+        Scalar in [0, log V], float32 (float64 for float64 logits).
+
+    Raises:
+        ValueError: fewer than two views, or logits that do not split into them.
+
+    Example:
+        >>> jensen_shannon(torch.tensor([[99.0, 0.0], [0.0, 99.0]]), num_views=2)
+        tensor(0.6931)
+    """
+    if num_views < 2:
+        raise ValueError(f'Got num_views={num_views}; a divergence between views needs at least 2.')
+    if logits.ndim != 2 or len(logits) == 0 or len(logits) % num_views:
+        raise ValueError(
+            f'Got logits of shape {list(logits.shape)}; allowed is (num_views * batch, classes) with '
+            f'num_views={num_views}, the views one after another.'
+        )
+    log_p = torch.log_softmax(_at_least_float32(logits), dim=1).unflatten(0, (num_views, -1))
+    p = log_p.exp()
+    log_mix = p.mean(dim=0).clamp(_MIN_MIX, 1).log()
+    return (p * (log_p - log_mix)).sum(dim=2).mean()

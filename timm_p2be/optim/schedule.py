@@ -1,0 +1,139 @@
+"""Where the learning rate of the pixel embedding's table comes from: the network's schedule, a constant, or a cosine.
+
+timm's schedulers write the 'lr' of every parameter group. The paper's text keeps the table's rate constant (section
+IV-B), the authors' code anneals it by a cosine per update (nutszebra/Pixel-to-Binary-Embedding, cifar_augmix.py);
+`docs/protocol.md` compares them. Groups of a table carry `'embedding': True` (see `timm_p2be.optim`).
+"""
+
+import math
+from typing import Any
+
+from torch.optim import Optimizer
+
+EMBEDDING_SCHEDS = ('follow', 'constant', 'cosine')
+
+_UNDRIVEN = (
+    "Got embedding_sched='cosine', but nothing set the embedding's learning rate for this step; it needs "
+    'timm_p2be.optim.EmbeddingCosine and its step_update(num_updates) after every update, as in the training script '
+    "of timm-p2be. Elsewhere (timm's train.py) use embedding_sched='follow' or 'constant'."
+)
+
+
+def table_lr(group: dict[str, Any], sched: str) -> float:
+    """Return the learning rate that the table's update of a parameter group uses.
+
+    Args:
+        group: a group marked `'embedding': True`.
+        sched: one of `EMBEDDING_SCHEDS`.
+
+    Raises:
+        ValueError: 'cosine', and no `EmbeddingCosine` ever set a rate.
+    """
+    if sched == 'cosine':
+        if 'cosine_lr' not in group:
+            raise ValueError(_UNDRIVEN)
+        return group['cosine_lr']
+    # schedulers of timm and torch keep the base value in 'initial_lr' before they first write 'lr', warmup included
+    return group.get('initial_lr', group['lr']) if sched == 'constant' else group['lr']
+
+
+def take_table_lr(group: dict[str, Any], sched: str) -> float:
+    """Return `table_lr` for one update; a cosine's rate serves once, so that a forgotten `step_update` is noticed.
+
+    Raises:
+        ValueError: 'cosine', and the rate was not renewed since the last update.
+    """
+    if sched == 'cosine':
+        if group.get('cosine_taken', True):
+            raise ValueError(_UNDRIVEN)
+        group['cosine_taken'] = True
+    return table_lr(group, sched)
+
+
+def learning_rates(optimizer: Optimizer) -> dict[str, float]:
+    """Return the learning rates in use, for logs: timm prints the mean over all groups, which is neither of them.
+
+    Args:
+        optimizer: any torch optimizer.
+
+    Returns:
+        'network' (the largest rate of its groups, hence the scheduler's under layer-wise decay) and 'embedding', each
+        only if the optimizer has such a group.
+
+    Raises:
+        ValueError: `embedding_sched='cosine'` and no `EmbeddingCosine` was created.
+    """
+    network = [group['lr'] for group in optimizer.param_groups if not group.get('embedding')]
+    sched = optimizer.defaults.get('embedding_sched', 'follow')
+    tables = [table_lr(group, sched) for group in optimizer.param_groups if group.get('embedding')]
+    return {name: max(rates) for name, rates in (('network', network), ('embedding', tables)) if rates}
+
+
+class EmbeddingCosine:
+    """Anneals the table's learning rate by a cosine per update, beside whatever schedules the network.
+
+    lr(t) = min_lr + (base - min_lr) (1 + cos(pi t / total_updates)) / 2, as in nutszebra/Pixel-to-Binary-Embedding,
+    cifar_augmix.py; `base` is the optimizer's `embedding_lr`. Create it after loading a checkpoint into the optimizer
+    and call `step_update` after every update with the number of updates so far, like timm's schedulers; it has no state
+    to save. Without a table it does nothing.
+
+    Args:
+        optimizer: optimizer created with `embedding_sched='cosine'`.
+        total_updates: length of the cosine in optimizer updates, at least 1; later updates keep `min_lr`.
+        min_lr: final learning rate, at most the base.
+
+    Raises:
+        ValueError: an argument out of range, or the optimizer does not ask for a cosine.
+
+    Example:
+        >>> import timm_p2be.optim
+        >>> from timm_p2be.encodings import PixelEmbedding
+        >>> optimizer = timm_p2be.optim.SGDP2BE(PixelEmbedding().parameters(), embedding_sched='cosine')
+        >>> cosine = EmbeddingCosine(optimizer, total_updates=100)
+        >>> cosine.step_update(100)
+        >>> learning_rates(optimizer)
+        {'embedding': 1e-06}
+    """
+
+    def __init__(self, optimizer: Optimizer, total_updates: int, min_lr: float = 1e-6) -> None:
+        sched = optimizer.defaults.get('embedding_sched')
+        if sched != 'cosine':
+            raise ValueError(
+                f'Got an {type(optimizer).__name__} with embedding_sched={sched!r}, which would not read this cosine; '
+                "create the optimizer as 'sgdp2be' or 'adamwp2be' with embedding_sched='cosine'."
+            )
+        if total_updates < 1:
+            raise ValueError(f'Got total_updates={total_updates}; it must be at least 1: epochs * updates per epoch.')
+        self.optimizer = optimizer
+        self.total_updates = total_updates
+        self.min_lr = min_lr
+        for group in self._groups():
+            base = self._base(group)
+            if not 0 <= min_lr <= base:
+                raise ValueError(f'Got min_lr={min_lr!r}; it must lie between 0 and the embedding_lr of {base:g}.')
+        self.step_update(0)
+
+    def step_update(self, num_updates: int) -> None:
+        """Set the learning rate of the next update.
+
+        Args:
+            num_updates: updates done so far, at least 0.
+
+        Raises:
+            ValueError: `num_updates` is negative.
+        """
+        if num_updates < 0:
+            raise ValueError(f'Got num_updates={num_updates}; it counts the updates done so far, from 0.')
+        done = min(num_updates / self.total_updates, 1.0)
+        for group in self._groups():
+            height = (self._base(group) - self.min_lr) * (1 + math.cos(math.pi * done)) / 2
+            group['cosine_lr'] = self.min_lr + height
+            group['cosine_taken'] = False
+
+    def _groups(self) -> list[dict[str, Any]]:
+        # looked up anew each time: loading a checkpoint replaces the groups
+        return [group for group in self.optimizer.param_groups if group.get('embedding')]
+
+    @staticmethod
+    def _base(group: dict[str, Any]) -> float:
+        return table_lr(group, 'constant')

@@ -1,0 +1,159 @@
+"""The paper's training objective as a timm task: cross-entropy, consistency between views, embedding smoothness."""
+
+import logging
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from timm.task import ClassificationTask
+from torch import Tensor, nn
+
+from timm_p2be.losses import REDUCTIONS, jensen_shannon, smoothness_loss
+from timm_p2be.stem import find_embedding
+
+_logger = logging.getLogger(__name__)
+
+
+class P2BETask(ClassificationTask):
+    """Trains by L = CE(clean view) + alpha JSD(all views) + lambda L_smooth (Eq. 10 of the paper).
+
+    All views go through the network in one forward, so that batch normalisation sees them together, as in
+    google-research/augmix, cifar.py; the cross-entropy sees the first, clean view only.
+
+    Args:
+        model: timm model; with a pixel embedding if `smoothness` is not 0.
+        alpha: weight of the divergence, at least 0; 12 in the paper (section IV-B) and in AugMix. Unused with one view.
+        smoothness: lambda, weight of the smoothness loss, at least 0: 1.0 on CIFAR-100, 10.0 on ImageNet, both with
+            'mean' (`docs/protocol.md`). Must be 0 for models without a learned table: RGB, one-hot, thermometer.
+        reduction: 'mean' or 'sum' of the smoothness loss, see `smoothness_loss`.
+        num_views: V: 3 for AugMix (clean, mixed, mixed), 1 for plain images.
+        criterion: loss of the clean view; None is cross-entropy.
+        criterion_kwargs: arguments of timm.loss.create_classification_loss if `criterion` is None, for example
+            {'smoothing': 0.1}.
+        device: of the task.
+        dtype: of the task.
+        verbose: log the objective.
+
+    Raises:
+        ValueError: a weight, reduction or number of views out of range, or a smoothness without a learned table.
+
+    Example:
+        >>> import timm
+        >>> from timm_p2be.stem import convert
+        >>> model = convert(timm.create_model('resnet10t', num_classes=10), 'p2be')
+        >>> task = P2BETask(model, num_views=3)
+        >>> parts = task(torch.rand(6, 3, 32, 32), torch.tensor([1, 7]))
+        >>> sorted(parts), parts['output'].shape
+        (['ce', 'jsd', 'loss', 'output', 'smoothness'], torch.Size([2, 10]))
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        alpha: float = 12.0,
+        smoothness: float = 1.0,
+        reduction: str = 'mean',
+        num_views: int = 3,
+        criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
+        criterion_kwargs: dict[str, Any] | None = None,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        verbose: bool = True,
+    ) -> None:
+        for name, value in (('alpha', alpha), ('smoothness', smoothness)):
+            if not value >= 0:
+                raise ValueError(f'Got {name}={value!r}; it must be 0 or larger (0 switches the term off).')
+        if reduction not in REDUCTIONS:
+            raise ValueError(f'Unknown reduction {reduction!r}; choose one of {list(REDUCTIONS)}.')
+        if num_views < 1:
+            raise ValueError(f'Got num_views={num_views}; use 1 for plain images, 3 for AugMix with its clean view.')
+        super().__init__(model, criterion, criterion_kwargs, device=device, dtype=dtype, verbose=verbose)
+        self.alpha = alpha
+        self.smoothness = smoothness
+        self.reduction = reduction
+        self.num_views = num_views
+        # in a tuple, so that the task does not list the embedding a second time among its own modules
+        self._embedding = (_learned_embedding(model, smoothness),)
+        self._labels_checked = False
+        if verbose:
+            _logger.info(f'{type(self).__name__}: {self.extra_repr()}')
+
+    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Return the objective of one batch.
+
+        Args:
+            input: (V B, C, H, W) images, views-major: the B clean images, then all B first mixes, ...; timm's
+                `fast_collate` stacks tuples of views like this.
+            target: (B,) labels, or (V B,) labels repeated for every view as `fast_collate` does.
+
+        Returns:
+            'loss' to call backward on; 'output', the (B, K) logits of the clean view, so that it lines up with the
+            first B labels; and the unweighted parts as detached float32 scalars: 'ce', 'jsd' (0 with one view) and
+            'smoothness' (0 without a learned table). loss = ce + alpha jsd + lambda smoothness.
+
+        Raises:
+            ValueError: images and labels do not fit `num_views`.
+        """
+        batch = self._clean_batch(input, target)
+        return self.objective(self.trainable_module(input), target[:batch])
+
+    def objective(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Return what `forward` returns, from the (V B, K) logits of all views and the (B,) labels."""
+        clean = logits[: len(labels)]
+        ce = self.criterion(clean.float(), labels)
+        jsd = jensen_shannon(logits, self.num_views) if self.num_views > 1 else ce.new_zeros(())
+        # read outside the model's forward: DistributedDataParallel still reduces the table's whole gradient, once
+        embedding = self._embedding[0]
+        if embedding is None:
+            roughness = ce.new_zeros(())
+        else:
+            roughness = smoothness_loss(cast(Tensor, embedding.weight), self.reduction)
+        loss = ce
+        if self.alpha > 0:
+            loss = loss + self.alpha * jsd
+        if self.smoothness > 0:
+            loss = loss + self.smoothness * roughness
+        parts = {'ce': ce.detach(), 'jsd': jsd.detach(), 'smoothness': roughness.detach()}
+        return {'loss': loss, 'output': clean, **parts}
+
+    def _clean_batch(self, images: Tensor, labels: Tensor) -> int:
+        """Return B, or raise ValueError if the batch does not consist of `num_views` views."""
+        batch, rest = divmod(len(images), self.num_views)
+        if rest or batch == 0 or len(labels) not in (batch, len(images)):
+            raise ValueError(
+                f'Got {len(images)} images and {len(labels)} labels with num_views={self.num_views}; allowed are '
+                f'{self.num_views} * B images, one view after another, and B labels or {self.num_views} * B.'
+            )
+        if not self._labels_checked and len(labels) == len(images):
+            # only the first batch: the comparison waits for the device
+            if not (labels.unflatten(0, (self.num_views, batch)) == labels[:batch]).all():
+                raise ValueError(
+                    f'Got {len(images)} images whose labels are not {self.num_views} times the same; they are no '
+                    f'{self.num_views} views of {batch} images. Stack the views one after another, or use num_views=1.'
+                )
+        self._labels_checked = True
+        return batch
+
+    def extra_repr(self) -> str:
+        return (
+            f'alpha={self.alpha}, smoothness={self.smoothness}, reduction={self.reduction!r}, '
+            f'num_views={self.num_views}'
+        )
+
+
+def _learned_embedding(model: nn.Module, smoothness: float) -> nn.Module | None:
+    """Return the model's embedding if its table is learned (frozen or not); else raise if a smoothness needs one."""
+    try:
+        embedding = find_embedding(model)
+    except ValueError:
+        found = 'reads pixel values'
+    else:
+        if embedding.weight is not None:
+            return embedding
+        found = f'has a fixed {embedding.encoding} table'
+    if smoothness > 0:
+        raise ValueError(
+            f'Got smoothness={smoothness!r}, but {type(model).__name__} {found}: only a learned p2be table can be '
+            'smoothed. Pass smoothness=0.'
+        )
+    return None
