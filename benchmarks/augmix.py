@@ -1,0 +1,122 @@
+"""Measure AugMix on one core: ours, torchvision's v2.AugMix and timm's augmix, on real images of 32x32 and 224x224.
+
+    OMP_NUM_THREADS=1 python benchmarks/augmix.py [--json FILE]
+
+Set P2BE_DATA to a folder with cifar10/ and imagenet_sample/ to use photographs from there; otherwise crops of
+scikit-image's astronaut are used. The three do not compute the same thing: torchvision quantises its levels and
+truncates, timm has four more operations, other ranges and truncates too. All three run with severity 3, width 3 and
+random depth.
+"""
+
+import argparse
+import io
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import PIL
+import timm
+import torch
+import torchvision
+from PIL import Image
+from timm.data.auto_augment import augment_and_mix_transform
+from torchvision.transforms import v2
+
+from timm_p2be.data import AugMix
+
+ROUNDS = 15
+IMAGES = {32: 200, 224: 20}  # side -> images in each timed run
+Augment = Callable[[Image.Image], Image.Image]
+
+
+def photographs(side: int, count: int) -> tuple[list[Image.Image], str]:
+    """Return `count` RGB images of side x side pixels, and where they come from."""
+    if folder := os.environ.get('P2BE_DATA'):
+        import pyarrow.parquet as parquet  # a dependency of datasets
+
+        pattern, column = ('cifar10/test-*.parquet', 'img') if side == 32 else ('imagenet_sample/*.parquet', 'image')
+        rows = parquet.read_table(min(Path(folder).glob(pattern)), columns=[column])[column][:count].to_pylist()
+        images = [Image.open(io.BytesIO(row['bytes'])).convert('RGB') for row in rows]
+        return [v2.functional.center_crop(image, [side, side]) for image in images], pattern.split('/')[0]
+    from skimage.data import astronaut
+
+    generator = np.random.default_rng(0)
+    picture = Image.fromarray(astronaut()).resize((8 * side, 8 * side))
+    corners = generator.integers(0, 7 * side, (count, 2)).tolist()
+    return [picture.crop((x, y, x + side, y + side)) for x, y in corners], 'crops of skimage.data.astronaut'
+
+
+def images_per_second(augment: Augment, images: Sequence[Image.Image]) -> float:
+    """Return the speed of one pass over `images`."""
+    start = time.perf_counter()
+    for image in images:
+        augment(image)
+    return len(images) / (time.perf_counter() - start)
+
+
+def measure(side: int) -> dict[str, object]:
+    """Return the medians over interleaved runs for images of side x side pixels."""
+    images, source = photographs(side, IMAGES[side])
+    augments: dict[str, Augment] = {
+        'ours': AugMix(),
+        'torchvision': v2.AugMix(severity=3, all_ops=False),
+        'timm': augment_and_mix_transform('augmix-m3-w3'),
+    }
+    speeds: dict[str, list[float]] = {name: [] for name in augments}
+    for round_number in range(ROUNDS + 1):
+        for name, augment in augments.items():
+            speed = images_per_second(augment, images)
+            if round_number > 0:  # the first round warms up
+                speeds[name].append(speed)
+    medians = {name: statistics.median(values) for name, values in speeds.items()}
+    ranges = {name: [min(values), max(values)] for name, values in speeds.items()}
+    return {
+        'side': side,
+        'images': source,
+        'images_per_second': medians,
+        'range': ranges,
+        'ours / torchvision': medians['ours'] / medians['torchvision'],
+        'ours / timm': medians['ours'] / medians['timm'],
+    }
+
+
+def print_table(rows: list[dict[str, object]]) -> None:
+    """Print the measurements as a Markdown table."""
+    print('| image | ours, images/s | torchvision | timm | ours / torchvision | ours / timm | images |')
+    print('|---|---|---|---|---|---|---|')
+    for row in rows:
+        speed = row['images_per_second']
+        assert isinstance(speed, dict)
+        print(
+            f'| {row["side"]}x{row["side"]} | {speed["ours"]:.0f} | {speed["torchvision"]:.0f} | {speed["timm"]:.0f} '
+            f'| {row["ours / torchvision"]:.2f} | {row["ours / timm"]:.2f} | {row["images"]} |'
+        )
+
+
+def main() -> None:
+    """Measure, print the table and, if asked, write it as JSON."""
+    summary, _, details = (__doc__ or '').partition('\n')
+    parser = argparse.ArgumentParser(
+        description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--json', type=Path, metavar='FILE', help='write the measurements to FILE as well')
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    np.random.seed(0)  # timm's augmix draws from numpy's global generator
+    modules = (torch, torchvision, timm, PIL, np)
+    versions = {'python': platform.python_version(), **{module.__name__: str(module.__version__) for module in modules}}
+    rows = [measure(side) for side in IMAGES]
+    print(f'One core, {ROUNDS} interleaved runs, medians. ' + ', '.join(f'{k} {v}' for k, v in versions.items()))
+    print_table(rows)
+    if args.json:
+        args.json.write_text(json.dumps({'versions': versions, 'rounds': ROUNDS, 'rows': rows}, indent=2) + '\n')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,176 @@
+"""AugMix: mixtures of short chains of image operations, exactly as in the paper's data pipeline.
+
+Hendrycks et al., "AugMix: A Simple Data Processing Method to Improve Robustness and Uncertainty" (arXiv 1912.02781),
+with the nine operations and ranges of google-research/augmix, augmentations.py, which the authors of P2BE use as they
+are. The four operations that overlap with the corruption benchmarks (color, contrast, brightness, sharpness) are left
+out. Everything settled beyond that is in docs/protocol.md.
+"""
+
+import math
+import os
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from timm_p2be.data.operations import MAX_LEVEL, OPERATIONS, Pixels
+
+ImageT = TypeVar('ImageT', Image.Image, NDArray[np.uint8])
+
+_MIN_LEVEL = 0.1
+_RANDOM_DEPTH = 3  # depth=-1 draws the depth of a chain from 1..3
+_NAMES = tuple(OPERATIONS)
+
+
+class Step(NamedTuple):
+    """One operation of a chain: its name, its level (0.1 to the severity) and whether its sign is negative."""
+
+    name: str
+    level: float
+    negative: bool
+
+
+class Mixture(NamedTuple):
+    """Everything random about one augmented image: float32 weights (clean image, then chains) and the chains."""
+
+    weights: NDArray[np.float32]
+    chains: list[list[Step]]
+
+
+class AugMix:
+    """Mix an image with `width` randomly altered copies of itself.
+
+    out = (1 - m) image + m sum_i w_i chain_i(image), w ~ Dirichlet(alpha), m ~ Beta(alpha, alpha), summed in float32
+    on the 0..255 scale and rounded half up, so that a pixel no operation touched keeps its level. Each operation draws
+    its own level from U(0.1, severity). Areas moved in from outside are black.
+
+    Randomness comes from `numpy.random.default_rng(torch.initial_seed())`, built at the first image a process sees and
+    again whenever `torch.initial_seed()` has changed. A `DataLoader` gives every worker its own torch seed, so workers
+    differ, and runs with equal seeds and worker counts are equal; loaders whose workers outlive an epoch carry the
+    stream on. Calling `torch.manual_seed` with the seed already in force does not restart the stream: a new instance
+    does. Neither torch's nor numpy's global generator is advanced. Instances can be pickled and survive a fork; the
+    stream is not part of the pickle.
+
+    Args:
+        severity: upper end of the level, in (0, 10]; the paper has 3 for 32x32 images and 1 for ImageNet.
+        width: number of chains, at least 1.
+        depth: operations in each chain, at least 1, or -1 to draw 1, 2 or 3 for each chain.
+        alpha: parameter of the Dirichlet and Beta distributions, above 0.
+
+    Raises:
+        ValueError: an argument is outside its range.
+
+    Example:
+        >>> AugMix(severity=1)(Image.new('RGB', (32, 32))).size
+        (32, 32)
+    """
+
+    def __init__(self, severity: float = 3, width: int = 3, depth: int = -1, alpha: float = 1.0) -> None:
+        if not 0 < severity <= MAX_LEVEL:
+            raise ValueError(f'Got severity={severity!r}; it must be above 0 and at most 10 (3 for 32x32 images).')
+        if not isinstance(width, int) or width < 1:
+            raise ValueError(f'Got width={width!r}; it must be an integer of at least 1 (the paper uses 3).')
+        if not isinstance(depth, int) or (depth < 1 and depth != -1):
+            raise ValueError(f'Got depth={depth!r}; it must be at least 1, or -1 to draw 1 to 3 for each chain.')
+        if not (alpha > 0 and math.isfinite(alpha)):
+            raise ValueError(f'Got alpha={alpha!r}; it must be a finite number above 0 (the paper uses 1).')
+        self.severity = severity
+        self.width = width
+        self.depth = depth
+        self.alpha = alpha
+        self._generator: np.random.Generator | None = None
+        self._source: tuple[int, int] | None = None  # process and torch seed the generator belongs to
+
+    def __repr__(self) -> str:
+        return f'AugMix(severity={self.severity}, width={self.width}, depth={self.depth}, alpha={self.alpha})'
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, '_generator': None, '_source': None}
+
+    def __call__(self, image: ImageT) -> ImageT:
+        """Return an augmented copy of `image`.
+
+        Args:
+            image: PIL image of mode RGB or L, or uint8 array (H, W, 3), (H, W, 1) or (H, W).
+
+        Returns:
+            A new image of the same kind, mode and size.
+
+        Raises:
+            ValueError: another mode, dtype or shape, or an empty image.
+        """
+        if isinstance(image, Image.Image):
+            if image.mode not in ('RGB', 'L') or 0 in image.size:
+                raise ValueError(
+                    f'Got a PIL image of mode {image.mode!r} and size {image.size}; AugMix takes non-empty RGB and L '
+                    "images. Use image.convert('RGB')."
+                )
+            return Image.fromarray(mix(np.asarray(image), self.draw(self._current_generator())))
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or not _is_image_shape(image.shape):
+            raise ValueError(
+                f'Got {_describe(image)}; AugMix takes a PIL image or a uint8 array of shape (H, W, 3), (H, W, 1) or '
+                '(H, W). Convert float images by rounding 255 x, and tensors by permute(1, 2, 0).numpy().'
+            )
+        pixels = np.ascontiguousarray(image)
+        flat = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
+        return mix(flat, self.draw(self._current_generator())).reshape(image.shape)
+
+    def draw(self, generator: np.random.Generator) -> Mixture:
+        """Return the random choices for one image.
+
+        The order of draws is w, m, then for each chain one uniform for the depth and three for each operation (which
+        one, level, sign); with depth=-1 all three operations are drawn and the surplus dropped.
+        """
+        weights = generator.dirichlet([self.alpha] * self.width)
+        mixing = generator.beta(self.alpha, self.alpha)
+        most = _RANDOM_DEPTH if self.depth == -1 else self.depth
+        chains = []
+        for uniforms in generator.random((self.width, 1 + 3 * most)).tolist():
+            depth = 1 + int(uniforms[0] * _RANDOM_DEPTH) if self.depth == -1 else self.depth
+            chains.append([self._step(*uniforms[3 * i + 1 : 3 * i + 4]) for i in range(depth)])
+        combined = np.array([1 - mixing, *(mixing * weights)], dtype=np.float32)
+        return Mixture(combined, chains)
+
+    def _step(self, which: float, level: float, sign: float) -> Step:
+        name = _NAMES[int(which * len(_NAMES))]
+        return Step(name, _MIN_LEVEL + level * (self.severity - _MIN_LEVEL), sign < 0.5)
+
+    def _current_generator(self) -> np.random.Generator:
+        source = (os.getpid(), torch.initial_seed())
+        if self._generator is None or source != self._source:
+            self._generator = np.random.default_rng(source[1])
+            self._source = source
+        return self._generator
+
+
+def mix(pixels: Pixels, mixture: Mixture) -> Pixels:
+    """Return the mixture of an image and its chains, rounded half up.
+
+    Args:
+        pixels: contiguous uint8 array (H, W, 3) or (H, W).
+        mixture: the choices of `AugMix.draw`.
+
+    Returns:
+        A new uint8 array of the same shape.
+    """
+    weights = mixture.weights
+    total = np.multiply(pixels, weights[0], dtype=np.float32)
+    for weight, chain in zip(weights[1:], mixture.chains, strict=True):
+        altered = pixels
+        for name, level, negative in chain:
+            altered = OPERATIONS[name](altered, level, negative)
+        total += np.multiply(altered, weight, dtype=np.float32)
+    total += np.float32(0.5)
+    return total.astype(np.uint8)  # values are positive, so truncation is the floor
+
+
+def _is_image_shape(shape: tuple[int, ...]) -> bool:
+    return 0 not in shape and (len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3)))
+
+
+def _describe(image: object) -> str:
+    if isinstance(image, np.ndarray):
+        return f'an array of dtype {image.dtype} and shape {image.shape}'
+    return f'an object of type {type(image).__name__}'

@@ -1,0 +1,96 @@
+"""Transforms for timm's datasets: the crop of the 32x32 recipes, and several views of each image."""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torchvision.transforms import Compose, RandomCrop, RandomHorizontalFlip
+
+ImageTransform = Callable[[Image.Image], Image.Image]
+
+
+def zero_padded_crop(size: int, padding: int = 4, hflip: float = 0.5) -> Compose:
+    """Return the transform of the 32x32 recipes: a random flip, then a random crop of the image padded with black.
+
+    The order is that of google-research/augmix, cifar.py. Randomness is torch's. timm's own `train_crop_mode='rkrc'`
+    pads with the mean instead of zeros.
+
+    Args:
+        size: side of the square crop in pixels, at least 1.
+        padding: black pixels added on each side before cropping, at least 0.
+        hflip: probability of the horizontal flip, in [0, 1].
+
+    Returns:
+        A torchvision `Compose` that takes and returns PIL images.
+
+    Raises:
+        ValueError: an argument is outside its range.
+
+    Example:
+        >>> zero_padded_crop(32)(Image.new('RGB', (32, 32))).size
+        (32, 32)
+    """
+    if size < 1:
+        raise ValueError(f'Got size={size!r}; the crop needs at least 1 pixel, 32 for CIFAR.')
+    if padding < 0:
+        raise ValueError(f'Got padding={padding!r}; it must be 0 or more pixels, 4 for CIFAR.')
+    if not 0 <= hflip <= 1:
+        raise ValueError(f'Got hflip={hflip!r}; it is a probability, from 0 to 1.')
+    return Compose([RandomHorizontalFlip(hflip), RandomCrop(size, padding=padding)])
+
+
+class MultiView:
+    """Return a clean view and `num_views - 1` independently augmented views of each image.
+
+    A transform like any other, so it works for map-style and for streamed (iterable) timm datasets, whereas
+    `timm.data.AugMixDataset` indexes the dataset it wraps. Assign it to `dataset.transform`, after `create_loader` has
+    set its own. `timm.data.loader.fast_collate`, which timm's loaders use with their prefetcher on (the default), turns
+    the tuples into one batch (num_views * B, C, H, W) with all first views first, then all second views, and repeats
+    the targets alike; PyTorch's default collate function would return a list of views instead.
+
+    Args:
+        primary: PIL image to PIL image; its result (one crop and flip, say) is shared by all views.
+        augment: PIL image to PIL image; called once for each view but the first, never for `num_views=1`.
+        num_views: views of each image, at least 1; the paper's losses take 3.
+
+    Raises:
+        ValueError: `num_views` is below 1.
+
+    Example:
+        >>> from timm_p2be.data import AugMix
+        >>> views = MultiView(zero_padded_crop(32), AugMix())(Image.new('RGB', (32, 32)))
+        >>> [view.shape for view in views]
+        [(3, 32, 32), (3, 32, 32), (3, 32, 32)]
+    """
+
+    def __init__(self, primary: ImageTransform, augment: ImageTransform, num_views: int = 3) -> None:
+        if not isinstance(num_views, int) or num_views < 1:
+            raise ValueError(f'Got num_views={num_views!r}; it must be at least 1 (3: a clean and two AugMix views).')
+        self.primary = primary
+        self.augment = augment
+        self.num_views = num_views
+
+    def __repr__(self) -> str:
+        return f'MultiView(primary={self.primary}, augment={self.augment}, num_views={self.num_views})'
+
+    def __call__(self, image: Image.Image) -> tuple[NDArray[np.uint8], ...]:
+        """Return the views of a PIL image of mode RGB or L as `num_views` uint8 arrays (C, H, W), C being 3 or 1.
+
+        Raises:
+            ValueError: `primary` or `augment` returned something other than such an image.
+        """
+        clean = self.primary(image)
+        views = [clean, *(self.augment(clean) for _ in range(self.num_views - 1))]
+        return tuple(_to_planes(view) for view in views)
+
+
+def _to_planes(image: Image.Image) -> NDArray[np.uint8]:
+    if not isinstance(image, Image.Image) or image.mode not in ('RGB', 'L'):
+        got = f'a PIL image of mode {image.mode!r}' if isinstance(image, Image.Image) else type(image).__name__
+        raise ValueError(
+            f'Got {got} as a view; primary and augment must return PIL images of mode RGB or L. Leave out ToTensor and '
+            "normalisation (the loader's part), and read the data with input_img_mode='RGB'."
+        )
+    pixels = np.asarray(image)
+    return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
