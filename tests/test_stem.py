@@ -234,6 +234,8 @@ def test_traced_and_scripted_code_is_not_looked_at():
     for run in (traced, scripted):
         torch.testing.assert_close(run(_normalised()), expected)
     levels = _levels(2, 3, 8, 8)
+    checked = torch.jit.trace(stem, levels / 255)  # torch traces again, without gradients, and compares the graphs
+    torch.testing.assert_close(checked(levels / 255), stem(levels))
     torch.testing.assert_close(scripted(levels), stem(levels))
 
 

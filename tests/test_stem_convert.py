@@ -169,6 +169,22 @@ def test_stem_takes_the_models_dtype(dtype):
     assert model(_levels(2, 3, 32, 32)).dtype == dtype
 
 
+@every_encoding
+def test_a_model_on_meta_converts_and_is_filled_later(encoding):
+    source = convert(timm.create_model('test_resnet'), encoding, num_bits=4).eval()
+    with torch.device('meta'):
+        model = timm.create_model('test_resnet')
+    convert(model, encoding, num_bits=4).eval()
+    assert all(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+    model.to_empty(device='cpu').load_state_dict(source.state_dict())
+    for module in model.modules():  # as timm's reinit_non_persistent_buffers
+        if hasattr(module, 'init_non_persistent_buffers'):
+            module.init_non_persistent_buffers()
+    levels = _levels(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(model(levels), source(levels))
+
+
 # what cannot be converted
 
 

@@ -257,7 +257,8 @@ def warn_if_not_pixels(images: Tensor) -> bool:
     warnings.warn(
         f'The pixel encoding got values from {low:.3g} to {high:.3g}, but it reads pixels in [0, 1] (or uint8 levels) '
         'and clamps the rest. Has the batch been normalised by a mean and std? Encoded models declare mean 0 and '
-        'std 1; pass --mean 0 0 0 --std 1 1 1, or use timm.data.resolve_data_config(model=model).',
+        'std 1; pass --mean 0 0 0 --std 1 1 1, or use timm.data.resolve_data_config(model=model). (Random noise, on '
+        'which some scripts warm up, is harmless.)',
         stacklevel=3,
     )
     return True

@@ -41,6 +41,19 @@ def lookup_conv2d(
         >>> lookup_conv2d(levels, torch.eye(256), torch.randn(4, 768, 3, 3), padding=1).shape
         torch.Size([1, 4, 8, 8])
     """
+    if not torch.jit.is_tracing():
+        _check(levels, codes, weight)
+    device = levels.device.type
+    autocast = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if autocast else weight.dtype
+    # over 3 M planes, CPU kernels are slower in half precision than in float32, backward above all
+    compute = torch.float32 if device == 'cpu' and dtype in (torch.bfloat16, torch.float16) else dtype
+    with torch.autocast(device, enabled=False) if autocast else nullcontext():
+        features = convolve_codes(levels, codes, weight.to(compute), _pair(stride), _pair(padding), _pair(dilation))
+    return features.to(dtype)
+
+
+def _check(levels: Tensor, codes: Tensor, weight: Tensor) -> None:
     if levels.dtype != torch.uint8 or levels.ndim != 4:
         raise ValueError(f'Got levels of dtype {levels.dtype} and {levels.ndim} axes; allowed are uint8 (B, C, H, W).')
     if codes.ndim != 2 or codes.shape[0] != 256:
@@ -50,14 +63,6 @@ def lookup_conv2d(
             f'Got images of {levels.shape[1]} channels; {weight.shape[1]} kernel planes over {codes.shape[1]}-bit '
             f'codes need {weight.shape[1] / codes.shape[1]:g}. Build the model with in_chans={levels.shape[1]}.'
         )
-    device = levels.device.type
-    autocast = torch.is_autocast_enabled(device)
-    dtype = torch.get_autocast_dtype(device) if autocast else weight.dtype
-    # over 3 M planes, CPU kernels are slower in half precision than in float32, backward above all
-    compute = torch.float32 if device == 'cpu' and dtype in (torch.bfloat16, torch.float16) else dtype
-    with torch.autocast(device, enabled=False) if autocast else nullcontext():
-        features = convolve_codes(levels, codes, weight.to(compute), _pair(stride), _pair(padding), _pair(dilation))
-    return features.to(dtype)
 
 
 def _pair(value: int | Sequence[int]) -> list[int]:

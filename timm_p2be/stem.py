@@ -111,7 +111,8 @@ class EncodedConv2d(nn.Conv2d):
         Raises:
             ValueError: another dtype, another number of axes or of channels.
         """
-        if images.ndim != 4 or images.shape[1] != self.in_chans:
+        # a trace would warn that it fixes the outcome of the comparison
+        if not torch.jit.is_tracing() and (images.ndim != 4 or images.shape[1] != self.in_chans):
             raise ValueError(
                 f'Got images of shape {list(images.shape)}; this stem reads (B, {self.in_chans}, H, W). '
                 'Set in_chans when the model is created to read another number of channels.'
@@ -244,7 +245,10 @@ def _first_conv(model: nn.Module) -> tuple[str, nn.Conv2d]:
     try:
         conv = model.get_submodule(name)
     except AttributeError:
-        raise _unsupported(model, f'declares the first convolution {name!r} but has no such module') from None
+        raise _unsupported(
+            model,
+            f'declares the first convolution {name!r} but has no such module (features_only renames it: convert first)',
+        ) from None
     if isinstance(conv, EncodedConv2d):
         raise _unsupported(model, f'already reads {conv.embedding.encoding} codes')
     if type(conv) not in (nn.Conv2d, Conv2dSame):  # a subclass may change the weight, as weight standardisation does

@@ -1,0 +1,217 @@
+"""The `timm-p2be` command: its usage errors, and scripts that run as if Python had started them."""
+
+import json
+import subprocess
+import sys
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+
+import timm_p2be
+from timm_p2be.cli import main
+
+# what Python, or torchrun, is started with
+LAUNCHERS = {'console': [str(Path(sys.executable).with_name('timm-p2be'))], 'module': ['-m', 'timm_p2be.cli']}
+
+REPORT = """
+import json, pathlib, sys
+import neighbour
+pathlib.Path(sys.argv[1]).write_text(json.dumps({
+    'argv': sys.argv, 'path': sys.path, 'name': __name__, 'file': __file__, 'main': sys.modules['__main__'].__file__
+}))
+"""
+
+LIST_MODELS = """
+import sys
+import timm
+print(*timm.list_models('*_p2be'), *timm.optim.list_optimizers('*p2be'), sys.argv[1:])
+sys.exit(5)
+"""
+
+SPAWN_POOL = """
+import multiprocessing, pathlib, sys
+print('loaded as', __name__)
+
+def square(number):
+    return number**2, __name__, sys.argv[1:]
+
+if __name__ == '__main__':
+    with multiprocessing.get_context('spawn').Pool(1) as pool:
+        pathlib.Path(sys.argv[1]).write_text(repr(pool.map(square, [3])[0]))
+"""
+
+SPAWN_LOADER = """
+import timm
+from torch.utils.data import DataLoader, Dataset
+
+class Squares(Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return index**2
+
+if __name__ == '__main__':
+    timm.create_model('wrn10_2_p2be')
+    loader = DataLoader(Squares(), batch_size=2, num_workers=1, multiprocessing_context='spawn')
+    print([batch.tolist() for batch in loader])
+"""
+
+RANKS = """
+import os, pathlib, sys
+import timm
+pathlib.Path(sys.argv[1], os.environ['RANK']).write_text(timm.create_model('wrn10_2_p2be').default_cfg['architecture'])
+"""
+
+
+def _script(folder: Path, code: str) -> Path:
+    path = folder / 'script.py'
+    path.write_text(code)
+    return path
+
+
+def _start(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def _report(folder: Path, script: Path | str, *args: str) -> dict[str, Any]:
+    """Run REPORT in this process and return what it saw."""
+    assert main(['run', str(script), str(folder / 'report.json'), *args]) == 0
+    return json.loads((folder / 'report.json').read_text())
+
+
+@pytest.fixture
+def report_script(tmp_path: Path) -> Path:
+    (tmp_path / 'neighbour.py').touch()
+    return _script(tmp_path, REPORT)
+
+
+@pytest.fixture(autouse=True)
+def no_neighbour_stays_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, 'neighbour', raising=False)
+
+
+@pytest.mark.parametrize('args', [['--version'], ['--help'], ['run', '--help']])
+def test_help_and_version_exit_0(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(args)
+    assert stop.value.code == 0
+    expected = f'timm-p2be {timm_p2be.__version__}\n' if args == ['--version'] else 'usage: timm-p2be'
+    assert capsys.readouterr().out.startswith(expected)
+
+
+def test_no_subcommand_prints_the_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, 'argv', ['timm-p2be'])
+    assert main() == 2
+    assert 'Run a Python script' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('args', 'got'),
+    [
+        (['run'], 'Got no SCRIPT;'),
+        (['run', 'validate.py', '--model', 'wrn40_2_p2be'], "Got SCRIPT 'validate.py', which is not a file;"),
+        (['run', '.'], "Got SCRIPT '.', which is not a file;"),
+    ],
+)
+def test_missing_script_is_refused(
+    args: list[str], got: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(args)
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert f'timm-p2be run: error: {got} allowed is the path of a Python script.' in message
+    assert 'https://github.com/huggingface/pytorch-image-models' in message
+
+
+@pytest.mark.parametrize('args', [['walk'], ['--unknown'], ['run', '--unknown', 'script.py']])
+def test_other_wrong_usage_exits_2(args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _script(tmp_path, '')
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(args)
+    assert stop.value.code == 2
+
+
+def test_script_sees_what_python_gives_it(report_script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    args = ['--help', '--version', '-x', '--', 'run', '--name=a b', '']
+    seen = _report(tmp_path, report_script.name, *args)
+    assert seen['argv'] == [str(report_script), str(tmp_path / 'report.json'), *args]
+    assert (seen['name'], seen['file'], seen['main']) == ('__main__', str(report_script), str(report_script))
+    assert seen['path'] == [str(tmp_path), *sys.path[1:]]
+
+
+def test_linked_script_imports_from_its_real_folder(report_script: Path, tmp_path: Path) -> None:
+    link = tmp_path / 'bin' / 'link.py'
+    link.parent.mkdir()
+    link.symlink_to(report_script)
+    seen = _report(tmp_path, link)
+    assert (seen['file'], seen['path'][0]) == (str(link), str(tmp_path))
+
+
+def test_a_checkout_of_timm_does_not_replace_the_installed_one(report_script: Path, tmp_path: Path) -> None:
+    (tmp_path / 'timm').mkdir()
+    (tmp_path / 'timm' / '__init__.py').touch()
+    spec = PathFinder.find_spec('timm', _report(tmp_path, report_script)['path'])
+    assert spec is not None
+    assert spec.origin == timm.__file__
+
+
+def test_this_process_is_as_it_was(report_script: Path, tmp_path: Path) -> None:
+    before = sys.argv, sys.path[:], sys.modules['__main__']
+    _report(tmp_path, report_script)
+    assert (sys.argv, sys.path, sys.modules['__main__']) == before
+    with pytest.raises(SystemExit):
+        main(['run', str(_script(tmp_path, 'raise SystemExit(1)'))])
+    assert (sys.argv, sys.path, sys.modules['__main__']) == before
+
+
+@pytest.mark.parametrize(('statement', 'code'), [('sys.exit(7)', 7), ('sys.exit("no")', 'no'), ('sys.exit()', None)])
+def test_exit_code_passes_through(statement: str, code: object, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(['run', str(_script(tmp_path, f'import sys; {statement}'))])
+    assert stop.value.code == code
+
+
+def test_an_error_of_the_script_stays_its_own(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match='theirs'):
+        main(['run', str(_script(tmp_path, 'raise ValueError("theirs")'))])
+
+
+def test_spawned_processes_find_the_scripts_functions(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    result = tmp_path / 'result'
+    assert main(['run', str(_script(tmp_path, SPAWN_POOL)), str(result)]) == 0
+    assert result.read_text() == repr((9, '__mp_main__', [str(result)]))
+    assert sorted(capfd.readouterr().out.split()) == ['__main__', '__mp_main__', 'as', 'as', 'loaded', 'loaded']
+
+
+@pytest.mark.parametrize('launcher', ['console', pytest.param('module', marks=pytest.mark.slow)])
+def test_models_and_optimizers_are_registered(launcher: str, tmp_path: Path) -> None:
+    done = _start(sys.executable, *LAUNCHERS[launcher], 'run', str(_script(tmp_path, LIST_MODELS)), '--help')
+    assert done.returncode == 5, done.stderr
+    words = done.stdout.split()
+    assert {'wrn40_2_p2be', 'resnet50_p2be', 'sgdp2be', 'adamwp2be'} <= set(words)
+    assert words[-1] == "['--help']"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('launcher', LAUNCHERS)
+def test_spawned_loader_workers(launcher: str, tmp_path: Path) -> None:
+    done = _start(sys.executable, *LAUNCHERS[launcher], 'run', str(_script(tmp_path, SPAWN_LOADER)))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == '[[0, 1], [4, 9]]\n'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('launcher', LAUNCHERS)
+def test_torchrun(launcher: str, tmp_path: Path) -> None:
+    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
+    done = _start(*torchrun, *LAUNCHERS[launcher], 'run', str(_script(tmp_path, RANKS)), str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert [(tmp_path / rank).read_text() for rank in '01'] == ['wrn10_2_p2be'] * 2

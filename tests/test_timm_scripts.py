@@ -1,0 +1,172 @@
+"""timm's own scripts, unmodified, train, test and export a P2BE network.
+
+They are not in timm's wheel: TIMM_SCRIPTS names a checkout of https://github.com/huggingface/pytorch-image-models, of
+which only the scripts are used.
+"""
+
+import argparse
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+from timm_p2be.data.digits import write_digits
+
+pytestmark = pytest.mark.slow
+
+SCRIPTS = ('train.py', 'validate.py', 'inference.py', 'benchmark.py', 'onnx_export.py')
+RUN = (sys.executable, '-m', 'timm_p2be.cli', 'run')
+MODEL = ('--model', 'wrn10_2_p2be', '--num-classes', '10')
+IMAGES = {'train': 16, 'validation': 6}  # of each class
+BATCH = 20
+STEPS = 10 * IMAGES['train'] // BATCH  # of an epoch
+
+
+@pytest.fixture(scope='module')
+def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the scripts alone: beside them in the checkout lies a timm that would be imported first."""
+    checkout = os.environ.get('TIMM_SCRIPTS')
+    if not checkout:
+        pytest.skip('TIMM_SCRIPTS is not set: it names a checkout of huggingface/pytorch-image-models')
+    folder = tmp_path_factory.mktemp('scripts')
+    for name in SCRIPTS:
+        shutil.copy(Path(checkout) / name, folder)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few handwritten digits of each class."""
+    every, few = (tmp_path_factory.mktemp(name) for name in ('every', 'few'))
+    write_digits(every)
+    for split, count in IMAGES.items():
+        for label in range(10):
+            (few / split / str(label)).mkdir(parents=True)
+            for path in sorted((every / split / str(label)).glob('*.png'))[:count]:
+                shutil.copy(path, few / path.relative_to(every))
+    return few
+
+
+def _start(scripts: Path, *command: str | Path) -> str:
+    """Run a command in the scripts' folder and return what it printed."""
+    done = subprocess.run([str(word) for word in command], cwd=scripts, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def _result(output: str) -> dict[str, Any]:
+    return json.loads(output.split('--result\n')[1])
+
+
+def _train(scripts: Path, digits: Path, output: Path, *flags: str | Path) -> Path:
+    """Train as the README says, without our launcher, and return the run's folder."""
+    data = ('--data-dir', digits, '--device', 'cpu', '--workers', '0', '--batch-size', str(BATCH), '--no-aug')
+    optimizer = (
+        '--opt',
+        'sgdp2be',
+        '--lr',
+        '0.1',
+        '--sched',
+        'step',
+        '--warmup-epochs',
+        '0',
+        '--opt-kwargs',
+        'embedding_lr=0.01',
+    )
+    where = ('--output', output.parent, '--experiment', output.name)
+    command = (sys.executable, 'train.py', '--device-modules', 'timm_p2be')
+    _start(scripts, *command, *MODEL, *data, *optimizer, *where, *flags)
+    return output
+
+
+@pytest.fixture(scope='module')
+def first_run(scripts: Path, digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _train(scripts, digits, tmp_path_factory.mktemp('output') / 'first', '--epochs', '3')
+
+
+@pytest.fixture(scope='module')
+def resumed_run(scripts: Path, digits: Path, first_run: Path) -> Path:
+    flags = ('--epochs', '4', '--resume', first_run / 'last.pth.tar')
+    return _train(scripts, digits, first_run.with_name('resumed'), *flags)
+
+
+def _summary(run: Path) -> list[dict[str, str]]:
+    with (run / 'summary.csv').open(newline='') as file:
+        return list(csv.DictReader(file))
+
+
+def _checkpoint(run: Path) -> dict[str, Any]:
+    with torch.serialization.safe_globals([argparse.Namespace]):  # timm saves the arguments as well
+        return torch.load(run / 'last.pth.tar', weights_only=True)
+
+
+def _table_state(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The state that the optimizer keeps for the table."""
+    (group,) = [group for group in checkpoint['optimizer']['param_groups'] if group.get('embedding')]
+    (index,) = group['params']
+    return checkpoint['optimizer']['state'][index]
+
+
+def test_training_resumes(first_run: Path, resumed_run: Path) -> None:
+    assert [row['epoch'] for row in _summary(first_run)] == ['0', '1', '2']
+    assert [row['epoch'] for row in _summary(resumed_run)] == ['3']
+    losses = [float(row['train_loss']) for run in (first_run, resumed_run) for row in _summary(run)]
+    assert losses[3] < losses[0], 'the resumed run starts where the first one ended'
+
+    first, resumed = _checkpoint(first_run), _checkpoint(resumed_run)
+    assert (first['epoch'], resumed['epoch']) == (2, 3)
+    assert int(_table_state(first)['step']) == 3 * STEPS
+    assert int(_table_state(resumed)['step']) == 4 * STEPS
+    for moment in ('exp_avg', 'exp_avg_sq'):
+        assert _table_state(resumed)[moment].shape == (256, 64)
+        assert _table_state(resumed)[moment].any()
+    (table,) = [name for name in first['state_dict'] if name.endswith('embedding.weight')]
+    assert not torch.equal(first['state_dict'][table], resumed['state_dict'][table])
+
+
+def test_validation_and_inference_see_the_trained_network(scripts: Path, digits: Path, resumed_run: Path) -> None:
+    (summary,) = _summary(resumed_run)
+    common = (*MODEL, '--checkpoint', resumed_run / 'last.pth.tar', '--device', 'cpu', '--workers', '1', '-b', '30')
+    result = _result(_start(scripts, *RUN, 'validate.py', *common, '--data-dir', digits))
+    assert [result['top1'], result['top5']] == pytest.approx(
+        [float(summary['eval_top1']), float(summary['eval_top5'])], abs=1e-3
+    )
+    flags = ('--label-type', 'none', '--include-index', '--fullname', '--results-dir', resumed_run)
+    _start(scripts, *RUN, 'inference.py', *common, '--data-dir', digits / 'validation', *flags)
+    with (resumed_run / 'wrn10_2_p2be-32.csv').open(newline='') as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 10 * IMAGES['validation']
+    right = [Path(row['filename']).parent.name == row['index'] for row in rows]
+    assert 100 * sum(right) / len(right) == pytest.approx(result['top1'], abs=1e-3)
+
+
+def test_benchmark(scripts: Path) -> None:
+    size = ('--batch-size', '4', '--num-warm-iter', '1', '--num-bench-iter', '5')
+    result = _result(_start(scripts, *RUN, 'benchmark.py', *MODEL, '--device', 'cpu', '--opt', 'sgdp2be', *size))
+    assert result['model'] == 'wrn10_2_p2be'
+    assert result['infer_samples_per_sec'] > 0
+    assert result['train_samples_per_sec'] > 0
+
+
+@pytest.mark.parametrize('flags', [(), ('--dynamo',)], ids=['torchscript', 'dynamo'])
+def test_onnx_export(flags: tuple[str, ...], scripts: Path, first_run: Path, tmp_path: Path) -> None:
+    for name in ('onnx', *(('onnxscript',) if flags else ())):
+        pytest.importorskip(name)
+    runtime = pytest.importorskip('onnxruntime')
+    file, checkpoint = tmp_path / 'network.onnx', first_run / 'last.pth.tar'
+    _start(scripts, *RUN, 'onnx_export.py', file, *MODEL, '--checkpoint', checkpoint, '--check-forward', *flags)
+    session = runtime.InferenceSession(file, providers=['CPUExecutionProvider'])
+    images = torch.randint(0, 256, (5, 3, 32, 32), generator=torch.Generator().manual_seed(0)) / 255
+    (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        model = timm.create_model('wrn10_2_p2be', num_classes=10, checkpoint_path=str(checkpoint)).eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(torch.from_numpy(logits), model(images), rtol=1e-4, atol=1e-4)
