@@ -1,0 +1,145 @@
+"""The recipes: their values are those of the table in docs/protocol.md, and every key is a flag of train.py."""
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from timm.scheduler import create_scheduler_v2
+
+ROOT = Path(__file__).parents[1]
+RECIPES = {path.stem: path for path in sorted((ROOT / 'train_scripts' / 'recipes').glob('*.yaml'))}
+UNSET = '–'  # noqa: RUF001  (the table's sign for "left to the default")
+
+
+def _load(name: str) -> dict[str, Any]:
+    return yaml.safe_load(RECIPES[name].read_text(encoding='utf-8'))
+
+
+def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
+    """{'opt_kwargs': {'nesterov': True}} -> {'opt_kwargs.nesterov': True}"""
+    flat = {}
+    for key, value in recipe.items():
+        if isinstance(value, dict):
+            flat.update({f'{key}.{name}': entry for name, entry in value.items()})
+        else:
+            flat[key] = value
+    return flat
+
+
+def _cell(text: str) -> Any:
+    """The value that a cell of the table stands for; numbers compare as floats."""
+    if ',' in text:
+        return [_cell(part.strip()) for part in text.split(',')]
+    if text in ('true', 'false'):
+        return text == 'true'
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _table() -> dict[str, dict[str, Any]]:
+    """recipe -> {flag: value} of the table in docs/protocol.md; unset flags are left out."""
+    text = (ROOT / 'docs' / 'protocol.md').read_text(encoding='utf-8')
+    lines = re.search(r'^\| flag \|.*?(?=\n\n)', text, flags=re.MULTILINE | re.DOTALL)
+    assert lines, 'docs/protocol.md has no table that starts with "| flag |"'
+    header, _, *rows = ([cell.strip() for cell in line.strip('|').split('|')] for line in lines[0].splitlines())
+    names = [row[0] for row in rows]
+    assert len(names) == len(set(names)), 'a flag has two rows'
+    return {
+        recipe: {row[0]: _cell(row[column]) for row in rows if row[column] != UNSET}
+        for column, recipe in enumerate(header)
+        if column
+    }
+
+
+@pytest.fixture(scope='module')
+def flags(train_parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
+    return {action.dest: action for action in train_parser._actions}
+
+
+def test_table_and_folder_hold_the_same_recipes() -> None:
+    assert set(_table()) == set(RECIPES)
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_values_are_those_of_the_protocol(name: str) -> None:
+    assert _flat(_load(name)) == _table()[name]
+
+
+def test_every_row_is_set_by_some_recipe() -> None:
+    text = (ROOT / 'docs' / 'protocol.md').read_text(encoding='utf-8')
+    set_somewhere = {key for name in RECIPES for key in _flat(_load(name))}
+    table = text[text.index('| flag |') :].split('\n\n')[0]
+    assert {row.split('|')[1].strip() for row in table.splitlines()[2:]} == set_somewhere
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_every_key_is_a_flag_that_takes_the_value(name: str, flags: dict[str, argparse.Action]) -> None:
+    for key, value in _load(name).items():
+        assert key in flags, f'{name}.yaml sets {key}, which train.py does not know'
+        action = flags[key]
+        if isinstance(action, argparse._StoreTrueAction):
+            assert isinstance(value, bool)
+        elif isinstance(value, dict):
+            assert key == 'opt_kwargs'
+        else:
+            for entry in value if isinstance(value, list) else [value]:
+                # YAML values bypass argparse's type: 1e-4 without a dot would arrive as text
+                assert isinstance(entry, str) == (action.type in (str, None)), f'{key}: {entry!r}'
+                assert action.choices is None or entry in action.choices
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_traps_of_the_defaults_are_closed(name: str) -> None:
+    recipe = _load(name)
+    expected = {'smoothing': 0.0, 'warmup_epochs': 0, 'color_jitter': 0.0, 'mean': [0.0] * 3, 'std': [1.0] * 3}
+    assert expected.items() <= recipe.items()
+    assert recipe['opt_kwargs']['filter_bias_and_bn'] is False
+    assert recipe['jsd_loss'] is True
+    assert recipe['aug_splits'] == 3
+    assert recipe.get('sched_on_updates', False) is (recipe['sched'] == 'cosine')
+
+
+@pytest.mark.parametrize('base', ['cifar10', 'cifar100', 'imagenet'])
+def test_profiles_differ_only_where_paper_and_code_do(base: str) -> None:
+    official, paper = _flat(_load(base)), _flat(_load(f'{base}_paper'))
+    differences = {key for key in official | paper if official.get(key) != paper.get(key)}
+    common = {'p2be_reduction', 'p2be_sched', 'p2be_min_lr'}
+    assert differences == common | ({'batch_size'} if base == 'imagenet' else {'min_lr', 'opt_kwargs.nesterov'})
+
+
+def test_cifar_recipes_differ_only_in_the_data() -> None:
+    ten, hundred = _load('cifar10'), _load('cifar100')
+    assert {key for key in ten | hundred if ten.get(key) != hundred.get(key)} == {'dataset', 'num_classes'}
+
+
+def test_imagenet_learning_rate_falls_after_60_and_120_epochs() -> None:
+    """timm applies milestone m after m - 1 epochs, hence 61 and 121 in the recipe."""
+    recipe = _load('imagenet')
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=recipe['lr'])
+    scheduler, epochs = create_scheduler_v2(
+        optimizer,
+        sched=recipe['sched'],
+        num_epochs=recipe['epochs'],
+        decay_milestones=recipe['decay_milestones'],
+        decay_rate=recipe['decay_rate'],
+        warmup_epochs=recipe['warmup_epochs'],
+    )
+    rates = []
+    for epoch in range(epochs):
+        rates.append(optimizer.param_groups[0]['lr'])  # the rate that the epoch is trained with
+        scheduler.step(epoch + 1)
+    assert rates == pytest.approx([0.1] * 60 + [0.01] * 60 + [0.001] * 60)
+
+
+@pytest.mark.parametrize(('name', 'images'), [('cifar10_cpu', 50_000), ('quickstart', 1_438)])
+def test_short_runs_keep_steps_times_rate_of_the_table(name: str, images: int) -> None:
+    full, short = _load('cifar10'), _load(name)
+    steps = short['epochs'] * (images // short['batch_size'])
+    assert steps * short['p2be_lr'] == pytest.approx(78_000 * full['p2be_lr'], rel=0.05)
+    assert short['p2be_min_lr'] / short['p2be_lr'] == pytest.approx(full['p2be_min_lr'] / full['p2be_lr'])
