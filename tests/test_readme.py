@@ -1,0 +1,90 @@
+"""The README: its two commands come first, its examples run, and the flags and files it names exist."""
+
+import argparse
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+import timm_p2be
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / 'README.md').read_text(encoding='utf-8')
+COMMANDS = (
+    'python3 -m venv .venv && .venv/bin/pip install -q -e . && .venv/bin/python train_scripts/quickstart.py',
+    "python3 -m venv .venv && .venv/bin/pip install -q -e '.[test]' && .venv/bin/python -m pytest",
+)
+
+
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf'^```{language}\n(.*?)^```$', README, flags=re.MULTILINE | re.DOTALL)
+
+
+def _shell_lines() -> list[str]:
+    return [line for block in _blocks('bash') for line in block.splitlines()]
+
+
+def test_the_two_commands_stand_alone_on_the_first_screen() -> None:
+    first_screen = README.splitlines()[:25]
+    assert [line for line in first_screen if line.startswith('python3 ')] == list(COMMANDS)
+    assert '```python' in first_screen, 'the example starts on the first screen'
+
+
+def test_readme_fits() -> None:
+    assert len(README.splitlines()) <= 150
+
+
+@pytest.mark.parametrize('code', [pytest.param(block, id=str(i)) for i, block in enumerate(_blocks('python'))])
+def test_python_block_runs(code: str) -> None:
+    if 'segmentation_models_pytorch' in code:
+        pytest.importorskip('segmentation_models_pytorch')
+    # a process of its own: what one block imports must not help the next
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_named_models_are_registered() -> None:
+    table = README[README.index('## Models') : README.index('## Train')]
+    names = set(re.findall(r'`((?:wrn|densenetbc|resnext29|resnet)\w*)`', table))
+    assert len(names) >= 13
+    assert names <= set(timm.list_models())
+
+
+def test_fine_tuning_keeps_the_table_and_renews_the_head(tmp_path: Path) -> None:
+    assert "pretrained=True, num_classes=37, pretrained_cfg_overlay={'file': FILE}" in README
+    trained = timm.create_model('wrn10_2_p2be', num_classes=10)
+    torch.save({'state_dict': trained.state_dict()}, tmp_path / 'last.pth.tar')
+    overlay = {'file': str(tmp_path / 'last.pth.tar')}
+    model = timm.create_model('wrn10_2_p2be', pretrained=True, num_classes=37, pretrained_cfg_overlay=overlay)
+    assert model.get_classifier().out_features == 37
+    assert torch.equal(timm_p2be.find_embedding(model).weight, timm_p2be.find_embedding(trained).weight)
+
+
+def test_named_files_exist() -> None:
+    names = set(re.findall(r'\b(?:docs|train_scripts|tests|benchmarks)/[\w/]*\.\w+', README))
+    assert names
+    assert not [name for name in names if not (ROOT / name).is_file()]
+    assert {f'train_scripts/recipes/{name}.yaml' for name in ('cifar10', 'cifar10_paper', 'cifar10_cpu')} <= {
+        str(path.relative_to(ROOT)) for path in ROOT.glob('train_scripts/recipes/*.yaml')
+    }
+
+
+def test_flags_of_our_train_script_exist(train_parser: argparse.ArgumentParser) -> None:
+    lines = [line for line in _shell_lines() if 'train_scripts/train.py' in line]
+    assert lines
+    for line in lines:
+        for flag in re.findall(r'(?<= )(--?[a-z][\w-]*)', line.split('train_scripts/train.py')[1]):
+            assert flag in train_parser._option_string_actions, f'README uses {flag}'
+
+
+def test_subcommands_exist() -> None:
+    named = set(re.findall(r'timm-p2be ([a-z]+)', README))
+    assert named
+    for name in named:
+        command = [sys.executable, '-c', 'from timm_p2be.cli import main; raise SystemExit(main())', name, '--help']
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
