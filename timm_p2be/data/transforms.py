@@ -93,4 +93,5 @@ def _to_planes(image: Image.Image) -> NDArray[np.uint8]:
             "normalisation (the loader's part), and read the data with input_img_mode='RGB'."
         )
     pixels = np.asarray(image)
-    return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
+    # a copy: PIL's own buffer is read-only, of which torch warns
+    return np.array(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1), order='C')

@@ -1,0 +1,280 @@
+"""Command line of train.py: timm's defaults, recipes, and an error for every flag that would have no effect."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from arguments import build_parser, parse_args
+
+ROOT = Path(__file__).parents[1]
+RECIPES = ROOT / 'train_scripts' / 'recipes'
+
+# huggingface/pytorch-image-models, train.py, version 1.0.31
+TIMM_DEFAULTS: dict[str, Any] = {
+    **dict.fromkeys(('data_dir', 'train_num_samples', 'val_num_samples', 'input_img_mode', 'input_key', 'target_key')),
+    **dict.fromkeys(
+        ('pretrained_path', 'num_classes', 'img_size', 'in_chans', 'input_size', 'crop_pct', 'mean', 'std')
+    ),
+    **dict.fromkeys(('drop_path', 'opt_eps', 'opt_betas', 'clip_grad', 'validation_batch_size', 'start_epoch', 'lr')),
+    **dict.fromkeys(('train_crop_mode', 'aa', 'model_dtype', 'torchcompile', 'torchcompile_mode', 'layer_decay')),
+    **dict.fromkeys(('dataset_download', 'pin_mem', 'pretrained', 'no_resume_opt', 'grad_checkpointing'), False),
+    **dict.fromkeys(('sync_bn', 'model_ema', 'model_ema_warmup', 'sched_on_updates', 'warmup_prefix', 'no_aug'), False),
+    **dict.fromkeys(('jsd_loss', 'amp', 'channels_last', 'no_ddp_bb'), False),
+    **dict.fromkeys(('dataset', 'class_map', 'initial_checkpoint', 'resume', 'interpolation', 'lr_base_scale'), ''),
+    **dict.fromkeys(('output', 'experiment'), ''),
+    **dict.fromkeys(('drop', 'min_lr', 'cooldown_epochs', 'vflip', 'aug_splits', 'reprob', 'recovery_interval'), 0),
+    **dict.fromkeys(('grad_accum_steps', 'recount', 'val_interval'), 1),
+    'train_split': 'train',
+    'val_split': 'validation',
+    'workers': 4,
+    'worker_seeding': 'all',
+    'model': 'resnet50',
+    'model_kwargs': {},
+    'opt_kwargs': {},
+    'opt': 'sgd',
+    'momentum': 0.9,
+    'weight_decay': 2e-5,
+    'clip_mode': 'norm',
+    'dist_bn': 'reduce',
+    'model_ema_decay': 0.9998,
+    'batch_size': 128,
+    'epochs': 300,
+    'sched': 'cosine',
+    'lr_base': 0.1,
+    'lr_base_size': 256,
+    'warmup_lr': 1e-5,
+    'warmup_epochs': 5,
+    'decay_rate': 0.1,
+    'decay_milestones': [90, 180, 270],
+    'decay_epochs': 90,
+    'scale': [0.08, 1.0],
+    'ratio': [3 / 4, 4 / 3],
+    'hflip': 0.5,
+    'color_jitter': 0.4,
+    'remode': 'pixel',
+    'smoothing': 0.1,
+    'train_interpolation': 'random',
+    'device': 'cuda',
+    'amp_dtype': 'float16',
+    'seed': 42,
+    'eval_metric': 'top1',
+    'log_interval': 50,
+    'checkpoint_hist': 10,
+    'config': '',
+}
+
+
+def _error(capsys: pytest.CaptureFixture[str], *words: str, data: bool = True) -> str:
+    """Return the message of a command line that must be refused."""
+    with pytest.raises(SystemExit) as exit_info:
+        parse_args([*(['--data-dir', 'data'] if data else []), *words])
+    assert exit_info.value.code == 2
+    return capsys.readouterr().err.split('train.py: error: ')[1]
+
+
+def test_names_and_defaults_are_timms() -> None:
+    parser = build_parser()
+    defaults = {action.dest: action.default for action in parser._actions if action.dest != 'help'}
+    assert {name: value for name, value in defaults.items() if not name.startswith('p2be_')} == TIMM_DEFAULTS
+
+
+def test_every_flag_is_read_somewhere() -> None:
+    """timm reads some for us: resolve_data_config, optimizer_kwargs and scheduler_kwargs take all flags."""
+    sources = [path for path in (ROOT / 'train_scripts').glob('*.py') if path.stem not in ('flags', 'conflicts')]
+    text = '\n'.join(path.read_text(encoding='utf-8') for path in sources)
+    by_timm = {'mean', 'std', 'img_size', 'crop_pct', 'interpolation', 'opt_eps', 'opt_betas', 'momentum'}
+    by_timm |= {'weight_decay', 'layer_decay', 'sched', 'min_lr', 'warmup_lr', 'warmup_epochs', 'warmup_prefix'}
+    by_timm |= {'cooldown_epochs', 'decay_milestones', 'decay_epochs', 'decay_rate'}
+    for action in build_parser()._actions:
+        if action.dest not in by_timm | {'help', 'config'}:
+            assert f'args.{action.dest}' in text, action.dest
+
+
+def test_command_line_wins_over_recipe(tmp_path: Path) -> None:
+    recipe = tmp_path / 'recipe.yaml'
+    recipe.write_text('data_dir: d\nlr: 1e-3\nbatch_size: 4\nopt_kwargs:\n  nesterov: false\nchannels_last: true\n')
+    parsed = parse_args(['-c', str(recipe), '--batch-size', '6'])
+    args = parsed.args
+    assert (args.lr, args.batch_size, args.opt_kwargs, args.channels_last) == (1e-3, 6, {'nesterov': False}, True)
+    assert parsed.explicit == {'config', 'batch_size'}
+
+
+@pytest.mark.parametrize('recipe', sorted(RECIPES.glob('*.yaml')), ids=lambda path: path.stem)
+def test_recipes_parse_without_notes(recipe: Path) -> None:
+    parsed = parse_args(['-c', str(recipe), '--data-dir', 'data'])
+    assert parsed.notes == []
+    for key, value in yaml.safe_load(recipe.read_text(encoding='utf-8')).items():
+        assert getattr(parsed.args, key) == value
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('lr: fast', r"argument --lr: invalid float value: 'fast'"),
+        ('dist_bn: never', 'argument --dist-bn: invalid choice'),
+        ('amp: 1', 'amp: 1 is not true or false'),
+        ('lr: true', 'lr: True is no value for it'),
+        ('learning_rate: 1', "sets ['learning_rate'], which are no flags"),
+        ('mixup: 0.2', "sets ['mixup'], which are no flags"),
+        ('- lr', 'holds no flags'),
+        ('lr: [', 'cannot read the recipe'),
+    ],
+)
+def test_bad_recipes_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str) -> None:
+    recipe = tmp_path / 'recipe.yaml'
+    recipe.write_text(text)
+    error = _error(capsys, '-c', str(recipe))
+    assert message in error
+    assert str(recipe) in error
+
+
+def test_missing_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert 'cannot read the recipe nowhere.yaml' in _error(capsys, '-c', 'nowhere.yaml')
+
+
+NO_EFFECT = [
+    '--remode rand',
+    '--recount 2',
+    '--reprob 0.2 --no-aug',
+    '--aa original --no-aug',
+    '--train-crop-mode rkrc --no-aug',
+    '--p2be-augmix 3 --no-aug',
+    '--p2be-crop-padding 0 --no-aug',
+    '--aug-splits 3 --jsd-loss --no-aug',
+    '--scale 0.5 1 --p2be-crop-padding 4',
+    '--ratio 1 1 --p2be-crop-padding 4',
+    '--train-crop-mode rrc --p2be-crop-padding 4',
+    '--vflip 0.5 --p2be-crop-padding 4',
+    '--train-interpolation bilinear --p2be-crop-padding 4',
+    '--color-jitter 0.4 --p2be-augmix 3',
+    '--aa original --p2be-augmix 3',
+    '--color-jitter 0.4 --aa original',
+    '--p2be-alpha 3',
+    "--eval-metric top1 --val-split ''",
+    "--crop-pct 0.9 --val-split ''",
+    "--validation-batch-size 4 --val-split ''",
+    '--train-num-samples 5',
+    '--dataset-download',
+    '--target-key label',
+    '--input-key img --dataset torch/cifar10',
+    '--class-map c.txt --dataset torch/cifar10',
+    '--img-size 32 --input-size 3 32 32',
+    '--pretrained-path f.pth',
+    '--pretrained --initial-checkpoint f.pth',
+    '--no-resume-opt',
+    '--model-ema-decay 0.9',
+    '--amp-dtype bfloat16',
+    '--torchcompile-mode default',
+    '--clip-mode value',
+    '--opt-eps 1e-3',
+    '--opt-betas 0.9 0.99 --opt sgdp2be',
+    '--momentum 0.8 --opt adamwp2be',
+    '--lr-base 0.2 --lr 0.1',
+    '--decay-milestones 3',
+    '--decay-rate 0.2 --sched cosine',
+    '--min-lr 0.1 --sched step',
+    '--warmup-epochs 2 --sched none',
+    '--warmup-lr 0.1 --warmup-epochs 0',
+    '--p2be-min-lr 0.1 --p2be-sched constant',
+    '--p2be-reduction sum --p2be-smoothness 0',
+]
+
+
+@pytest.mark.parametrize('words', NO_EFFECT)
+def test_a_flag_without_effect_is_an_error(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    first = words.split()[0]
+    assert f'{first} has no effect with' in _error(capsys, *shlex.split(words))
+
+
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        ('--aug-splits 1', '--aug-splits 1: a clean and an augmented view make at least 2'),
+        ('--aug-splits 3', '--jsd-loss and --aug-splits N go together'),
+        ('--jsd-loss', '--jsd-loss and --aug-splits N go together'),
+        ('--jsd-loss --aug-splits 3 --color-jitter 0', 'nothing makes the views differ'),
+        ('--epochs 0', '--epochs 0: must be at least 1'),
+        ('--batch-size 0', '--batch-size 0: must be at least 1'),
+        ('--seed -1', '--seed -1: must be at least 0'),
+        ('--hflip 2', '--hflip 2.0: must lie in 0..1'),
+        ('--opt nonsense', '--opt nonsense: unknown optimizer'),
+        ('--sched plateau', 'argument --sched: invalid choice'),
+        ('--amp --model-dtype bfloat16', '--amp needs float32 weights'),
+        ('--torchcompile eager --torchcompile-mode default', 'a setting of inductor'),
+        ('--dataset cifar10', 'expected one of torch/..., hfds/..., hfids/..., wds/...'),
+    ],
+)
+def test_values_out_of_range(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert message in _error(capsys, *shlex.split(words))
+
+
+def test_data_dir_is_needed_for_folders(capsys: pytest.CaptureFixture[str]) -> None:
+    assert '--data-dir is missing' in _error(capsys, data=False)
+    assert '--data-dir is missing' in _error(capsys, '--dataset', 'torch/cifar10', data=False)
+    assert parse_args(['--dataset', 'hfds/user/name']).args.data_dir is None
+
+
+@pytest.mark.parametrize('inside', ['', 'cache'])
+def test_data_dir_must_not_be_the_hfds_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str], inside: str) -> None:
+    """timm would write its cache there and read it as data afterwards."""
+    words = ['--dataset', f'hfds/{tmp_path}', '--data-dir', str(tmp_path / inside)]
+    error = _error(capsys, *words, data=False)
+    assert 'Leave --data-dir out' in error
+    assert parse_args([*words[:2], '--data-dir', str(tmp_path.parent / 'cache')])
+
+
+def test_command_line_voids_what_it_replaces_in_a_recipe() -> None:
+    recipe = ['-c', str(RECIPES / 'cifar10.yaml'), '--data-dir', 'data']
+    plain = parse_args([*recipe, '--no-aug'])
+    assert (plain.args.p2be_augmix, plain.args.aug_splits, plain.args.jsd_loss) == (None, 0, False)
+    assert 'p2be_augmix' in plain.notes[0]
+    other = parse_args([*recipe, '--aa', 'rand-m9'])
+    assert (other.args.p2be_augmix, other.args.aa, other.args.aug_splits) == (None, 'rand-m9', 3)
+    adam = parse_args([*recipe, '--opt', 'adamwp2be', '--opt-kwargs', 'filter_bias_and_bn=False'])
+    assert adam.args.opt_kwargs == {'filter_bias_and_bn': False}
+
+
+def test_without_validation_the_loss_picks_the_best() -> None:
+    assert parse_args(['--data-dir', 'data', '--val-split', '']).args.eval_metric == 'loss'
+
+
+# of timm's flags, those that the cases below use and that this script has not; all others are checked to be its own
+TIMM_ONLY = {'--mixup', '--bce-loss', '--device-modules'}
+
+
+@pytest.mark.parametrize(
+    ('words', 'expected', 'lost'),
+    [
+        ("--model wrn40_2_p2be --mixup 0.2 --experiment 'a b'", ["--experiment 'a b'", '--mixup 0.2'], []),
+        ('--opt=sgdp2be --p2be-lr 0.01 --p2be-betas 0.9 0.99 --bce-loss', ['embedding_lr=0.01', '(0.9,0.99)'], []),
+        (
+            f'-c {RECIPES / "cifar10.yaml"} --p2be-lr 1e-3 --mixup 0.2 --lr 0.2',
+            ['nesterov=True', 'embedding_lr=1e-3', '--lr 0.2', '--dataset=torch/cifar10'],
+            ['--p2be-augmix', '--jsd-loss', '--aug-splits', '--p2be-crop-padding'],
+        ),
+    ],
+)
+def test_unknown_flag_shows_the_same_run_by_timm(
+    words: str, expected: list[str], lost: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = _error(capsys, *shlex.split(words))
+    line, _, note = error.partition('train.py --device-modules timm_p2be')[2].strip().partition('\n')
+    for text in expected:
+        assert text in line
+    for flag in lost:
+        assert flag not in line
+        assert flag in note
+    shown = {word.split('=')[0] for word in shlex.split(line) if word.startswith('--')}
+    own = {option for action in build_parser()._actions for option in action.option_strings}
+    assert shown - TIMM_ONLY <= {option for option in own if not option.startswith('--p2be')}
+    assert ('--device' in shown) == (not torch.cuda.is_available())
+    # timm's ParseKwargs keeps the last --opt-kwargs only
+    assert shlex.split(line).count('--opt-kwargs') <= 1
+
+
+def test_typing_errors_get_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
+    assert 'Did you mean --batch-size for --batchsize?' in _error(capsys, '--batchsize', '4')

@@ -1,0 +1,237 @@
+"""--resume: a run in two parts equals a run in one, bit for bit; unfit files are refused before anything is written."""
+
+import argparse
+import logging
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import (
+    TINY,
+    VIEWS,
+    assert_equal,
+    assert_same_state,
+    checkpoint,
+    command,
+    summary,
+    write_images,
+)
+
+import train
+
+pytestmark = [
+    pytest.mark.filterwarnings('ignore:unclosed file:ResourceWarning'),  # timm's readers leave images open
+    pytest.mark.filterwarnings('ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning'),
+]
+TWO_EPOCHS = (*VIEWS, '--epochs', '2')
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp('images'))
+
+
+@pytest.fixture(scope='module')
+def straight(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Output folder of a run of two epochs, with a recovery file after every update."""
+    output = tmp_path_factory.mktemp('straight') / 'run'
+    assert train.main(command(data, output, *TWO_EPOCHS, '--sched-on-updates', '--recovery-interval', '1')) == 0
+    return output
+
+
+def in_two_parts(data: Path, output: Path, *flags: str) -> None:
+    """Train the first epoch of two, as if the run had been killed then, and the second one from last.pth.tar."""
+    with pytest.MonkeyPatch.context() as patch:
+        finish = train.Run._finish_epoch
+
+        def die(run: train.Run, epoch: int, metrics: dict[str, float]) -> None:
+            finish(run, epoch, metrics)
+            raise SystemExit(9)
+
+        patch.setattr(train.Run, '_finish_epoch', die)
+        with pytest.raises(SystemExit):
+            train.main(command(data, output, *flags))
+    assert train.main(command(data, output, *flags, '--resume', str(output / 'last.pth.tar'))) == 0
+
+
+@pytest.mark.parametrize(
+    'flags',
+    [
+        ('--workers', '2', '--sched-on-updates'),
+        ('--model-ema', '--model-ema-decay', '0.5', '--sched', 'step', '--decay-epochs', '1', '--drop', '0.5'),
+        ('--opt', 'adamwp2be', '--p2be-sched', 'follow', '--warmup-epochs', '1', '--grad-accum-steps', '2'),
+        ('--p2be-sched', 'constant', '--reprob', '0.5', '--remode', 'const', '--sched', 'none'),
+    ],
+    ids=' '.join,
+)
+def test_after_an_epoch(data: Path, tmp_path: Path, flags: tuple[str, ...]) -> None:
+    whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+    assert train.main(command(data, whole, *TWO_EPOCHS, *flags)) == 0
+    in_two_parts(data, parts, *TWO_EPOCHS, *flags)
+    assert_same_state(whole / 'last.pth.tar', parts / 'last.pth.tar')
+    assert summary(whole) == summary(parts)
+    ranked, again = (checkpoint(folder / 'last.pth.tar')['saver'] for folder in (whole, parts))
+    assert_equal(ranked, again)
+    assert {path.name for path in whole.iterdir()} == {path.name for path in parts.iterdir()}
+
+
+def test_inside_an_epoch(data: Path, straight: Path, tmp_path: Path) -> None:
+    """After two of its three updates; the position is in the file, not in its name."""
+    copy = tmp_path / 'mine.pth.tar'
+    copy.write_bytes((straight / 'recovery-1-1.pth.tar').read_bytes())
+    output = tmp_path / 'run'
+    words = command(data, output, *TWO_EPOCHS, '--sched-on-updates', '--resume', str(copy))
+    assert train.main(words) == 0
+    assert_same_state(straight / 'last.pth.tar', output / 'last.pth.tar')
+    assert summary(straight)[1:] == summary(output)
+
+
+def test_after_the_last_update_only_validation_is_left(data: Path, straight: Path, tmp_path: Path) -> None:
+    output = tmp_path / 'run'
+    resumed = str(straight / 'recovery-1-2.pth.tar')
+    assert checkpoint(Path(resumed))['args'].position['update'] == 3
+    words = command(data, output, *TWO_EPOCHS, '--sched-on-updates', '--resume', resumed)
+    assert train.main(words) == 0
+    assert_same_state(straight / 'last.pth.tar', output / 'last.pth.tar')
+    assert summary(straight)[1:] == summary(output)
+
+
+def test_into_the_same_folder_history_goes_on(data: Path, tmp_path: Path) -> None:
+    output = tmp_path / 'run'
+    assert train.main(command(data, output, '--epochs', '3')) == 0
+    before = summary(output)
+    # back to the first epoch: rows after it are written anew
+    assert train.main(command(data, output, '--epochs', '3', '--resume', str(output / 'checkpoint-0.pth.tar'))) == 0
+    assert summary(output) == before
+    assert len(checkpoint(output / 'last.pth.tar')['saver']['checkpoint_files']) == 2
+    assert (output / 'summary.csv').read_text().count('epoch') == 1
+
+
+def test_no_resume_opt_starts_the_optimizer_afresh(data: Path, straight: Path, tmp_path: Path) -> None:
+    path = str(straight / 'checkpoint-0.pth.tar')
+    flags = ['--epochs', '2', '--resume', path, '--lr', '0.01']
+    assert train.main(command(data, tmp_path / 'run', *flags)) == 2
+    assert train.main(command(data, tmp_path / 'run', *flags, '--no-resume-opt')) == 0
+    group = checkpoint(tmp_path / 'run' / 'last.pth.tar')['optimizer']['param_groups'][0]
+    assert group['initial_lr'] == 0.01
+
+
+def test_a_finished_run_has_nothing_to_do(
+    data: Path, straight: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        words = command(data, tmp_path / 'run', *TWO_EPOCHS, '--resume', str(straight / 'last.pth.tar'))
+        assert train.main(words) == 0
+    assert any('Nothing to do: --epochs 2 are done already' in message for message in caplog.messages)
+
+
+def test_ema_from_a_checkpoint_without_one(data: Path, straight: Path, tmp_path: Path) -> None:
+    path = str(straight / 'last.pth.tar')
+    words = command(data, tmp_path / 'run', *VIEWS, '--epochs', '3', '--model-ema', '--resume', path)
+    assert train.main(words) == 0
+    average = checkpoint(tmp_path / 'run' / 'last.pth.tar')['state_dict_ema']
+    start = checkpoint(Path(path))['state_dict']
+    torch.testing.assert_close(average['fc.weight'], start['fc.weight'], rtol=0, atol=1e-2)
+
+
+class Foreign:
+    """Stands for any class in somebody else's pickle."""
+
+    def __reduce__(self) -> Any:
+        return (print, ('unpickled code ran',))
+
+
+def _unfit(kind: str, straight: Path, folder: Path) -> Path:
+    whole = (straight / 'last.pth.tar').read_bytes()
+    path = folder / f'{kind}.pth.tar'
+    if kind == 'truncated':
+        path.write_bytes(whole[: len(whole) // 2])
+    elif kind == 'empty':
+        path.touch()
+    elif kind == 'text':
+        path.write_text('not a checkpoint')
+    elif kind == 'list':
+        torch.save([1, 2], path)
+    elif kind == 'bare':
+        torch.save({'state_dict': {}, 'epoch': 1}, path)
+    elif kind == 'code':
+        torch.save({'state_dict': {}, 'epoch': 1, 'optimizer': {}, 'arch': 'encoded', 'args': Foreign()}, path)
+    elif kind == 'pickle':
+        path.write_bytes(pickle.dumps(Foreign()))
+    elif kind in ('shapes', 'groups', 'position'):
+        state = checkpoint(straight / 'last.pth.tar')
+        if kind == 'shapes':
+            state['state_dict']['fc.weight'] = torch.zeros(3, 3)
+        elif kind == 'groups':
+            state['optimizer']['param_groups'].pop()
+        else:
+            state['args'].position = {'where': 'nowhere'}
+        torch.save(state, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ('kind', 'message'),
+    [
+        ('missing', 'no such file. Runs write last.pth.tar'),
+        ('truncated', 'truncated or not a checkpoint'),
+        ('empty', 'truncated or not a checkpoint'),
+        ('text', 'truncated or not a checkpoint'),
+        ('list', 'not a training checkpoint'),
+        ('bare', "lacks ['optimizer', 'arch']. To start from bare weights use --initial-checkpoint"),
+        ('code', 'it holds Python objects, which are never loaded'),
+        ('pickle', 'truncated or not a checkpoint'),
+        ('shapes', 'does not fit this run'),
+        ('groups', 'does not fit this run'),
+        ('position', 'does not fit this run'),
+    ],
+)
+def test_unfit_files_are_refused(
+    data: Path, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, message: str
+) -> None:
+    path = _unfit(kind, straight, tmp_path)
+    output = tmp_path / 'out' / 'run'
+    assert train.main(command(data, output, *TWO_EPOCHS, '--resume', str(path))) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert f'--resume {path}' in printed.err
+    assert 'unpickled code ran' not in printed.out
+    assert not output.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ('model', 'flags', 'message'),
+    [
+        (('--model', 'test_resnet', '--img-size', '32'), (), "a checkpoint of 'encoded', but --model is 'test_resnet'"),
+        ((*TINY, 'encoding=onehot'), (), 'a model with encoding=p2be, but --model-kwargs has encoding=onehot'),
+        (TINY, ('--opt', 'adamwp2be'), '--opt adamwp2be: --resume goes on with the optimizer of'),
+        (TINY, ('--p2be-lr', '0.5'), '--p2be-lr 0.5: --resume goes on with the optimizer of'),
+    ],
+)
+def test_other_runs_are_refused(
+    data: Path,
+    straight: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    model: tuple[str, ...],
+    flags: tuple[str, ...],
+    message: str,
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in straight.iterdir()}
+    words = command(data, straight, *VIEWS, *flags, '--resume', str(straight / 'last.pth.tar'), model=model)
+    assert train.main(words) == 2
+    assert message in capsys.readouterr().err
+    assert before == {path: path.stat().st_mtime_ns for path in straight.iterdir()}
+
+
+def test_timms_own_checkpoints_resume(data: Path, straight: Path, tmp_path: Path) -> None:
+    """Without the fields that are ours, and with arguments of another script."""
+    state = checkpoint(straight / 'checkpoint-0.pth.tar')
+    state['args'] = argparse.Namespace(model='encoded', opt='sgdp2be', lr=0.05)
+    state['args'].model_kwargs = {'backbone': 'test_resnet', 'num_bits': 8}
+    torch.save(state, tmp_path / 'timm.pth.tar')
+    words = command(data, tmp_path / 'run', *TWO_EPOCHS, '--resume', str(tmp_path / 'timm.pth.tar'))
+    assert train.main([*words, '--sched-on-updates']) == 0
+    assert_same_state(straight / 'last.pth.tar', tmp_path / 'run' / 'last.pth.tar')

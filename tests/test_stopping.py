@@ -1,0 +1,268 @@
+"""Signals and diverging losses: a checkpoint that can be resumed, the right exit code, nothing good overwritten."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import VIEWS, assert_same_state, checkpoint, command, summary, write_images
+from torch import Tensor
+
+import stopping
+import train
+from epoch import Trainer
+from progress import Progress
+from stopping import StopSignal
+
+ROOT = Path(__file__).parents[1]
+pytestmark = [
+    pytest.mark.filterwarnings('ignore:unclosed file:ResourceWarning'),  # timm's readers leave images open
+    pytest.mark.filterwarnings('ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning'),
+]
+FLAGS = (*VIEWS, '--epochs', '2', '--sched-on-updates')
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp('images'))
+
+
+@pytest.fixture(scope='module')
+def straight(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp('straight') / 'run'
+    assert train.main(command(data, output, *FLAGS)) == 0
+    return output
+
+
+def at_call(patch: pytest.MonkeyPatch, owner: Any, name: str, number: int, action: Callable[[], None]) -> None:
+    """Let `action` happen before the `number`-th call of a method, counted from 1."""
+    method, calls = getattr(owner, name), [0]
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == number:
+            action()
+        return method(*args, **kwargs)
+
+    patch.setattr(owner, name, counted)
+
+
+PLACES = {
+    'inside an epoch': ('_batch', 5, (1, 2)),  # three updates an epoch: the fifth batch is the second of epoch 1
+    'at the end of an epoch': ('_batch', 3, (0, 3)),
+    'in validation': ('validate', 1, (0, 3)),
+    'before the first update': ('_batches', 1, (0, 1)),
+}
+
+
+@pytest.mark.parametrize('place', PLACES)
+@pytest.mark.parametrize(('number', 'code'), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signal_writes_a_checkpoint_to_go_on_from(
+    data: Path, straight: Path, tmp_path: Path, place: str, number: signal.Signals, code: int
+) -> None:
+    output = tmp_path / 'run'
+    name, call, position = PLACES[place]
+    with pytest.MonkeyPatch.context() as patch:
+        at_call(patch, Trainer, name, call, lambda: signal.raise_signal(number))
+        assert train.main(command(data, output, *FLAGS)) == code
+    (recovery,) = output.glob('recovery-*.pth.tar')
+    saved = checkpoint(recovery)['args'].position
+    assert (saved['epoch'], saved['update']) == position
+    assert train.main(command(data, output, *FLAGS, '--resume', str(recovery))) == 0
+    assert_same_state(straight / 'last.pth.tar', output / 'last.pth.tar')
+    assert summary(straight) == summary(output)
+
+
+def test_signal_between_epochs(data: Path, tmp_path: Path) -> None:
+    """Also where the epoch before wrote no checkpoint."""
+    with pytest.MonkeyPatch.context() as patch:
+        at_call(patch, train.Run, '_seed_epoch', 2, lambda: signal.raise_signal(signal.SIGTERM))
+        assert train.main(command(data, tmp_path / 'run', '--epochs', '3', '--val-interval', '3')) == 143
+    assert [path.name for path in (tmp_path / 'run').glob('*.pth.tar')] == ['recovery-1-0.pth.tar']
+
+
+def test_signal_while_batches_are_passed_over(data: Path, tmp_path: Path) -> None:
+    output = tmp_path / 'run'
+    with pytest.MonkeyPatch.context() as patch:
+        at_call(patch, Trainer, '_batch', 2, lambda: signal.raise_signal(signal.SIGTERM))
+        assert train.main(command(data, output, *FLAGS)) == 143
+    (recovery,) = output.glob('recovery-*.pth.tar')
+    with pytest.MonkeyPatch.context() as patch:
+        at_call(patch, Progress, 'restart', 1, lambda: signal.raise_signal(signal.SIGTERM))
+        assert train.main(command(data, output, *FLAGS, '--resume', str(recovery))) == 143
+    assert checkpoint(recovery)['args'].position['update'] == 2
+
+
+def test_signal_while_the_run_is_built_ends_it(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(*args: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, 'build_loaders', interrupt)
+        assert train.main(command(data, tmp_path / 'out' / 'run')) == 130
+    assert 'interrupted' in capsys.readouterr().err
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_second_signal_interrupts_unless_it_is_an_echo(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = StopSignal()
+    with stop:
+        assert not stop()
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)  # at once: a launcher's copy
+        assert stop()
+        assert stop.received == signal.SIGTERM
+        monkeypatch.setattr(stopping, '_REPEAT_SECONDS', -1.0)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_loader_workers_leave_signals_to_the_main_process(data: Path, tmp_path: Path) -> None:
+    """A worker that ended would raise in the main process, wherever that is."""
+    run = train.Run(train.parse_args(command(data, tmp_path / 'run', '--workers', '1')), StopSignal())
+    for loader in (run.loaders.training, run.loaders.validation):
+        batches = iter(loader.loader)
+        images = [next(batches)]  # the worker is up
+        for worker in multiprocessing.active_children():
+            assert worker.pid is not None
+            os.kill(worker.pid, signal.SIGTERM)
+            os.kill(worker.pid, signal.SIGINT)
+        time.sleep(0.2)
+        assert all(worker.is_alive() for worker in multiprocessing.active_children())
+        assert len([*images, *batches]) == len(loader)
+
+
+def test_a_worker_that_a_signal_ended_does_not_hide_the_stop(data: Path, tmp_path: Path) -> None:
+    def broken(*args: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        raise RuntimeError('DataLoader worker (pid 1) is killed by signal: Terminated')
+        yield
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('epoch.Progress.timed', broken)
+        assert train.main(command(data, tmp_path / 'run')) == 143
+    assert (tmp_path / 'run' / 'recovery-0-0.pth.tar').exists()
+
+
+@pytest.mark.parametrize(
+    ('number', 'code'), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
+def test_signal_to_the_whole_process_group(data: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
+    """As a terminal and a batch system send it: loader workers get it too."""
+    output = tmp_path / 'run'
+    words = command(data, output, *VIEWS, '--epochs', '1000', '--workers', '2', '--log-interval', '1')
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / 'train_scripts' / 'train.py'), *words],
+        env={**os.environ, 'OMP_NUM_THREADS': '1'},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert process.stderr is not None
+        head = []
+        for line in process.stderr:
+            head.append(line)
+            if line.startswith('Train: 0 [   2/3]'):
+                break
+        os.killpg(process.pid, number)
+        rest = process.stderr.read()
+        assert process.wait(timeout=120) == code, ''.join(head) + rest
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        process.stderr.close()
+    assert f'Stopped by {number.name}; go on with --resume {output}/recovery-' in rest
+    assert 'Traceback' not in rest
+    (recovery,) = output.glob('recovery-*.pth.tar')
+    assert checkpoint(recovery)['args'].position['count'] > 0
+
+
+def test_exploding_weights_stop_the_run(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / 'run'
+    words = command(data, output, *VIEWS, '--recovery-interval', '1', opt=('--opt', 'sgd', '--lr', '1e38'))
+    assert train.main(words) == 1
+    error = capsys.readouterr().err
+    assert 'epoch 0, update' in error
+    assert 'no longer finite' in error
+    for path in output.glob('*.pth.tar'):
+        assert all(value.isfinite().all() for value in checkpoint(path)['state_dict'].values())
+
+
+@pytest.mark.parametrize('flags', [(), ('--amp', '--amp-dtype', 'bfloat16')], ids=' '.join)
+def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...]
+) -> None:
+    output = tmp_path / 'run'
+    objective, calls = train.building.P2BETask.objective, [0]
+
+    def poisoned(self: Any, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        calls[0] += 1
+        result = objective(self, logits, labels)
+        return {**result, 'loss': result['loss'] * float('nan')} if calls[0] == 5 else result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.building.P2BETask, 'objective', poisoned)
+        assert train.main(command(data, output, *FLAGS, *flags)) == 1
+    error = capsys.readouterr().err
+    assert 'The loss is no longer finite at epoch 1, update 1' in error
+    assert f'kept: {output}' in error
+    assert checkpoint(output / 'last.pth.tar')['epoch'] == 0
+    assert train.main(command(data, output, *FLAGS, *flags, '--resume', str(output / 'last.pth.tar'))) == 0
+
+
+def test_weights_broken_by_the_last_update_are_not_saved(data: Path, tmp_path: Path) -> None:
+    """The loss of an epoch is computed before its last update; only validation or the weights show the damage."""
+    output = tmp_path / 'run'
+    with pytest.MonkeyPatch.context() as patch:
+        spread = train.Run._finish_epoch
+
+        def damage(run: train.Run, epoch: int, metrics: dict[str, float]) -> None:
+            if epoch == 1:
+                with torch.no_grad():
+                    run.task.trainable_module.fc.bias.fill_(float('nan'))  # type: ignore[union-attr]
+            spread(run, epoch, metrics)
+
+        patch.setattr(train.Run, '_finish_epoch', damage)
+        for flags in ((), ('--val-split', '')):
+            assert train.main(command(data, output, *FLAGS, *flags)) == 1
+            assert checkpoint(output / 'last.pth.tar')['epoch'] == 0
+
+
+@pytest.mark.slow
+def test_torchrun_stops_all_processes_together(data: Path, tmp_path: Path) -> None:
+    output = tmp_path / 'run'
+    words = command(
+        data, output, *VIEWS, '--epochs', '1000', '--workers', '1', '--batch-size', '4', '--log-interval', '1'
+    )
+    launcher = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
+    process = subprocess.Popen(
+        [*launcher, str(ROOT / 'train_scripts' / 'train.py'), *words],
+        env={**os.environ, 'OMP_NUM_THREADS': '1'},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith('Train: 0 [   2/3]'):
+                break
+        os.killpg(process.pid, signal.SIGTERM)
+        rest = process.stderr.read()
+        process.wait(timeout=120)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        process.stderr.close()
+    assert 'Stopped by SIGTERM' in rest
+    assert len(list(output.glob('recovery-*.pth.tar'))) == 1

@@ -1,0 +1,458 @@
+"""train.py end to end on 24 images: output, data sources, precision, objective, errors before anything is written."""
+
+import itertools
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import yaml
+from runs import CPU, TINY, VIEWS, assert_same_state, checkpoint, command, summary, write_images
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+import train
+from arguments import parse_args
+from stopping import StopSignal
+from timm_p2be.data import MultiView
+from timm_p2be.stem import find_embedding
+
+ROOT = Path(__file__).parents[1]
+RGB = ('--model', 'test_resnet', '--img-size', '32')
+pytestmark = [
+    pytest.mark.filterwarnings('ignore:unclosed file:ResourceWarning'),  # timm's readers leave images open
+    pytest.mark.filterwarnings('ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning'),
+]
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp('images'))
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    return tmp_path / 'out' / 'run'
+
+
+def build(*words: str) -> train.Run:
+    """Return a run that is ready to train."""
+    return train.Run(parse_args(words), StopSignal())
+
+
+def weights(output: Path) -> dict[str, Tensor]:
+    return checkpoint(output / 'last.pth.tar')['state_dict']
+
+
+def test_output_folder_is_timms(data: Path, output: Path) -> None:
+    assert train.main(command(data, output, *VIEWS, '--epochs', '2', '--checkpoint-hist', '1')) == 0
+    files = {path.name for path in output.iterdir()}
+    assert files - {'checkpoint-0.pth.tar', 'checkpoint-1.pth.tar'} == {
+        'args.yaml',
+        'summary.csv',
+        'last.pth.tar',
+        'model_best.pth.tar',
+    }
+    assert len(files) == 5
+    rows = summary(output)
+    columns = ['epoch', 'train_loss', 'eval_loss', 'eval_top1', 'eval_top5', 'lr']
+    assert [key for key in rows[0] if key in columns] == columns
+    for row in rows:
+        parts = [float(row[f'train_{name}']) for name in ('loss', 'ce', 'jsd', 'smoothness')]
+        assert parts[0] == pytest.approx(parts[1] + 12 * parts[2] + parts[3], rel=1e-5)
+    state = checkpoint(output / 'last.pth.tar')
+    assert {'epoch', 'arch', 'state_dict', 'optimizer', 'version', 'args', 'metric', 'saver'} == state.keys()
+    assert (state['epoch'], state['arch']) == (1, 'encoded')
+    model = timm.create_model(
+        'encoded', backbone='test_resnet', num_bits=8, num_classes=2, checkpoint_path=str(output / 'last.pth.tar')
+    )
+    assert find_embedding(model).weight is not None
+
+
+def test_args_yaml_repeats_the_run(data: Path, output: Path) -> None:
+    assert train.main(command(data, output, '--lr-base', '0.3', opt=('--opt', 'sgdp2be'))) == 0
+    flags = yaml.safe_load((output / 'args.yaml').read_text())
+    assert flags['p2be_lr'] == 1e-4
+    assert flags['lr'] is None
+    again = output.with_name('again')
+    assert train.main(['-c', str(output / 'args.yaml'), '--experiment', 'again']) == 0
+    assert_same_state(output / 'last.pth.tar', again / 'last.pth.tar')
+    assert summary(output) == summary(again)
+
+
+@pytest.mark.parametrize('model', [RGB, (*TINY, 'encoding=onehot')])
+def test_recipe_flags_of_the_table_are_dropped_without_one(
+    data: Path, output: Path, model: tuple[str, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = tmp_path / 'recipe.yaml'
+    recipe.write_text('p2be_lr: 0.01\np2be_smoothness: 2.0\np2be_init: thermometer\n')
+    with caplog.at_level(logging.INFO):
+        assert train.main([*command(data, output, model=model), '-c', str(recipe)]) == 0
+    assert sum("the recipe's" in message for message in caplog.messages) == 1
+    flags = yaml.safe_load((output / 'args.yaml').read_text())
+    assert all(flags[name] is None for name in ('p2be_lr', 'p2be_smoothness', 'p2be_init', 'p2be_sched'))
+    assert float(summary(output)[0]['train_smoothness']) == 0
+    assert any('Total batch 8: 1 processes * 8 images * 1 batches' in message for message in caplog.messages)
+
+
+ERRORS = [
+    (('--model', 'resnet50_p2b'), (), '--model resnet50_p2b: unknown model; did you mean resnet50_p2be'),
+    ((*TINY[:-1], 'num_bits=0'), (), 'num_bits'),
+    ((*TINY[:-1], 'colour=3'), (), 'Cannot create encoded'),
+    (RGB, ('--p2be-lr', '0.1'), '--p2be-lr: test_resnet has no learned table'),
+    (RGB, ('--p2be-smoothness', '1'), '--p2be-smoothness: test_resnet has no learned table'),
+    ((*TINY, 'encoding=thermometer'), ('--p2be-init', 'normal'), '--p2be-init: encoded has no learned table'),
+    ((*TINY, 'freeze_embedding=True'), ('--p2be-sched', 'follow'), '--p2be-sched: encoded has no learned table'),
+    (TINY, ('--opt', 'sgd', '--p2be-lr', '1'), '--p2be-lr: --opt sgd has one rule for all parameters'),
+    (TINY, ('--p2be-min-lr', '1'), 'min_lr'),
+    (TINY, ('--p2be-augmix', '11'), 'severity=11'),
+    (TINY, ('--p2be-smoothness', '-1'), 'smoothness=-1'),
+    (TINY, ('--p2be-crop-padding', '-1'), 'padding=-1'),
+    (TINY, ('--opt-kwargs', 'colour=3'), '--opt sgdp2be does not take these --opt-kwargs'),
+    (TINY, ('--opt-kwargs', 'embedding_lr=3'), "--opt-kwargs sets ['embedding_lr']"),
+    (TINY, ('--num-classes', '1'), 'The data has 2 classes, the model 1'),
+    (TINY, ('--batch-size', '25'), '24 training images do not fill one batch of 25'),
+    (TINY, ('--val-split', 'testing'), "has no folder 'testing'"),
+    (TINY, ('--data-dir', 'nowhere'), '--data-dir nowhere: no such folder'),
+    (TINY, ('--mean', '0', '0'), '--mean has 2 values for 3 channels'),
+    (TINY, ('--in-chans', '4'), '4 image channels need --input-img-mode'),
+    (TINY, ('--aa', 'nonsense'), 'timm cannot build the training transform (--aa nonsense)'),
+    (TINY, ('--pretrained',), 'Leave --pretrained out, or name a file by --pretrained-path'),
+    (TINY, ('--pretrained', '--pretrained-path', 'nowhere'), '--pretrained-path nowhere: no such file'),
+    (TINY, ('--initial-checkpoint', 'nowhere'), '--initial-checkpoint nowhere: no such file'),
+    (TINY, ('--torchcompile', 'nonsense'), '--torchcompile nonsense: unknown backend'),
+    (TINY, ('--sync-bn',), 'PyTorch synchronises BatchNorm on GPUs only'),
+    (TINY, ('--device', 'gpu'), '--device gpu: '),
+    (TINY, ('--dataset', 'torch/cifar10'), 'Add --dataset-download to fetch it'),
+    (('--model', 'test_vit', '--img-size', '32'), ('--grad-checkpointing', '--drop', '0.5', '--in-chans', '5'), '5 im'),
+]
+
+
+@pytest.mark.parametrize(('model', 'flags', 'message'), ERRORS)
+def test_errors_come_before_anything_is_written(
+    data: Path,
+    output: Path,
+    capsys: pytest.CaptureFixture[str],
+    model: tuple[str, ...],
+    flags: tuple[str, ...],
+    message: str,
+) -> None:
+    assert train.main(command(data, output, *flags, model=model)) == 2
+    assert message in capsys.readouterr().err
+    assert not output.parent.exists()
+
+
+def test_cuda_is_used_only_where_it_is(data: Path, output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip('has CUDA')
+    words = [word for word in command(data, output) if word not in CPU]
+    run = build(*words)
+    assert run.args.device == 'cpu'
+    assert train.main([*words, '--device', 'cuda']) == 2
+    assert '--device cuda, but this PyTorch finds no CUDA device' in capsys.readouterr().err
+
+
+def test_empty_data_folder(tmp_path: Path, output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split in ('train', 'validation'):
+        (tmp_path / 'empty' / split).mkdir(parents=True)
+    assert train.main(command(tmp_path / 'empty', output)) == 2
+    assert 'Found 0 images' in capsys.readouterr().err
+    assert not output.parent.exists()
+
+
+def test_flat_folder_only_without_validation(data: Path, output: Path) -> None:
+    """timm would take the same images for training and validation."""
+    flat = data / 'train'
+    assert train.main(command(flat, output)) == 2
+    assert train.main(command(flat, output, '--val-split', '')) == 0
+    assert 'eval_top1' not in summary(output)[0]
+
+
+def test_without_validation_the_lowest_loss_is_best(data: Path, output: Path) -> None:
+    run = build(*command(data, output, '--val-split', ''))
+    assert run.saver is not None
+    assert run.saver.decreasing
+
+
+def test_splits_must_number_classes_alike(tmp_path: Path, output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_images(tmp_path / 'data')
+    (folder / 'validation' / 'a').rename(folder / 'validation' / 'c')
+    assert train.main(command(folder, output, '--num-classes', '3')) == 2
+    assert 'different classes (a, c' in capsys.readouterr().err
+
+
+def test_val_interval_skips_validation_and_checkpoints(data: Path, output: Path) -> None:
+    assert train.main(command(data, output, '--epochs', '3', '--val-interval', '2')) == 0
+    assert [row['epoch'] for row in summary(output)] == ['1', '2']
+    assert not (output / 'checkpoint-0.pth.tar').exists()
+
+
+def test_start_epoch_starts_the_schedule_there(data: Path, output: Path) -> None:
+    assert train.main(command(data, output, '--epochs', '4', '--start-epoch', '3', '--sched-on-updates')) == 0
+    rows = summary(output)
+    assert [row['epoch'] for row in rows] == ['3']
+    assert float(rows[0]['lr']) == 0
+    run = build(*command(data, output, '--epochs', '4', '--start-epoch', '3'))
+    run.schedules.start(3, 0)
+    assert run.optimizer.param_groups[0]['lr'] < 0.05
+
+
+def test_img_size_sets_the_data_of_convolutional_networks(data: Path, output: Path) -> None:
+    run = build(*command(data, output, '--img-size', '24'))
+    images, _ = next(iter(run.loaders.training))
+    assert images.shape == (8, 3, 24, 24)
+    assert build(*command(data, output, '--img-size', '64', model=('--model', 'test_vit'))).loaders
+
+
+@pytest.mark.parametrize('flags', [('--in-chans', '1', '--img-size', '32'), ('--input-size', '1', '32', '32')])
+def test_grey_images(data: Path, output: Path, flags: tuple[str, ...]) -> None:
+    model = ('--model', 'encoded', '--model-kwargs', 'backbone=test_resnet', 'num_bits=8')
+    run = build(*command(data, output, *VIEWS, '--mean', '0', '--std', '1', *flags, model=model))
+    images, _ = next(iter(run.loaders.training))
+    assert images.shape[:2] == (24, 1)
+
+
+def test_transforms_follow_the_flags(data: Path, output: Path) -> None:
+    def transform(*flags: str) -> Any:
+        return build(*command(data, output, *flags)).loaders.training.dataset.transform
+
+    assert 'RandomCrop(' in repr(transform('--p2be-crop-padding', '4'))
+    assert 'ColorJitter' in repr(transform('--p2be-crop-padding', '4'))
+    assert 'AugMix(severity=3.0' in repr(transform('--p2be-augmix', '3', '--train-crop-mode', 'rkrc'))
+    assert 'ColorJitter' not in repr(transform('--p2be-augmix', '3'))
+    assert 'ResizeKeepRatio' in repr(transform('--p2be-augmix', '3', '--train-crop-mode', 'rkrc'))
+    assert 'RandomVerticalFlip' in repr(transform('--vflip', '0.5'))
+    assert 'Random' not in repr(transform('--no-aug'))
+    views = transform('--aug-splits', '2', '--jsd-loss', '--aa', 'augmix-m3')
+    assert isinstance(views, MultiView)
+    assert 'AugMixAugment' in repr(views)
+
+
+def test_random_erasing_works_on_views(data: Path, output: Path) -> None:
+    run = build(*command(data, output, *VIEWS, '--reprob', '1', '--remode', 'const', '--recount', '2'))
+    images, _ = next(iter(run.loaders.training))
+    assert ((images == 0).all(dim=1).flatten(1).sum(dim=1) > 0).all()
+
+
+def test_table_starts_as_p2be_init_says(data: Path, output: Path) -> None:
+    def latents(*flags: str) -> Tensor:
+        weight = find_embedding(build(*command(data, output, *flags)).task.trainable_module).weight
+        assert weight is not None
+        return weight
+
+    assert 0.4 < latents('--p2be-init', 'thermometer').abs().mean() < 0.6
+    assert latents('--p2be-init', 'normal').std() > 0.9
+    words = [*TINY, 'embedding_init=thermometer']
+    run = build(*command(data, output, model=words))
+    assert run.args.p2be_init == 'thermometer'
+    assert find_embedding(run.task.trainable_module).weight.abs().mean() < 0.6  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match='contradicts'):
+        build(*command(data, output, '--p2be-init', 'normal', model=words))
+
+
+def test_pretrained_path_adapts_the_head(data: Path, output: Path) -> None:
+    assert train.main(command(data, output)) == 0
+    saved = weights(output)
+    path = str(output / 'last.pth.tar')
+    run = build(*command(data, output, '--pretrained', '--pretrained-path', path, '--num-classes', '5'))
+    tuned = run.task.trainable_module.state_dict()
+    for name in saved:
+        same = tuned[name].shape == saved[name].shape and torch.equal(tuned[name], saved[name])
+        assert same != name.startswith('fc.'), name
+    with pytest.raises(ValueError, match='the weights to start from bring theirs'):
+        build(*command(data, output, '--pretrained', '--pretrained-path', path, '--p2be-init', 'normal'))
+
+
+def test_initial_checkpoint_of_another_model(data: Path, output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({'state_dict': {'x': torch.zeros(1)}}, output.parent.parent / 'other.pth')
+    path = str(output.parent.parent / 'other.pth')
+    assert train.main(command(data, output, '--initial-checkpoint', path)) == 2
+    assert f'Does {path} hold weights of this model?' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('sched', ['cosine', 'constant', 'follow'])
+def test_schedules_of_the_table(data: Path, output: Path, sched: str) -> None:
+    flags = ['--epochs', '2', '--p2be-sched', sched, '--p2be-lr', '0.01', '--min-lr', '0.001']
+    assert train.main(command(data, output, *flags)) == 0
+    rates = [float(row['train_lr_embedding']) for row in summary(output)]
+    # train.py writes the rate after the last update of an epoch, before the epoch's step
+    expected = {'cosine': [(0.01 + 1e-6) / 2, 1e-6], 'constant': [0.01, 0.01], 'follow': [0.01, 0.0055]}
+    assert rates == pytest.approx(expected[sched])
+
+
+@pytest.mark.parametrize(
+    'flags',
+    [
+        ('--amp', '--amp-dtype', 'bfloat16'),
+        ('--channels-last',),
+        ('--model-dtype', 'bfloat16'),
+        ('--model-ema', '--model-ema-decay', '0.5', '--model-ema-warmup'),
+        ('--clip-grad', '0.1'),
+        ('--clip-grad', '0.1', '--clip-mode', 'value'),
+        ('--clip-grad', '0.1', '--clip-mode', 'agc'),
+        ('--grad-checkpointing',),
+        ('--layer-decay', '0.5'),
+        ('--torchcompile', 'eager'),
+    ],
+    ids=' '.join,
+)
+def test_options_train_and_change_the_result(data: Path, output: Path, flags: tuple[str, ...]) -> None:
+    plain = output.with_name('plain')
+    assert train.main(command(data, plain, *VIEWS)) == 0
+    assert train.main(command(data, output, *VIEWS, *flags)) == 0
+    ours, theirs = weights(output), weights(plain)
+    assert ours.keys() == theirs.keys()
+    table = next(name for name in ours if name.endswith('embedding.weight'))
+    assert ours[table].dtype == torch.float32
+    key = 'state_dict_ema' if '--model-ema' in flags else 'state_dict'
+    changed = checkpoint(output / 'last.pth.tar')[key]
+    if flags[0] in ('--channels-last', '--grad-checkpointing', '--torchcompile'):  # the same function, up to rounding
+        torch.testing.assert_close(changed['fc.weight'], theirs['fc.weight'], rtol=1e-2, atol=1e-3)
+    else:
+        assert not torch.equal(changed['fc.weight'], theirs['fc.weight'])
+    if '--model-dtype' in flags:
+        assert changed['fc.weight'].dtype == torch.bfloat16
+
+
+def test_grad_accumulation_equals_a_big_batch(data: Path, output: Path) -> None:
+    """With BatchNorm in eval mode, which otherwise sees the parts of a batch."""
+
+    def update(*flags: str) -> dict[str, Tensor]:
+        words = [*flags, '--no-aug', '--smoothing', '0', '--clip-grad', '1']
+        run = build(*command(data, output, *words, opt=('--opt', 'sgd', '--lr', '0.1')))
+        run.task.eval()
+        loader = DataLoader(run.loaders.training.dataset, 16 // run.args.grad_accum_steps)
+        batches = [
+            (images.float() / 255, labels) for images, labels in itertools.islice(loader, run.args.grad_accum_steps)
+        ]
+        for index, (images, labels) in enumerate(batches):
+            run.trainer._batch(images, labels, len(batches), update=index + 1 == len(batches))
+        return run.task.trainable_module.state_dict()
+
+    small, big = update('--grad-accum-steps', '2'), update()
+    for name in small:
+        torch.testing.assert_close(small[name], big[name], rtol=1e-4, atol=1e-6)
+
+
+def test_last_update_of_an_epoch_takes_the_rest(data: Path, output: Path) -> None:
+    assert train.main(command(data, output, '--grad-accum-steps', '2', '--sched-on-updates', '--epochs', '2')) == 0
+    assert float(summary(output)[1]['lr']) == 0  # 3 batches are 2 updates, so the cosine ends after 4
+
+
+def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(
+    data: Path, output: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: Any
+) -> None:
+    with caplog.at_level(logging.INFO):
+        assert train.main(command(data, output, '--log-interval', '2')) == 0
+    lines = [message for message in caplog.messages if message.startswith('Train: ')]
+    assert len(lines) == 2  # updates 2 and 3
+    assert all(word in lines[0] for word in ('loss', 'ce', 'jsd', 'smoothness', 'img/s', 'epoch ends in'))
+    assert 'epoch 0:' not in capsys.readouterr().err
+    monkeypatch.setattr(sys.stderr, 'isatty', lambda: True)
+    assert train.main(command(data, output, '--experiment', 'bar')) == 0
+    err = capsys.readouterr().err
+    assert 'epoch 0:' in err
+    assert 'img/s' in err
+
+
+@pytest.fixture(scope='module')
+def parquet(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """The images as a parquet file for each split, with columns `img` and `fine`."""
+    datasets = pytest.importorskip('datasets')
+    folder = tmp_path_factory.mktemp('parquet')
+    features = datasets.Features({'img': datasets.Image(), 'fine': datasets.ClassLabel(names=['a', 'b'])})
+    for split in ('train', 'validation'):
+        files = sorted((data / split).glob('*/*.png'), key=lambda path: path.stem)
+        rows = {
+            'img': [{'bytes': path.read_bytes(), 'path': None} for path in files],
+            'fine': [path.parent.name for path in files],
+        }
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / f'{split}-0.parquet')
+    return folder
+
+
+@pytest.fixture
+def hf_cache(tmp_path: Path) -> Path:
+    return tmp_path / 'cache'
+
+
+@pytest.mark.parametrize('reader', ['hfds', 'hfids'])
+def test_hugging_face_data_with_three_views(parquet: Path, output: Path, hf_cache: Path, reader: str) -> None:
+    """'hfids' streams: views that come from indexing the data set, as timm's AugMixDataset makes them, cannot."""
+    flags = ['--dataset', f'{reader}/{parquet}', '--input-key', 'img', '--target-key', 'fine']
+    if reader == 'hfids':
+        flags += ['--train-num-samples', '24', '--val-num-samples', '8']
+    assert train.main(command(hf_cache, output, *flags, *VIEWS, '--workers', '1')) == 0
+    assert len(summary(output)) == 1
+    images, labels = next(iter(build(*command(hf_cache, output, *flags, *VIEWS)).loaders.training))
+    assert images.shape == (24, 3, 32, 32)
+    assert torch.equal(labels[:8], labels[8:16])
+
+
+def test_wrong_column_is_named(parquet: Path, output: Path, hf_cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ['--dataset', f'hfds/{parquet}', '--input-key', 'img', '--target-key', 'coarse']
+    assert train.main(command(hf_cache, output, *flags)) == 2
+    assert 'coarse' in capsys.readouterr().err
+
+
+def test_handlers_are_left_as_found(data: Path, output: Path) -> None:
+    """quickstart.py calls main twice and goes on afterwards."""
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)], list(logging.root.handlers)
+    assert train.main(command(data, output)) == 0
+    after = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)], list(logging.root.handlers)
+    assert before == after
+
+
+@pytest.mark.slow
+def test_inductor_trains(data: Path, output: Path) -> None:
+    assert train.main(command(data, output, '--torchcompile')) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('flags', [(), ('--model-ema', '--grad-accum-steps', '2')], ids=' '.join)
+def test_two_processes(data: Path, output: Path, flags: tuple[str, ...]) -> None:
+    """One writer, BatchNorm averaged, different augmentation on each process, weights alike."""
+    script = output.parent.parent / 'ranks.py'
+    script.write_text(
+        'import sys, torch, train\n'
+        'build = train.build_loaders\n'
+        'seen = []\n'
+        'step = train.Trainer._batch\n'
+        'def spy(self, images, *rest):\n'
+        '    seen.append(images.clone())\n'
+        '    return step(self, images, *rest)\n'
+        'train.Trainer._batch = spy\n'
+        'runs = []\n'
+        'init = train.Run.__init__\n'
+        'def keep(self, *args):\n'
+        '    init(self, *args)\n'
+        '    runs.append(self)\n'
+        'train.Run.__init__ = keep\n'
+        'code = train.main(sys.argv[2:])\n'
+        'rank = runs[0].args.rank\n'
+        'state = runs[0].task.get_checkpoint_state()["state_dict"]\n'
+        'torch.save({"seen": seen, "state": state}, f"{sys.argv[1]}/rank{rank}.pt")\n'
+        'sys.exit(code)\n'
+    )
+    folder = script.parent
+    words = command(data, output, *VIEWS, *flags, '--batch-size', '4', '--workers', '1')
+    launcher = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT / 'train_scripts'), 'OMP_NUM_THREADS': '1'}
+    result = subprocess.run(
+        [*launcher, str(script), str(folder), *words], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count('Validation:') == 1
+    one, other = (torch.load(folder / f'rank{rank}.pt', weights_only=True) for rank in range(2))
+    assert len(one['seen']) == len(other['seen']) == 3
+    assert not torch.equal(one['seen'][0], other['seen'][0])
+    for name, value in one['state'].items():
+        assert torch.equal(value, other['state'][name]), name
+        assert torch.equal(value, weights(output)[name]), name
+    assert len(summary(output)) == 1

@@ -1,0 +1,141 @@
+"""Resumes a run from a checkpoint that is checked before anything is written."""
+
+import argparse
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models import clean_state_dict
+from timm.task import ClassificationTask
+
+# what --resume takes from the checkpoint's optimizer, so that another value on the command line would be ignored
+_OPTIMIZER_SETTINGS = ('lr', 'momentum', 'weight_decay', 'opt_eps', 'opt_betas', 'opt_kwargs')
+_TABLE_SETTINGS = ('p2be_lr', 'p2be_betas', 'p2be_weight_decay')
+_ENCODED_KWARGS = {'backbone': None, 'encoding': 'p2be', 'num_bits': 64}  # of the model 'encoded', with defaults
+
+
+@dataclass
+class Position:
+    """Where a run stands: in `epoch`, after `update` of its optimizer updates.
+
+    Attributes:
+        epoch: index of the epoch.
+        update: its updates done.
+        sums: loss parts of the epoch so far, summed over images.
+        count: images they were summed over.
+    """
+
+    epoch: int = 0
+    update: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    count: int = 0
+
+
+def with_position(args: argparse.Namespace, position: Position | None) -> argparse.Namespace:
+    """Return the flags for a checkpoint; in a recovery file they carry the position, which timm has no entry for."""
+    return argparse.Namespace(**vars(args), **({'position': asdict(position)} if position else {}))
+
+
+def read_checkpoint(path: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Return the entries of a training checkpoint, read with `weights_only=True` and `argparse.Namespace` allowed.
+
+    Args:
+        path: file that timm's CheckpointSaver wrote.
+        args: flags of the run that resumes.
+
+    Raises:
+        ValueError: missing, truncated, not a training checkpoint, or of another model or optimizer.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f'--resume {path}: no such file. Runs write last.pth.tar into their output folder.')
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as error:  # a damaged pickle can raise anything
+        text = str(error)
+        unsafe = 'Unsupported global' in text or 'Unsupported class' in text
+        reason = 'it holds Python objects, which are never loaded' if unsafe else 'truncated or not a checkpoint'
+        detail = text.splitlines()[0] if text else type(error).__name__
+        raise ValueError(f'--resume {path}: {reason} ({detail}). Older files of its folder may be whole.') from error
+    entries = ('state_dict', 'optimizer', 'epoch', 'arch')
+    missing = [key for key in entries if key not in checkpoint] if isinstance(checkpoint, dict) else list(entries)
+    if missing:
+        raise ValueError(
+            f'--resume {path}: not a training checkpoint, it lacks {missing}. To start from bare weights use '
+            '--initial-checkpoint.'
+        )
+    if checkpoint['arch'] != args.model:
+        raise ValueError(f'--resume {path}: a checkpoint of {checkpoint["arch"]!r}, but --model is {args.model!r}.')
+    saved = checkpoint.get('args') or argparse.Namespace()
+    for key, default in _ENCODED_KWARGS.items():
+        was, now = (getattr(flags, 'model_kwargs', {}).get(key, default) for flags in (saved, args))
+        if was != now:
+            raise ValueError(f'--resume {path}: a model with {key}={was}, but --model-kwargs has {key}={now}.')
+    return checkpoint
+
+
+def check_optimizer(checkpoint: dict[str, Any], args: argparse.Namespace, explicit: set[str]) -> None:
+    """Refuse optimizer flags that the checkpoint's state would silently replace.
+
+    Raises:
+        ValueError: another optimizer, or another setting on the command line.
+    """
+    saved = checkpoint.get('args') or argparse.Namespace()
+    names = ['opt', *(name for name in (*_OPTIMIZER_SETTINGS, *_TABLE_SETTINGS) if name in explicit)]
+    for name in names:
+        was, now = getattr(saved, name, None), getattr(args, name)
+        if hasattr(saved, name) and was != now:
+            flag = '--' + name.replace('_', '-')
+            raise ValueError(
+                f'{flag} {now}: --resume goes on with the optimizer of {args.resume}, which has {was}. Leave {flag} '
+                'as it was, or start the optimizer afresh by --no-resume-opt.'
+            )
+
+
+def resume(
+    checkpoint: dict[str, Any],
+    path: str,
+    task: ClassificationTask,
+    optimizer: torch.optim.Optimizer | None,
+    scaler: Any,
+) -> Position:
+    """Load a checkpoint into task, optimizer and scaler and return where its run goes on.
+
+    An epoch's checkpoint goes on with the next epoch, a recovery file of ours inside its epoch.
+
+    Args:
+        checkpoint: result of `read_checkpoint`.
+        path: its file.
+        task: task whose model takes the weights.
+        optimizer: takes its state, or None to start it (and the scaler) afresh.
+        scaler: gradient scaler that takes its state, or None.
+
+    Raises:
+        ValueError: the checkpoint does not fit the model or the optimizer.
+    """
+    try:
+        task.load_checkpoint_state(clean_state_dict(checkpoint['state_dict']), checkpoint.get('task_state'))
+        if optimizer is not None:
+            optimizer.load_state_dict(checkpoint['optimizer'])
+            if scaler is not None and scaler.state_dict_key in checkpoint:
+                scaler.load_state_dict(checkpoint[scaler.state_dict_key])
+        position = getattr(checkpoint.get('args'), 'position', None)
+        if position is not None:
+            return Position(**position)
+        return Position(checkpoint['epoch'] + (checkpoint.get('version', 1) > 1))
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'--resume {path}: does not fit this run: {error}') from error
+
+
+def resume_ema(checkpoint: dict[str, Any], task: ClassificationTask) -> None:
+    """Load the averaged weights of a checkpoint, or its plain ones if the run had no average."""
+    state = checkpoint.get('state_dict_ema') or checkpoint['state_dict']
+    task.load_checkpoint_state(clean_state_dict(state), checkpoint.get('task_state_ema'), ema=True)
+
+
+def weights_are_finite(task: ClassificationTask) -> bool:
+    """Return whether every parameter is a finite number, so that a checkpoint is worth keeping."""
+    model = task.get_trainable_module()
+    assert model is not None
+    return all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters())
