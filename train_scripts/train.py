@@ -178,8 +178,8 @@ class Run:
 
     def _seed_epoch(self, epoch: int) -> None:
         """Make everything random in an epoch a function of seed, epoch and process, so that resumed runs agree."""
-        seed = int(np.random.SeedSequence([self.args.seed, epoch]).generate_state(1)[0]) >> 1
-        random_seed(seed, self.args.rank)
+        seed = int(np.random.SeedSequence([self.args.seed, epoch]).generate_state(1)[0])
+        random_seed(seed % (2**32 - 2**16), self.args.rank)  # numpy's seeds end at 2**32, and the rank is added
         loader = self.loaders.training
         for part in (loader.dataset, loader.sampler):
             if hasattr(part, 'set_epoch'):
