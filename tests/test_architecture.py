@@ -14,7 +14,9 @@ PACKAGE = ROOT / 'timm_p2be'
 # layer -> the layers of timm_p2be it may import; a layer is a top-level module or sub-package, '' is __init__.py
 ALLOWED: dict[str, set[str]] = {
     'encodings': set(),
-    'lookup': set(),
+    'kernels': set(),
+    'operators': {'kernels'},
+    'lookup': {'kernels', 'operators'},
     'losses': set(),
     'data': set(),
     'stem': {'encodings', 'lookup'},
@@ -26,7 +28,13 @@ ALLOWED: dict[str, set[str]] = {
     '': {'encodings', 'lookup', 'losses', 'stem', 'optim', 'models'},  # registers and re-exports
     'cli': {'robustness', ''},
 }
-TORCH_ONLY = ('encodings', 'lookup', 'losses')  # the core needs torch and the standard library
+TORCH_ONLY = (
+    'encodings',
+    'kernels',
+    'lookup',
+    'losses',
+    'operators',
+)  # the core needs torch, and llvmlite for its kernels
 FORBIDDEN_NAMES = {'utils', 'helpers', 'common', 'base'}
 
 

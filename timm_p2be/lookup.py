@@ -1,11 +1,25 @@
-"""The stem convolution over binary pixel codes, behind one function."""
+"""The stem convolution over binary pixel codes, without the image of code planes.
+
+A code is a row of the 256 x M table E, so its product with the kernel can be taken once for every level instead of
+once for every pixel: T[j, k, :] = W_j^T e_k for each tap j (kernel row, colour, kernel column) and level k. The
+convolution is then a sum of rows of T. Its cost does not depend on M, and nothing larger than the uint8 image is kept
+for the backward pass, which adds the gradient of each output pixel to the rows it came from.
+
+On the CPU the sums run in loops that LLVM compiles (`timm_p2be.kernels.llvm_cpu`); everywhere else, and while
+TorchScript or ONNX is being written, the planes are built and convolved (`timm_p2be.kernels.plain`). Set the
+environment variable TIMM_P2BE_LOOKUP to 'plain' to do so on the CPU too. Which of the two runs is logged once.
+"""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from timm_p2be import operators
+from timm_p2be.kernels.plain import convolve_codes, sum_rows
+from timm_p2be.operators import code_table
+
+__all__ = ['code_table', 'convolve_codes', 'lookup_conv2d', 'sum_rows', 'table_conv2d']
 
 
 def lookup_conv2d(
@@ -19,73 +33,127 @@ def lookup_conv2d(
     """Convolve the binary code planes of an image (Algorithm 1 of the paper followed by the first convolution).
 
     Plane m * C + c of the M C input planes (bit-major) is bit m of the code of colour c. The planes are padded with
-    zeros, which is no code at all, never with the code of level 0.
+    zeros, which is no code at all, never with the code of level 0. Sums are taken in float32 (float64 for float64
+    weights), in an order that does not depend on the number of threads. The result lies in channels_last memory.
 
     Args:
-        levels: (B, C, H, W) uint8 pixel levels.
-        codes: (256, M) table, floating point; gets a gradient, accumulated in its own precision.
+        levels: (B, C, H, W) uint8 pixel levels, of any strides.
+        codes: (256, M) table, floating point; gets a gradient, accumulated in float32.
         weight: (O, M C, kh, kw) kernel; gets a gradient.
-        stride: int or (height, width).
-        padding: int, (height, width), or (left, right, top, bottom) in the order of `torch.nn.functional.pad`.
-        dilation: int or (height, width).
+        stride: int or (height, width), at least 1.
+        padding: int, (height, width), or (left, right, top, bottom) in the order of `torch.nn.functional.pad`; at
+            least 0.
+        dilation: int or (height, width), at least 1.
 
     Returns:
         (B, O, H', W') feature map in the dtype of `weight`, or autocast's under autocast.
 
     Raises:
-        ValueError: `levels` is not uint8 of rank 4, `codes` has not 256 rows, or the channels of `weight` are not
-            M C.
+        ValueError: `levels` is not uint8 of rank 4, `codes` has not 256 rows, the channels of `weight` are not M C,
+            a stride, padding or dilation is out of range, or the kernel is larger than the padded image.
 
     Example:
         >>> levels = torch.randint(0, 256, (1, 3, 8, 8), dtype=torch.uint8)
         >>> lookup_conv2d(levels, torch.eye(256), torch.randn(4, 768, 3, 3), padding=1).shape
         torch.Size([1, 4, 8, 8])
     """
-    if not torch.jit.is_tracing():
-        _check(levels, codes, weight)
-    device = levels.device.type
-    autocast = torch.is_autocast_enabled(device)
-    dtype = torch.get_autocast_dtype(device) if autocast else weight.dtype
-    # over 3 M planes, CPU kernels are slower in half precision than in float32, backward above all
-    compute = torch.float32 if device == 'cpu' and dtype in (torch.bfloat16, torch.float16) else dtype
-    with torch.autocast(device, enabled=False) if autocast else nullcontext():
-        features = convolve_codes(levels, codes, weight.to(compute), _pair(stride), _pair(padding), _pair(dilation))
-    return features.to(dtype)
-
-
-def _check(levels: Tensor, codes: Tensor, weight: Tensor) -> None:
-    if levels.dtype != torch.uint8 or levels.ndim != 4:
-        raise ValueError(f'Got levels of dtype {levels.dtype} and {levels.ndim} axes; allowed are uint8 (B, C, H, W).')
+    strides, pads, dilations = _pair(stride), _pair(padding), _pair(dilation)
+    dtype = _output_dtype(levels, weight)
+    if _is_exporting():
+        # the file must run without this package; and a trace would warn that it fixes the outcome of the checks
+        with operators.no_autocast(levels):
+            return convolve_codes(levels, codes, weight.float(), strides, pads, dilations).to(dtype)
+    _check_levels(levels)
     if codes.ndim != 2 or codes.shape[0] != 256:
         raise ValueError(f'Got codes of shape {list(codes.shape)}; allowed is (256, M), one row for each pixel level.')
-    if weight.shape[1] != codes.shape[1] * levels.shape[1]:
+    if weight.ndim != 4 or weight.shape[1] != codes.shape[1] * levels.shape[1]:
         raise ValueError(
             f'Got images of {levels.shape[1]} channels; {weight.shape[1]} kernel planes over {codes.shape[1]}-bit '
             f'codes need {weight.shape[1] / codes.shape[1]:g}. Build the model with in_chans={levels.shape[1]}.'
         )
+    borders = _borders(pads)
+    _check_window(levels, weight.shape[2:], strides, borders, dilations)
+    return operators.lookup_conv2d(levels, codes, weight, strides, borders, dilations, dtype)
+
+
+def table_conv2d(
+    levels: Tensor,
+    table: Tensor,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+) -> Tensor:
+    """Sum the rows of a precomputed `code_table`: `lookup_conv2d` for inference, without codes and kernel.
+
+    Args:
+        levels: (B, C, H, W) uint8 pixel levels, of any strides.
+        table: (kh, C, kw, 257, O), floating point; gets no gradient.
+        stride: int or (height, width), at least 1.
+        padding: int, (height, width) or (left, right, top, bottom), at least 0.
+        dilation: int or (height, width), at least 1.
+
+    Returns:
+        (B, O, H', W') feature map in the dtype of `table`, or autocast's under autocast.
+
+    Raises:
+        ValueError: as `lookup_conv2d`, or a table of another shape.
+
+    Example:
+        >>> table = code_table(torch.eye(256), torch.ones(4, 768, 1, 1), 3)
+        >>> table_conv2d(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), table)[0, :, 0, 0]
+        tensor([3., 3., 3., 3.])
+    """
+    strides, borders, dilations = _pair(stride), _borders(_pair(padding)), _pair(dilation)
+    dtype = _output_dtype(levels, table)
+    if _is_exporting():
+        return sum_rows(levels, table, strides, borders, dilations).to(dtype)
+    _check_levels(levels)
+    if table.ndim != 5 or table.shape[1] != levels.shape[1] or table.shape[3] != 257:
+        raise ValueError(
+            f'Got images of {levels.shape[1]} channels and a table of shape {list(table.shape)}; allowed is '
+            '(kh, C, kw, 257, O) as code_table returns it, with C the channels of the image.'
+        )
+    _check_window(levels, table.shape[0:3:2], strides, borders, dilations)
+    return operators.table_conv2d(levels, table, strides, borders, dilations, dtype)
+
+
+def _is_exporting() -> bool:
+    return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
+
+
+def _output_dtype(levels: Tensor, weight: Tensor) -> torch.dtype:
+    device = levels.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
 
 def _pair(value: int | Sequence[int]) -> list[int]:
     return [value, value] if isinstance(value, int) else list(value)
 
 
-def convolve_codes(
-    levels: Tensor, codes: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int]
-) -> Tensor:
-    """Compute `lookup_conv2d` for checked arguments, the obvious way: look up, pad, convolve. TorchScript compiles it.
+def _borders(padding: list[int]) -> list[int]:
+    """Return `padding` as left, right, top, bottom."""
+    return padding if len(padding) == 4 else [padding[1], padding[1], padding[0], padding[0]]
 
-    The planes are laid out colour-major in channels_last memory, where a lookup writes them, and the kernel's input
-    channels, far fewer bytes, are permuted to match.
-    """
-    bits = codes.shape[1]
-    chans = levels.shape[1]
-    # the gradient of a code sums over many pixels: gather before the cast, so that it is summed in float32
-    # (torch.jit.trace checks its graph without gradients, and the graph must not depend on that)
-    table = codes if codes.requires_grad or torch.jit.is_tracing() else codes.to(weight.dtype)
-    planes = F.embedding(levels.permute(0, 2, 3, 1).int(), table).to(weight.dtype).flatten(3).permute(0, 3, 1, 2)
-    if len(padding) == 4:
-        planes = F.pad(planes, padding)
-        padding = [0, 0]
-    kernel = weight.reshape(weight.shape[0], bits, chans, weight.shape[2], weight.shape[3])
-    kernel = kernel.transpose(1, 2).reshape(weight.shape)
-    return F.conv2d(planes, kernel, None, stride, padding, dilation)
+
+def _check_levels(levels: Tensor) -> None:
+    if levels.dtype != torch.uint8 or levels.ndim != 4:
+        raise ValueError(
+            f'Got levels of dtype {levels.dtype} and {levels.ndim} axes; allowed are uint8 (B, C, H, W), 0 to 255. '
+            'timm_p2be.encodings.pixel_levels turns images in [0, 1] into levels.'
+        )
+
+
+def _check_window(
+    levels: Tensor, kernel: Sequence[int], stride: list[int], padding: list[int], dilation: list[int]
+) -> None:
+    if min(*stride, *dilation) < 1 or min(padding) < 0:
+        raise ValueError(
+            f'Got stride {stride}, padding {padding} and dilation {dilation}; stride and dilation must be at least 1 '
+            'and padding at least 0.'
+        )
+    rows, columns = operators.output_size(levels.shape, kernel, stride, padding, dilation)
+    if rows < 1 or columns < 1:
+        raise ValueError(
+            f'Got images of {levels.shape[2]}x{levels.shape[3]} pixels, padded by {padding} (left, right, top, '
+            f'bottom): smaller than the kernel of {kernel[0]}x{kernel[1]} with dilation {dilation}. Use larger images.'
+        )

@@ -1,0 +1,1 @@
+"""Backends of `timm_p2be.lookup`, one file each: plain torch everywhere, compiled loops on the CPU."""

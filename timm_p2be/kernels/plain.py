@@ -1,0 +1,138 @@
+"""The lookup convolution in plain torch: the reference, and what runs where no compiled kernel does.
+
+The planes of codes are built and convolved, a few images at a time, so that memory is bounded: M planes of a colour are
+M times its pixels. TorchScript compiles `convolve_codes` and `sum_rows`, and ONNX export traces them.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn import grad as conv_grad
+
+_PLANE_BYTES = 2**28  # of code planes that exist at once
+
+
+def convolve_codes(
+    levels: Tensor, codes: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int]
+) -> Tensor:
+    """Look codes up, pad the planes, convolve them: `lookup_conv2d` for checked arguments, the obvious way.
+
+    The planes are laid out colour-major in channels_last memory, where a lookup writes them, and the kernel's input
+    channels, far fewer bytes, are permuted to match.
+
+    Args:
+        levels: (B, C, H, W) uint8.
+        codes: (256, M).
+        weight: (O, M C, kh, kw).
+        stride: (height, width).
+        padding: (height, width) or (left, right, top, bottom).
+        dilation: (height, width).
+
+    Returns:
+        (B, O, H', W') in the dtype of `weight`.
+    """
+    planes = _code_planes(levels, codes, weight.dtype)
+    if len(padding) == 4:
+        planes = F.pad(planes, padding)
+        padding = [0, 0]
+    return F.conv2d(planes, _colour_major(weight, codes.shape[1]), None, stride, padding, dilation)
+
+
+def _code_planes(levels: Tensor, codes: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the (B, C M, H, W) planes, plane c M + m, in channels_last memory."""
+    # the gradient of a code sums over many pixels: gather before the cast, so that it is summed in float32
+    # (torch.jit.trace checks its graph without gradients, and the graph must not depend on that)
+    table = codes if codes.requires_grad or torch.jit.is_tracing() else codes.to(dtype)
+    return F.embedding(levels.permute(0, 2, 3, 1).int(), table).to(dtype).flatten(3).permute(0, 3, 1, 2)
+
+
+def _colour_major(weight: Tensor, bits: int) -> Tensor:
+    """Return the kernel with its input planes in the order c M + m instead of m C + c; its own inverse."""
+    kernel = weight.reshape(weight.shape[0], bits, weight.shape[1] // bits, weight.shape[2], weight.shape[3])
+    return kernel.transpose(1, 2).reshape(weight.shape)
+
+
+def lookup_conv2d(
+    levels: Tensor,
+    codes: Tensor,
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    dtype: torch.dtype,
+) -> Tensor:
+    """Return `convolve_codes` in `dtype`, without a graph; `padding` is (left, right, top, bottom)."""
+    kernel = weight.to(_compute_dtype(levels, dtype))
+    features = [
+        convolve_codes(chunk, codes, kernel, stride, padding, dilation).to(dtype)
+        for chunk in levels.split(_images_at_once(levels, codes, kernel))
+    ]
+    return torch.cat(features)
+
+
+def lookup_conv2d_backward(
+    grad: Tensor,
+    levels: Tensor,
+    codes: Tensor,
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    needs_codes: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of codes (zeros unless `needs_codes`) and weight; the planes are built once more."""
+    dtype = _compute_dtype(levels, grad.dtype)
+    kernel = _colour_major(weight.to(dtype), codes.shape[1])
+    chunk = _images_at_once(levels, codes, kernel)
+    codes_grad, kernel_grad = torch.zeros_like(codes), torch.zeros_like(kernel, dtype=weight.dtype)
+    left, _, top, _ = padding
+    for some_levels, some_grad in zip(levels.split(chunk), grad.to(dtype).split(chunk), strict=True):
+        planes = F.pad(_code_planes(some_levels, codes, dtype), padding)
+        kernel_grad += conv_grad.conv2d_weight(planes, kernel.shape, some_grad, stride, 0, dilation)
+        if needs_codes:
+            planes_grad = conv_grad.conv2d_input(planes.shape, kernel, some_grad, stride, 0, dilation)
+            inside = planes_grad[:, :, top : top + levels.shape[2], left : left + levels.shape[3]]
+            rows = inside.permute(0, 2, 3, 1).unflatten(3, (-1, codes.shape[1])).to(codes.dtype)
+            index = some_levels.permute(0, 2, 3, 1).long()
+            # what back-propagation through F.embedding calls; unlike index_add it sums in a fixed order on a GPU
+            codes_grad += torch.ops.aten.embedding_dense_backward(rows, index, 256, -1, False)
+    colours = weight.shape[1] // codes.shape[1]
+    return codes_grad, _colour_major(kernel_grad, colours)
+
+
+def _compute_dtype(levels: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """Over 3 M planes, CPU convolutions are slower in half precision than in float32, backward above all."""
+    return torch.float32 if levels.device.type == 'cpu' and dtype.itemsize == 2 else dtype
+
+
+def _images_at_once(levels: Tensor, codes: Tensor, kernel: Tensor) -> int:
+    per_image = levels[:1].numel() * codes.shape[1] * kernel.element_size()
+    return max(1, _PLANE_BYTES // max(per_image, 1))
+
+
+def sum_rows(levels: Tensor, table: Tensor, stride: list[int], padding: list[int], dilation: list[int]) -> Tensor:
+    """Sum the table rows that the levels under each window point to: `table_conv2d`, the obvious way.
+
+    Args:
+        levels: (B, C, H, W) uint8.
+        table: (kh, C, kw, 257, O); the last row of a tap belongs to padding.
+        stride: (height, width).
+        padding: (left, right, top, bottom).
+        dilation: (height, width).
+
+    Returns:
+        (B, O, H', W') float32, or float64 for a float64 table.
+    """
+    index = F.pad(levels.int(), padding, value=256.0)
+    kh, chans, kw = table.shape[0], table.shape[1], table.shape[2]
+    height = index.shape[2] - (kh - 1) * dilation[0]
+    width = index.shape[3] - (kw - 1) * dilation[1]
+    dtype = torch.float64 if table.dtype == torch.float64 else torch.float32
+    features = torch.zeros(1, dtype=dtype, device=table.device)
+    for y in range(kh):
+        for c in range(chans):
+            for x in range(kw):
+                top, left = y * dilation[0], x * dilation[1]
+                taps = index[:, c, top : top + height : stride[0], left : left + width : stride[1]]
+                features = features + F.embedding(taps, table[y, c, x]).to(dtype)
+    return features.permute(0, 3, 1, 2)
