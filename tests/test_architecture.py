@@ -19,13 +19,15 @@ ALLOWED: dict[str, set[str]] = {
     'lookup': {'kernels', 'operators'},
     'losses': set(),
     'data': set(),
-    'stem': {'encodings', 'lookup'},
+    'levels': {'encodings'},
+    'stem': {'encodings', 'levels', 'lookup'},
+    'folding': {'levels', 'lookup', 'operators', 'stem'},
     'optim': {'encodings'},
     'models': {'stem'},
     'task': {'encodings', 'losses', 'stem'},
     'robustness': {'stem'},
     'pictures': set(),
-    '': {'encodings', 'lookup', 'losses', 'stem', 'optim', 'models'},  # registers and re-exports
+    '': {'encodings', 'folding', 'lookup', 'losses', 'stem', 'optim', 'models'},  # registers and re-exports
     'cli': {'robustness', ''},
 }
 TORCH_ONLY = (

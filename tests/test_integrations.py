@@ -9,12 +9,15 @@ import torch
 from timm.models import create_feature_extractor
 from torch import Tensor, nn
 
+import timm_p2be
 from timm_p2be.stem import find_embedding
 
 CLASSES = 10
 jit_is_deprecated = pytest.mark.filterwarnings('ignore:.*torch.jit.*deprecated')
 legacy_exporter = pytest.mark.filterwarnings(
-    'ignore:You are using the legacy TorchScript-based ONNX export', 'ignore:The feature will be removed'
+    'ignore:You are using the legacy TorchScript-based ONNX export',
+    'ignore:The feature will be removed',
+    'ignore:Constant folding - Only steps=1',  # of the padding's bounds, two numbers
 )
 
 
@@ -25,6 +28,12 @@ def network() -> nn.Module:
     model = timm.create_model('wrn10_2_p2be', num_classes=CLASSES)
     model(_images(16))
     return model.eval()
+
+
+@pytest.fixture(params=['whole', 'folded'])
+def whole_or_folded(request: pytest.FixtureRequest, network: nn.Module) -> nn.Module:
+    """The network itself, and with its stem folded into a table."""
+    return network if request.param == 'whole' else timm_p2be.fold(network)
 
 
 def _images(batch: int, side: int = 32) -> Tensor:
@@ -53,23 +62,25 @@ def _exports_agree(network: nn.Module, file: Path, read: Callable[[Tensor], Tens
 
 
 @legacy_exporter
-def test_onnx_by_torchscript(network: nn.Module, tmp_path: Path) -> None:
-    _exports_agree(network, tmp_path / 'network.onnx', lambda images: images, dynamo=False)
+def test_onnx_by_torchscript(whole_or_folded: nn.Module, tmp_path: Path) -> None:
+    _exports_agree(whole_or_folded, tmp_path / 'network.onnx', lambda images: images, dynamo=False)
 
 
 @pytest.mark.slow
-def test_onnx_by_export(network: nn.Module, tmp_path: Path) -> None:
-    _exports_agree(network, tmp_path / 'network.onnx', lambda images: images, dynamo=True)
+def test_onnx_by_export(whole_or_folded: nn.Module, tmp_path: Path) -> None:
+    _exports_agree(whole_or_folded, tmp_path / 'network.onnx', lambda images: images, dynamo=True)
 
 
 @pytest.mark.slow
-def test_onnx_of_levels(network: nn.Module, tmp_path: Path) -> None:
-    _exports_agree(network, tmp_path / 'network.onnx', lambda images: (images * 255).round().byte(), dynamo=True)
+def test_onnx_of_levels(whole_or_folded: nn.Module, tmp_path: Path) -> None:
+    _exports_agree(
+        whole_or_folded, tmp_path / 'network.onnx', lambda images: (images * 255).round().byte(), dynamo=True
+    )
 
 
-def test_export_with_a_free_batch_size(network: nn.Module) -> None:
-    program = torch.export.export(network, (_images(2),), dynamic_shapes=({0: torch.export.Dim('batch')},))
-    _close(program.module()(_images(5)), network(_images(5)))
+def test_export_with_a_free_batch_size(whole_or_folded: nn.Module) -> None:
+    program = torch.export.export(whole_or_folded, (_images(2),), dynamic_shapes=({0: torch.export.Dim('batch')},))
+    _close(program.module()(_images(5)), whole_or_folded(_images(5)))
 
 
 @pytest.mark.parametrize('backend', ['eager', pytest.param('inductor', marks=pytest.mark.slow)])

@@ -5,6 +5,7 @@ Importing this package registers its models and optimizers with timm.
 
 from timm_p2be import models, optim  # noqa: F401  registers them with timm
 from timm_p2be.encodings import PixelEmbedding
+from timm_p2be.folding import fold
 from timm_p2be.lookup import lookup_conv2d
 from timm_p2be.losses import smoothness_loss
 from timm_p2be.stem import EncodedConv2d, convert, find_embedding
@@ -17,6 +18,7 @@ __all__ = [
     '__version__',
     'convert',
     'find_embedding',
+    'fold',
     'lookup_conv2d',
     'smoothness_loss',
 ]

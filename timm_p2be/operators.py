@@ -122,7 +122,7 @@ def table_conv2d(
     geometry = list(stride), list(padding), list(dilation)
     kernels = _kernels(levels, table.shape[4], dtype)
     if kernels is None:
-        return _channels_last(plain.sum_rows(levels, table, *geometry).to(dtype))
+        return _channels_last(plain.table_conv2d(levels, table, *geometry, dtype))
     return _gather(kernels, levels, table, *geometry).to(dtype)
 
 

@@ -8,34 +8,17 @@ from timm.layers import Conv2dSame, register_notrace_module
 from timm.models import get_model_input_config
 from torch import Tensor, nn
 
-from timm_p2be.encodings import ENCODINGS, PixelEmbedding, pixel_levels, warn_if_not_pixels
+from timm_p2be.encodings import ENCODINGS, PixelEmbedding
+from timm_p2be.levels import LevelStem
 from timm_p2be.lookup import convolve_codes, lookup_conv2d
-
-_RANGE_CHECKS = 4  # eager float batches whose range a stem looks at
 
 
 class UnsupportedStemError(ValueError):
     """The model's first convolution cannot read pixel codes; the message says why."""
 
 
-class _NoImageGradient(torch.autograd.Function):
-    """Identity on the feature map that refuses to pretend the image had a gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, features: Tensor, images: Tensor) -> Tensor:
-        return features.view_as(features)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        raise RuntimeError(
-            'The pixel encoding is a table lookup, so the image has no gradient; a zero would make an attack look '
-            'weak. Attack a differentiable stand-in of the model (attack_view), or detach the images if only the '
-            'parameters are trained.'
-        )
-
-
 @register_notrace_module
-class EncodedConv2d(nn.Conv2d):
+class EncodedConv2d(LevelStem, nn.Conv2d):
     """First convolution that reads binary pixel codes instead of pixel values.
 
     Each of the C colours of a pixel is replaced by its M-bit code (Eq. 7) and the M C planes are convolved. The
@@ -111,48 +94,20 @@ class EncodedConv2d(nn.Conv2d):
         Raises:
             ValueError: another dtype, another number of axes or of channels.
         """
-        # a trace would warn that it fixes the outcome of the comparison
-        if not torch.jit.is_tracing() and (images.ndim != 4 or images.shape[1] != self.in_chans):
-            raise ValueError(
-                f'Got images of shape {list(images.shape)}; this stem reads (B, {self.in_chans}, H, W). '
-                'Set in_chans when the model is created to read another number of channels.'
-            )
-        levels = pixel_levels(images)
-        assert not isinstance(self.padding, str)
-        padding = [self.padding[0], self.padding[1]]
-        if self.same_padding:
-            top, bottom = self._same_padding(0, levels.shape[2])
-            left, right = self._same_padding(1, levels.shape[3])
-            padding = [left, right, top, bottom]
+        levels = self.read_levels(images)
+        padding = self.borders(levels)
         stride = [self.stride[0], self.stride[1]]
         dilation = [self.dilation[0], self.dilation[1]]
         if torch.jit.is_scripting():
             features = convolve_codes(levels, self.embedding.codes(), self.weight, stride, padding, dilation)
         else:
-            self._check_range(images)
+            self.check_range(images)
             features = lookup_conv2d(levels, self.embedding.codes(), self.weight, stride, padding, dilation)
-            if images.requires_grad and torch.is_grad_enabled():
-                features = _NoImageGradient.apply(features, images)
+            features = self.refuse_image_gradient(features, images)
         bias = self.bias
         if bias is not None:
             features = features + bias.to(features.dtype).view(1, -1, 1, 1)
         return features
-
-    def _same_padding(self, axis: int, size: int) -> tuple[int, int]:
-        """Return the padding before and after one axis that makes the output ceil(size / stride) long."""
-        stride, dilation, kernel = self.stride[axis], self.dilation[axis], self.kernel_size[axis]
-        outputs = (size + stride - 1) // stride
-        total = max((outputs - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
-        return total // 2, total - total // 2
-
-    @torch.jit.unused
-    def _check_range(self, images: Tensor) -> None:
-        """Look at the range of the first eager float batches: a loader's mistake shows there, later ones are free."""
-        if self._range_checks >= _RANGE_CHECKS or images.dtype == torch.uint8 or images.is_meta:
-            return
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
-            return
-        self._range_checks = _RANGE_CHECKS if warn_if_not_pixels(images) else self._range_checks + 1
 
     def extra_repr(self) -> str:
         padding = ", padding='same'" if self.same_padding else ''

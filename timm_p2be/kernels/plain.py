@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn import grad as conv_grad
 
-_PLANE_BYTES = 2**28  # of code planes that exist at once
+_PLANE_BYTES = 2**28  # of code planes, or of looked-up rows, that exist at once
 
 
 def convolve_codes(
@@ -128,11 +128,24 @@ def sum_rows(levels: Tensor, table: Tensor, stride: list[int], padding: list[int
     height = index.shape[2] - (kh - 1) * dilation[0]
     width = index.shape[3] - (kw - 1) * dilation[1]
     dtype = torch.float64 if table.dtype == torch.float64 else torch.float32
+    first_rows = 257 * torch.arange(chans * kw, device=table.device, dtype=torch.int32)  # of a kernel row's taps
     features = torch.zeros(1, dtype=dtype, device=table.device)
     for y in range(kh):
-        for c in range(chans):
-            for x in range(kw):
-                top, left = y * dilation[0], x * dilation[1]
-                taps = index[:, c, top : top + height : stride[0], left : left + width : stride[1]]
-                features = features + F.embedding(taps, table[y, c, x]).to(dtype)
+        top = y * dilation[0]
+        taps: list[Tensor] = []
+        for x in range(kw):
+            left = x * dilation[1]
+            taps.append(index[:, :, top : top + height : stride[0], left : left + width : stride[1]])
+        rows = torch.stack(taps, dim=2).flatten(1, 2).permute(0, 2, 3, 1) + first_rows
+        features = features + F.embedding(rows, table[y].flatten(0, 2)).sum(3, dtype=dtype)
     return features.permute(0, 3, 1, 2)
+
+
+def table_conv2d(
+    levels: Tensor, table: Tensor, stride: list[int], padding: list[int], dilation: list[int], dtype: torch.dtype
+) -> Tensor:
+    """Return `sum_rows` in `dtype`, a few images at a time."""
+    _, chans, columns, _, outputs = table.shape
+    per_image = levels[:1, :1].numel() * chans * columns * outputs * table.element_size()
+    chunks = levels.split(max(1, _PLANE_BYTES // max(per_image, 1)))
+    return torch.cat([sum_rows(chunk, table, stride, padding, dilation).to(dtype) for chunk in chunks])

@@ -1,0 +1,219 @@
+"""fold: the copy computes what the model does, from one table instead of codes and kernel, and can be exported."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from timm.layers import BatchNormAct2d
+from timm.models import list_models, model_entrypoint
+from torch import Tensor, nn
+
+import timm_p2be
+from timm_p2be.folding import FoldedConv2d, fold
+from timm_p2be.stem import EncodedConv2d, convert
+
+ENCODED = [
+    name
+    for name in list_models()
+    if model_entrypoint(name).__module__.startswith('timm_p2be.')
+    and name.endswith(('_p2be', '_onehot', '_thermometer'))
+]
+QUICK = ('wrn10_2_p2be', 'densenetbc100_12_onehot', 'resnext29_4x32d_thermometer', 'resnet18_p2be')
+# backbone -> whether its first batch normalisation folds in
+BACKBONES = {
+    'tf_efficientnet_b0': True,  # 'same' padding
+    'mobilenetv3_small_050': True,
+    'resnet10t': True,  # a deep stem: the first of three convolutions, its norm beside it
+    'convnext_atto': False,  # layer normalisation
+    'vit_tiny_patch16_224': False,  # bias, kernel as large as its stride
+}
+
+
+def _trained(model: nn.Module) -> nn.Module:
+    """Return the model in eval mode, its batch normalisations far from those of a fresh one."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                assert module.running_mean is not None
+                assert module.running_var is not None
+                module.running_mean.normal_(std=0.1, generator=generator)
+                module.running_var.uniform_(0.5, 1.5, generator=generator)
+                module.weight.uniform_(0.5, 1.5, generator=generator)
+                module.bias.normal_(std=0.1, generator=generator)
+            if isinstance(module, EncodedConv2d) and module.bias is not None:
+                module.bias.normal_(generator=generator)
+    return model.eval()
+
+
+def _create(name: str, **kwargs: Any) -> nn.Module:
+    torch.manual_seed(0)
+    return _trained(timm.create_model(name, num_classes=10, **kwargs))
+
+
+def _images(model: nn.Module, batch: int = 2) -> Tensor:
+    side = model.default_cfg['input_size'][-1]
+    return torch.randint(256, (batch, 3, side, side), generator=torch.Generator().manual_seed(1)) / 255
+
+
+def _close(found: Tensor, expected: Tensor) -> None:
+    """Sums in another order: off by the rounding of the largest, which later layers carry to every output."""
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5 * float(expected.detach().abs().max()) + 1e-6)
+
+
+def _norms(model: nn.Module) -> int:
+    return sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+
+
+def _check(model: nn.Module, norm_folds: bool) -> None:
+    images = _images(model)
+    folded = fold(model)
+    with torch.inference_mode():
+        _close(folded(images), model(images))
+        pairs = zip(
+            folded.forward_intermediates(images, intermediates_only=True),
+            model.forward_intermediates(images, intermediates_only=True),
+            strict=True,
+        )
+        for found, expected in pairs:
+            _close(found, expected)
+    assert _norms(model) - _norms(folded) == norm_folds
+    stems = [module for module in folded.modules() if isinstance(module, FoldedConv2d)]
+    assert len(stems) == 1
+    assert not any(isinstance(module, EncodedConv2d) for module in folded.modules())
+    assert list(dict(stems[0].named_parameters())) == []
+    assert list(stems[0].state_dict()) == ['table']
+
+
+@pytest.mark.parametrize('name', [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in ENCODED])
+def test_our_models(name: str) -> None:
+    # pre-activation networks hand the stem's output out as their first feature level, so their norm stays
+    _check(_create(name), norm_folds=name.startswith('res'))
+
+
+@pytest.mark.parametrize('backbone', BACKBONES)
+def test_other_backbones(backbone: str) -> None:
+    _check(_create('encoded', backbone=backbone, encoding='p2be', num_bits=8), norm_folds=BACKBONES[backbone])
+
+
+def test_the_model_itself_is_left_alone() -> None:
+    model = _create('resnet18_p2be').train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    folded = fold(model)
+    assert not folded.training
+    assert model.training
+    assert isinstance(model.conv1, EncodedConv2d)
+    assert not model.conv1._forward_hooks
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_uint8_and_float_images_agree() -> None:
+    folded = fold(_create('wrn10_2_thermometer'))
+    levels = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    with torch.inference_mode():
+        assert torch.equal(folded(levels), folded(levels / 255))
+
+
+def test_state_dict_loads_into_another_folded_copy(tmp_path: Path) -> None:
+    first, second = fold(_create('resnet18_p2be')), fold(timm.create_model('resnet18_p2be', num_classes=10))
+    images = _images(first)
+    torch.save(first.state_dict(), tmp_path / 'folded.pth')
+    second.load_state_dict(torch.load(tmp_path / 'folded.pth', weights_only=True))
+    with torch.inference_mode():
+        assert torch.equal(second(images), first(images))
+
+
+def test_bfloat16() -> None:
+    model = _create('resnet18_p2be')
+    images = _images(model)
+    folded, cast = fold(model), fold(model.bfloat16())
+    assert cast.conv1.table.dtype == torch.bfloat16
+    with torch.inference_mode():
+        exact = folded.conv1(images)
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            features = folded.conv1(images), cast.conv1(images)
+        for found in (*features, cast.conv1(images.bfloat16())):
+            assert found.dtype == torch.bfloat16
+            assert (found.float() - exact).norm() < 0.01 * exact.norm()
+
+
+def test_norm_with_another_reader_stays() -> None:
+    class Shortcut(nn.Module):
+        """The stem's output goes into the norm and round it."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1 = nn.Conv2d(3, 8, 3, padding=1)
+            self.bn1 = BatchNormAct2d(8)
+            self.pretrained_cfg = {'first_conv': 'conv1', 'input_size': (3, 16, 16)}
+
+        def forward(self, images: Tensor) -> Tensor:
+            features = self.conv1(images)
+            return features + self.bn1(features)
+
+    model = _trained(convert(Shortcut(), 'p2be', num_bits=4))
+    folded = fold(model)
+    assert isinstance(folded.bn1, BatchNormAct2d)
+    images = torch.rand(2, 3, 16, 16)
+    _close(folded(images), model(images))
+
+
+def test_norm_without_running_statistics_stays() -> None:
+    model = timm.create_model('resnet18_p2be', num_classes=10)
+    model.bn1 = nn.BatchNorm2d(64, track_running_stats=False)
+    folded = fold(model)
+    assert isinstance(folded.bn1, nn.BatchNorm2d)
+    images = _images(model)
+    with torch.inference_mode():
+        _close(folded(images), model.eval()(images))
+
+
+def test_torch_export_sees_one_operator() -> None:
+    model = _create('resnet18_p2be')
+    folded, images = fold(model), _images(model, 2)
+    batch = torch.export.Dim('batch')
+    program = torch.export.export(folded, (images,), dynamic_shapes=({0: batch},))
+    targets = [str(node.target) for node in program.graph.nodes if 'timm_p2be' in str(node.target)]
+    assert targets == ['timm_p2be.table_conv2d.default']
+    images = _images(model, 3)
+    with torch.inference_mode():
+        _close(program.module()(images), model(images))
+
+
+@pytest.mark.parametrize('backbone', ['wrn10_2', 'tf_efficientnet_b0'])
+def test_torchscript(backbone: str) -> None:
+    folded = fold(_create('encoded', backbone=backbone, encoding='p2be', scriptable=True))
+    images = _images(folded)
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.filterwarnings('ignore', '.*torch.jit.*deprecated')
+        _close(torch.jit.script(folded)(images), folded(images))
+
+
+def test_gradient_to_the_image_is_refused() -> None:
+    folded = fold(_create('wrn10_2_p2be'))
+    images = _images(folded).requires_grad_()
+    with pytest.raises(RuntimeError, match='the image has no gradient'):
+        folded(images).sum().backward()
+
+
+def test_normalised_images_are_noticed() -> None:
+    folded = fold(_create('wrn10_2_p2be'))
+    with pytest.warns(UserWarning, match='reads pixels in'), torch.inference_mode():
+        folded(torch.randn(2, 3, 32, 32) * 2)
+
+
+def test_bad_input() -> None:
+    with pytest.raises(ValueError, match=r'ResNet has no encoded stem to fold. Create an encoded model'):
+        fold(timm.create_model('resnet18'))
+    folded = fold(_create('wrn10_2_p2be'))
+    with pytest.raises(ValueError, match=r'is folded already; fold the model it was made from'):
+        fold(folded)
+    with pytest.raises(ValueError, match=r'images of shape \[2, 1, 32, 32\]; this stem reads \(B, 3, H, W\)'):
+        folded(torch.rand(2, 1, 32, 32))
+    with pytest.raises(ValueError, match=r'has no pixel embedding|reads pixel values'):
+        timm_p2be.find_embedding(folded)
