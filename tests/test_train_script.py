@@ -75,6 +75,17 @@ def test_output_folder_is_timms(data: Path, output: Path) -> None:
     assert find_embedding(model).weight is not None
 
 
+def test_compiled_and_plain_lookup_train_alike(data: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    curves = []
+    for path in ('auto', 'plain'):
+        monkeypatch.setenv('TIMM_P2BE_LOOKUP', path)
+        run = output.with_name(path)
+        assert train.main(command(data, run, *VIEWS, '--epochs', '4')) == 0
+        curves.append([float(row['train_loss']) for row in summary(run)])
+    assert curves[0] == pytest.approx(curves[1], rel=1e-3)  # sums in another order, over twelve updates
+    assert len(set(curves[0])) == 4
+
+
 def test_args_yaml_repeats_the_run(data: Path, output: Path) -> None:
     assert train.main(command(data, output, '--lr-base', '0.3', opt=('--opt', 'sgdp2be'))) == 0
     flags = yaml.safe_load((output / 'args.yaml').read_text())

@@ -123,7 +123,9 @@ def _is_exporting() -> bool:
 
 def _output_dtype(levels: Tensor, weight: Tensor) -> torch.dtype:
     device = levels.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    # a meta tensor's device has no autocast to ask for
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if autocast else weight.dtype
 
 
 def _pair(value: int | Sequence[int]) -> list[int]:

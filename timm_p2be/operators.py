@@ -6,7 +6,7 @@
 import functools
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from timm_p2be.kernels import plain
+from timm_p2be.kernels.window import PADDING_LEVEL, slide
 
 if TYPE_CHECKING:
     from timm_p2be.kernels.llvm_cpu import Kernels
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 SWITCH = 'TIMM_P2BE_LOOKUP'  # environment variable: 'auto' or 'plain'
-
-_LEVELS = 256
 
 
 def no_autocast(tensor: Tensor) -> torch.autocast:
@@ -79,8 +78,12 @@ def lookup_conv2d(
         kernels = _kernels(levels, weight.shape[0], dtype)
         if kernels is None:
             return _channels_last(plain.lookup_conv2d(levels, codes.detach(), weight.detach(), *geometry, dtype))
-        table = code_table(codes, weight, levels.shape[1])
-        return _gather(kernels, levels, table, *geometry).to(dtype)
+        chans = levels.shape[1]
+
+        def part(channels: slice) -> Tensor:
+            return code_table(codes, weight[channels], chans)
+
+        return _sum_rows(kernels, levels, weight.shape[2:], part, *geometry).to(dtype)
 
 
 @torch.library.custom_op('timm_p2be::lookup_conv2d_backward', mutates_args=())
@@ -99,14 +102,16 @@ def lookup_conv2d_backward(
         kernels = _kernels(levels, weight.shape[0], grad.dtype)
         if kernels is None:
             return plain.lookup_conv2d_backward(grad, levels, codes.detach(), weight.detach(), *geometry, needs_codes)
+        window = slide(levels, weight.shape[2:], *geometry)
         rows = grad.to(kernels.dtype).permute(0, 2, 3, 1).contiguous()
-        table_grad = kernels.scatter_add(levels, rows, weight.shape[2:], *geometry)[..., :_LEVELS, :]
-        taps = taps_of(weight.float(), levels.shape[1])  # W, and the table is E W for each tap
-        taps_grad = torch.matmul(codes.float().T, table_grad)
-        weight_grad = taps_grad.permute(4, 3, 1, 0, 2).reshape(weight.shape).to(weight.dtype)
-        codes_grad = torch.zeros_like(codes)
-        if needs_codes:
-            codes_grad += torch.einsum('jko,jmo->km', table_grad.flatten(0, 2), taps.flatten(0, 2))
+        codes_grad, weight_grad = torch.zeros_like(codes), torch.empty_like(weight)
+        for channels in kernels.parts(len(window.offsets)):
+            table_grad = kernels.scatter_add(window, rows[..., channels])[:, :PADDING_LEVEL]
+            taps = taps_of(weight[channels].float(), levels.shape[1])  # the table is E W_j for each tap j
+            taps_grad = torch.matmul(codes.float().T, table_grad).unflatten(0, taps.shape[:3])
+            weight_grad[channels] = taps_grad.permute(4, 3, 1, 0, 2).reshape(weight[channels].shape)
+            if needs_codes:
+                codes_grad += torch.einsum('jko,jmo->km', table_grad, taps.flatten(0, 2))
         return codes_grad, weight_grad
 
 
@@ -123,7 +128,7 @@ def table_conv2d(
     kernels = _kernels(levels, table.shape[4], dtype)
     if kernels is None:
         return _channels_last(plain.table_conv2d(levels, table, *geometry, dtype))
-    return _gather(kernels, levels, table, *geometry).to(dtype)
+    return _sum_rows(kernels, levels, table.shape[0:3:2], lambda part: table[..., part], *geometry).to(dtype)
 
 
 @lookup_conv2d.register_fake
@@ -134,7 +139,7 @@ def _(levels: Any, codes: Any, weight: Any, stride: Any, padding: Any, dilation:
 
 @lookup_conv2d_backward.register_fake
 def _(grad: Any, levels: Any, codes: Any, weight: Any, *_: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(codes), weight.new_empty(weight.shape)
+    return torch.empty_like(codes), torch.empty_like(weight)
 
 
 @table_conv2d.register_fake
@@ -163,11 +168,21 @@ def _channels_last(features: Tensor) -> Tensor:
     return features.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
-def _gather(
-    kernels: 'Kernels', levels: Tensor, table: Tensor, stride: list[int], padding: list[int], dilation: list[int]
+def _sum_rows(
+    kernels: 'Kernels',
+    levels: Tensor,
+    kernel: Sequence[int],
+    table: Callable[[slice], Tensor],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
 ) -> Tensor:
-    rows = table.to(kernels.dtype).contiguous()
-    return kernels.gather_sum(levels, rows, stride, padding, dilation).permute(0, 3, 1, 2)
+    """Return the sums of table rows, `table` giving the table for some of the output channels."""
+    window = slide(levels, kernel, stride, padding, dilation)
+    features = levels.new_empty(len(levels), window.rows, window.columns, kernels.channels, dtype=kernels.dtype)
+    for channels in kernels.parts(len(window.offsets)):
+        kernels.gather_sum(window, table(channels).to(kernels.dtype).contiguous(), features[..., channels])
+    return features.permute(0, 3, 1, 2)
 
 
 def _kernels(levels: Tensor, channels: int, dtype: torch.dtype) -> 'Kernels | None':

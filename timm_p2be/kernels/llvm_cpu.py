@@ -1,56 +1,17 @@
-"""The lookup convolution on the CPU, in loops that LLVM compiled for it.
-
-Levels are padded with a 257th level whose table rows are zeros, so that the loops know no border.
-"""
+"""The lookup convolution on the CPU, in loops that LLVM compiled for it."""
 
 import ctypes
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from timm_p2be.kernels import llvm_ir, llvm_jit
+from timm_p2be.kernels.window import Window
 
 _CACHE_BYTES = 2**20  # of table rows between which a pass or unit alternates: a core's L2 cache
 _TILE_BYTES = 2**18  # of sums that wait between passes
-
-
-@dataclass(frozen=True)
-class _Window:
-    """The padded levels, and where the kernel's window lies in them for every output pixel.
-
-    Attributes:
-        levels: (B, C, H, W) int16, with 256 around them; distances below are in its elements.
-        rows: of the feature map.
-        columns: of the feature map.
-        row_stride: from an output row to the next.
-        column_stride: from an output column to the next.
-        offsets: (taps,) int64, from the start of a window to each tap: kernel row, colour, kernel column.
-    """
-
-    levels: Tensor
-    rows: int
-    columns: int
-    row_stride: int
-    column_stride: int
-    offsets: Tensor
-
-
-def _slide(
-    levels: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> _Window:
-    """Return the window of a (height, width) kernel over uint8 levels padded by (left, right, top, bottom)."""
-    padded = F.pad(levels.to(torch.int16), list(padding), value=llvm_ir.LEVELS - 1).contiguous()
-    _, chans, height, width = padded.shape
-    down, right = torch.arange(kernel[0]) * dilation[0], torch.arange(kernel[1]) * dilation[1]
-    colour = torch.arange(chans)
-    offsets = (down[:, None, None] * width + colour[:, None] * height * width + right).flatten()
-    rows = (height - int(down[-1]) - 1) // stride[0] + 1
-    columns = (width - int(right[-1]) - 1) // stride[1] + 1
-    return _Window(padded, rows, columns, stride[0] * width, stride[1], offsets)
+_TABLE_BYTES = 2**26  # of table that exists at once, unless one block of channels takes more
 
 
 class _Arguments(ctypes.Structure):
@@ -75,95 +36,78 @@ class Kernels:
         self._forward = llvm_jit.compile_function(llvm_ir.forward, self.shape)
         self._backward = llvm_jit.compile_function(llvm_ir.backward, self.shape)
 
-    def gather_sum(
-        self,
-        levels: Tensor,
-        table: Tensor,
-        stride: Sequence[int],
-        padding: Sequence[int],
-        dilation: Sequence[int],
-    ) -> Tensor:
-        """Return the sums of the table rows that the levels under each window point to.
+    def parts(self, taps: int) -> list[slice]:
+        """Return the channels in parts whose float32 tables are of bounded size: one part but for patch embeddings."""
+        blocks = max(1, _TABLE_BYTES // (taps * llvm_ir.LEVELS * self.shape.block * 4))
+        step = blocks * self.shape.block
+        return [slice(first, min(first + step, self.channels)) for first in range(0, self.channels, step)]
+
+    def gather_sum(self, window: Window, table: Tensor, features: Tensor) -> None:
+        """Write to `features` the sums of the table rows that the levels under each window point to.
 
         Args:
-            levels: (B, C, H, W) uint8.
+            window: over the levels.
             table: (kh, C, kw, 257, channels) of the kernels' dtype, contiguous; row 256 of a tap is that of padding.
-            stride: (height, width).
-            padding: (left, right, top, bottom).
-            dilation: (height, width).
-
-        Returns:
-            (B, rows, columns, channels) of the kernels' dtype.
+            features: (B, rows, columns, channels) of the kernels' dtype, all channels of a contiguous tensor or a part.
         """
-        window = _slide(levels, table.shape[0:3:2], stride, padding, dilation)
         taps, threads = len(window.offsets), llvm_jit.num_threads()
         at_once = self._taps_at_once(taps, table.element_size())
         row_bytes = window.columns * self.shape.block * 4
         tile_rows = min(window.rows, max(1, _TILE_BYTES // row_bytes))
         tiles = -(-window.rows // tile_rows)
-        features = torch.empty(len(levels), window.rows, window.columns, self.channels, dtype=self.dtype)
         scratch_bytes = 0 if at_once == taps else tile_rows * row_bytes
-        scratch = torch.empty(threads * scratch_bytes, dtype=torch.uint8)
+        scratch = torch.empty(threads * scratch_bytes, dtype=torch.uint8, device='cpu')
         self._run(
             self._forward,
             threads,
             window,
-            units=len(levels) * tiles * self.channels // self.shape.block,
-            features=features.data_ptr(),
-            table=table.data_ptr(),
+            features,
+            table,
+            units=len(features) * tiles * features.shape[3] // self.shape.block,
             scratch=scratch.data_ptr(),
             scratch_bytes=scratch_bytes,
             taps_at_once=at_once,
             tile_rows=tile_rows,
         )
-        return features
 
-    def scatter_add(
-        self,
-        levels: Tensor,
-        grad: Tensor,
-        kernel: Sequence[int],
-        stride: Sequence[int],
-        padding: Sequence[int],
-        dilation: Sequence[int],
-    ) -> Tensor:
-        """Return the gradient of `gather_sum`'s table, (kh, C, kw, 257, channels) float32.
+    def scatter_add(self, window: Window, grad: Tensor) -> Tensor:
+        """Return the gradient of `gather_sum`'s table, (taps, 257, channels) float32.
 
         Args:
-            levels: as in `gather_sum`, like the last three.
-            grad: (B, rows, columns, channels) gradient of the sums, of the kernels' dtype, contiguous.
-            kernel: (kh, kw).
-            stride: (height, width).
-            padding: (left, right, top, bottom).
-            dilation: (height, width).
+            window: over the levels.
+            grad: (B, rows, columns, channels) gradient of the sums, of the kernels' dtype, all channels of a contiguous
+                tensor or a part.
         """
-        window = _slide(levels, kernel, stride, padding, dilation)
         taps, threads = len(window.offsets), llvm_jit.num_threads()
         groups = -(-taps // self._taps_at_once(taps, 4))
         groups = min(taps, -(-groups // threads) * threads)  # as many for every thread
         at_once = -(-taps // groups)
-        table = torch.zeros(kernel[0], levels.shape[1], kernel[1], llvm_ir.LEVELS, self.channels)
-        self._run(
-            self._backward,
-            threads,
-            window,
-            units=-(-taps // at_once) * self.channels // self.shape.block,
-            features=grad.data_ptr(),
-            table=table.data_ptr(),
-            taps_at_once=at_once,
-        )
+        table = torch.zeros(taps, llvm_ir.LEVELS, grad.shape[3], dtype=torch.float32, device='cpu')
+        units = -(-taps // at_once) * grad.shape[3] // self.shape.block
+        self._run(self._backward, threads, window, grad, table, units=units, taps_at_once=at_once)
         return table
 
     def _taps_at_once(self, taps: int, size: int) -> int:
         return min(taps, max(1, _CACHE_BYTES // (llvm_ir.LEVELS * self.shape.block * size)))
 
-    def _run(self, function: llvm_jit.Function, threads: int, window: _Window, **arguments: int) -> None:
+    def _run(
+        self,
+        function: llvm_jit.Function,
+        threads: int,
+        window: Window,
+        features: Tensor,
+        table: Tensor,
+        **arguments: int,
+    ) -> None:
         """Call a compiled function on `threads` threads."""
         struct = _Arguments(
             images=len(window.levels),
             rows=window.rows,
             columns=window.columns,
-            channels=self.channels,
+            channels=features.shape[3],
+            pitch=self.channels,
+            features=features.data_ptr(),
+            table=table.data_ptr(),
             index=window.levels.data_ptr(),
             offsets=window.offsets.data_ptr(),
             taps=len(window.offsets),

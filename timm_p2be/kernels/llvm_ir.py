@@ -26,7 +26,7 @@ ARGUMENTS = (
     'next_unit',  # shared counter of the units handed out
     'next_scratch',  # shared counter of the threads that came for scratch memory
     'units',
-    'features',  # (images, rows, columns, channels)
+    'features',  # (images, rows, columns, channels), a pixel `pitch` numbers after the one before
     'index',  # uint16 levels, padded with 256
     'table',  # (taps, 257, channels)
     'offsets',  # (taps,) int64, in elements of `index`
@@ -36,6 +36,7 @@ ARGUMENTS = (
     'rows',
     'columns',
     'channels',
+    'pitch',
     'taps',
     'taps_at_once',  # so many that their rows stay in cache: a pass over a tile (forward), a unit (backward)
     'tile_rows',  # rows of output pixels in a unit (forward)
@@ -185,7 +186,7 @@ class _Function:
         """Return the address of a pixel's block in `features`."""
         b = self.builder
         pixel = b.add(b.mul(b.add(b.mul(image, self.value('rows')), y), self.value('columns')), x)
-        number = b.add(b.mul(pixel, self.value('channels')), channel)
+        number = b.add(b.mul(pixel, self.value('pitch')), channel)
         return self.at(self.pointer('features'), number, self.shape.size)
 
     @contextmanager

@@ -19,22 +19,21 @@ import llvmlite
 import llvmlite.binding as llvm
 import torch
 
+from timm_p2be.kernels import LOADED_IN
 from timm_p2be.kernels.llvm_ir import Shape
 
 _lock = threading.Lock()
 _compiled: dict[tuple[str, Shape], 'Function'] = {}
-_forked = False
 
 
-def _after_fork() -> None:
-    """A thread that the child does not have may have held the lock."""
-    global _lock, _forked
+def _renew_lock() -> None:
+    """A thread that a forked process does not have may have held the lock."""
+    global _lock
     _lock = threading.Lock()
-    _forked = True
 
 
 if hasattr(os, 'register_at_fork'):  # not on Windows
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 class CompilationError(RuntimeError):
@@ -98,7 +97,7 @@ def compile_function(build: Callable[[Shape], str], shape: Shape) -> Function:
 
 def num_threads() -> int:
     """Return how many threads to use: as many as torch, and one after a fork."""
-    return 1 if _forked else torch.get_num_threads()
+    return torch.get_num_threads() if os.getpid() == LOADED_IN else 1
 
 
 @functools.cache

@@ -97,7 +97,7 @@ def lookup_conv2d_backward(
             # what back-propagation through F.embedding calls; unlike index_add it sums in a fixed order on a GPU
             codes_grad += torch.ops.aten.embedding_dense_backward(rows, index, 256, -1, False)
     colours = weight.shape[1] // codes.shape[1]
-    return codes_grad, _colour_major(kernel_grad, colours)
+    return codes_grad, torch.empty_like(weight).copy_(_colour_major(kernel_grad, colours))
 
 
 def _compute_dtype(levels: Tensor, dtype: torch.dtype) -> torch.dtype:
