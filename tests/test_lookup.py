@@ -273,6 +273,34 @@ def test_bad_arguments(levels, codes, weight, message):
         lookup_conv2d(levels, torch.zeros(codes), torch.zeros(weight))
 
 
+@pytest.mark.parametrize(('geometry', 'message'), [
+    ({'padding': (1, 1, 1)}, r'Got padding=\(1, 1, 1\); allowed are an int, \(height, width\) or \(left, right, top'),
+    ({'stride': [1]}, r'Got stride=\[1\]; allowed are an int, \(height, width\)\.'),
+    ({'dilation': ()}, r'Got dilation=\(\); allowed are'),
+])  # fmt: skip
+def test_geometry_of_another_length(geometry, message):
+    with pytest.raises(ValueError, match=message):
+        lookup_conv2d(torch.zeros(1, 1, 8, 8).byte(), torch.zeros(256, 4), torch.zeros(5, 4, 3, 3), **geometry)
+
+
+@pytest.mark.parametrize(('levels', 'codes', 'weight'), [
+    ((1, 0, 8, 8), (256, 4), (5, 0, 3, 3)),
+    ((1, 3, 8, 8), (256, 0), (5, 3, 3, 3)),
+    ((1, 3, 8, 8), (256, 4), (0, 12, 3, 3)),
+    ((1, 3, 8, 8), (256, 4), (5, 12, 0, 3)),
+])  # fmt: skip
+def test_nothing_to_sum(levels, codes, weight):
+    with pytest.raises(ValueError, match='colours, bits, outputs and kernel must be at least 1'):
+        lookup_conv2d(torch.zeros(levels, dtype=torch.uint8), torch.zeros(codes), torch.zeros(weight))
+
+
+@pytest.mark.filterwarnings('ignore:.*torch.jit.script.*deprecated')  # torch's own, on the first use of jvp
+def test_forward_mode_is_refused():
+    levels, codes, weight = _example(1, 3, (6, 6), 2, 3)
+    with pytest.raises(NotImplementedError, match='has no forward-mode derivative'):
+        torch.func.jvp(lambda kernel: lookup_conv2d(levels, codes, kernel), (weight,), (weight,))
+
+
 # plane order
 
 

@@ -80,7 +80,8 @@ def test_compiled_and_plain_lookup_train_alike(data: Path, output: Path, monkeyp
     for path in ('auto', 'plain'):
         monkeypatch.setenv('TIMM_P2BE_LOOKUP', path)
         run = output.with_name(path)
-        assert train.main(command(data, run, *VIEWS, '--epochs', '4')) == 0
+        # at a low rate: rounding grows with every update, and a latent near 0 can turn a bit
+        assert train.main(command(data, run, *VIEWS, '--epochs', '4', opt=('--opt', 'sgdp2be', '--lr', '0.005'))) == 0
         curves.append([float(row['train_loss']) for row in summary(run)])
     assert curves[0] == pytest.approx(curves[1], rel=1e-3)  # sums in another order, over twelve updates
     assert len(set(curves[0])) == 4

@@ -52,7 +52,8 @@ def pixel_levels(images: Tensor) -> Tensor:
             f'Got images of dtype {images.dtype}; allowed are uint8 levels (0..255) or floats in [0, 1]. '
             'Convert with images.to(torch.uint8) if they hold levels.'
         )
-    return (images.float() * 255).round().clamp(0, 255).to(torch.uint8)
+    # in place: on large images the copies are what memory peaks at
+    return (images.detach().float() * 255).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def _level_bins(num_bits: int) -> Tensor:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from timm_p2be import operators
 from timm_p2be.kernels.plain import convolve_codes, sum_rows
@@ -51,26 +52,34 @@ def lookup_conv2d(
     Raises:
         ValueError: `levels` is not uint8 of rank 4, `codes` has not 256 rows, the channels of `weight` are not M C,
             a stride, padding or dilation is out of range, or the kernel is larger than the padded image.
+        NotImplementedError: forward-mode differentiation.
 
     Example:
         >>> levels = torch.randint(0, 256, (1, 3, 8, 8), dtype=torch.uint8)
         >>> lookup_conv2d(levels, torch.eye(256), torch.randn(4, 768, 3, 3), padding=1).shape
         torch.Size([1, 4, 8, 8])
     """
-    strides, pads, dilations = _pair(stride), _pair(padding), _pair(dilation)
+    strides, pads, dilations = _ints('stride', stride), _ints('padding', padding, 2, 4), _ints('dilation', dilation)
     dtype = _output_dtype(levels, weight)
     if _is_exporting():
         # the file must run without this package; and a trace would warn that it fixes the outcome of the checks
         with operators.no_autocast(levels):
-            return convolve_codes(levels, codes, weight.float(), strides, pads, dilations).to(dtype)
+            compute = weight.dtype if weight.dtype == torch.float64 else torch.float32
+            return convolve_codes(levels, codes, weight.to(compute), strides, pads, dilations).to(dtype)
     _check_levels(levels)
     if codes.ndim != 2 or codes.shape[0] != 256:
         raise ValueError(f'Got codes of shape {list(codes.shape)}; allowed is (256, M), one row for each pixel level.')
+    if 0 in (levels.shape[1], *codes.shape, *weight.shape):
+        raise ValueError(
+            f'Got levels of shape {list(levels.shape)}, codes of {list(codes.shape)} and weight of '
+            f'{list(weight.shape)}; colours, bits, outputs and kernel must be at least 1.'
+        )
     if weight.ndim != 4 or weight.shape[1] != codes.shape[1] * levels.shape[1]:
         raise ValueError(
             f'Got images of {levels.shape[1]} channels; {weight.shape[1]} kernel planes over {codes.shape[1]}-bit '
             f'codes need {weight.shape[1] / codes.shape[1]:g}. Build the model with in_chans={levels.shape[1]}.'
         )
+    _refuse_forward_mode(codes, weight)
     borders = _borders(pads)
     _check_window(levels, weight.shape[2:], strides, borders, dilations)
     return operators.lookup_conv2d(levels, codes, weight, strides, borders, dilations, dtype)
@@ -103,7 +112,8 @@ def table_conv2d(
         >>> table_conv2d(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), table)[0, :, 0, 0]
         tensor([3., 3., 3., 3.])
     """
-    strides, borders, dilations = _pair(stride), _borders(_pair(padding)), _pair(dilation)
+    strides, dilations = _ints('stride', stride), _ints('dilation', dilation)
+    borders = _borders(_ints('padding', padding, 2, 4))
     dtype = _output_dtype(levels, table)
     if _is_exporting():
         return sum_rows(levels, table, strides, borders, dilations).to(dtype)
@@ -128,13 +138,28 @@ def _output_dtype(levels: Tensor, weight: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if autocast else weight.dtype
 
 
-def _pair(value: int | Sequence[int]) -> list[int]:
-    return [value, value] if isinstance(value, int) else list(value)
+def _ints(name: str, value: int | Sequence[int], *lengths: int) -> list[int]:
+    """Return an argument as a list, an int standing for two; `lengths` are allowed, 2 by default."""
+    numbers = list(value) if isinstance(value, Sequence) else [value, value]
+    if len(numbers) not in (lengths or (2,)):
+        more = ' or (left, right, top, bottom)' if 4 in lengths else ''
+        raise ValueError(f'Got {name}={value!r}; allowed are an int, (height, width){more}.')
+    return numbers
 
 
 def _borders(padding: list[int]) -> list[int]:
     """Return `padding` as left, right, top, bottom."""
     return padding if len(padding) == 4 else [padding[1], padding[1], padding[0], padding[0]]
+
+
+def _refuse_forward_mode(codes: Tensor, weight: Tensor) -> None:
+    """Raise where torch would silently drop the tangents, as it does for every operator of a library."""
+    if torch.compiler.is_compiling():
+        return
+    if any(unpack_dual(tensor).tangent is not None for tensor in (codes, weight)):
+        raise NotImplementedError(
+            'lookup_conv2d has no forward-mode derivative (torch.func.jvp, forward_ad); use reverse mode.'
+        )
 
 
 def _check_levels(levels: Tensor) -> None:

@@ -74,10 +74,11 @@ def lookup_conv2d(
     dtype: torch.dtype,
 ) -> Tensor:
     geometry = list(stride), list(padding), list(dilation)
+    codes, weight = codes.detach(), weight.detach()
     with no_autocast(levels):
         kernels = _kernels(levels, weight.shape[0], dtype)
         if kernels is None:
-            return _channels_last(plain.lookup_conv2d(levels, codes.detach(), weight.detach(), *geometry, dtype))
+            return _channels_last(plain.lookup_conv2d(levels, codes, weight, *geometry, dtype))
         chans = levels.shape[1]
 
         def part(channels: slice) -> Tensor:
@@ -98,13 +99,14 @@ def lookup_conv2d_backward(
     needs_codes: bool,
 ) -> tuple[Tensor, Tensor]:
     geometry = list(stride), list(padding), list(dilation)
+    codes, weight = codes.detach(), weight.detach()
     with no_autocast(levels):
         kernels = _kernels(levels, weight.shape[0], grad.dtype)
         if kernels is None:
-            return plain.lookup_conv2d_backward(grad, levels, codes.detach(), weight.detach(), *geometry, needs_codes)
+            return plain.lookup_conv2d_backward(grad, levels, codes, weight, *geometry, needs_codes)
         window = slide(levels, weight.shape[2:], *geometry)
         rows = grad.to(kernels.dtype).permute(0, 2, 3, 1).contiguous()
-        codes_grad, weight_grad = torch.zeros_like(codes), torch.empty_like(weight)
+        codes_grad, weight_grad = torch.zeros_like(codes, dtype=torch.float32), torch.empty_like(weight)
         for channels in kernels.parts(len(window.offsets)):
             table_grad = kernels.scatter_add(window, rows[..., channels])[:, :PADDING_LEVEL]
             taps = taps_of(weight[channels].float(), levels.shape[1])  # the table is E W_j for each tap j
@@ -112,7 +114,7 @@ def lookup_conv2d_backward(
             weight_grad[channels] = taps_grad.permute(4, 3, 1, 0, 2).reshape(weight[channels].shape)
             if needs_codes:
                 codes_grad += torch.einsum('jko,jmo->km', table_grad, taps.flatten(0, 2))
-        return codes_grad, weight_grad
+        return codes_grad.to(codes.dtype), weight_grad
 
 
 @torch.library.custom_op('timm_p2be::table_conv2d', mutates_args=())
@@ -207,14 +209,14 @@ def _compiled_kernels(channels: int, dtype: torch.dtype) -> 'Kernels | None':
         from timm_p2be.kernels import llvm_cpu, llvm_jit
 
         kernels = llvm_cpu.Kernels(channels, dtype)
-    except (ImportError, OSError, RuntimeError) as error:
+        _say_once(logging.INFO, f'lookup_conv2d sums table rows in kernels compiled by {llvm_jit.description()}')
+    except (ImportError, OSError, RuntimeError, AttributeError, TypeError) as error:  # another llvmlite, perhaps
         _say_once(
             logging.WARNING,
-            'lookup_conv2d convolves code planes, which is many times slower: the compiled CPU kernels are not '
-            f'available ({type(error).__name__}: {error}). Reinstall them with: pip install --force-reinstall llvmlite',
+            'lookup_conv2d convolves code planes, many times slower: compiled CPU kernels are not available '
+            f"({type(error).__name__}: {error}). Install their compiler with: pip install -U 'llvmlite>=0.45'",
         )
         return None
-    _say_once(logging.INFO, f'lookup_conv2d sums table rows in kernels compiled by {llvm_jit.description()}')
     return kernels
 
 

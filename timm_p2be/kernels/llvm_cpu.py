@@ -51,6 +51,9 @@ class Kernels:
             features: (B, rows, columns, channels) of the kernels' dtype, all channels of a contiguous tensor or a part.
         """
         taps, threads = len(window.offsets), llvm_jit.num_threads()
+        assert table.shape[:4].numel() == taps * llvm_ir.LEVELS
+        assert table.is_contiguous()
+        assert table.dtype == self.dtype
         at_once = self._taps_at_once(taps, table.element_size())
         row_bytes = window.columns * self.shape.block * 4
         tile_rows = min(window.rows, max(1, _TILE_BYTES // row_bytes))
@@ -100,6 +103,11 @@ class Kernels:
         **arguments: int,
     ) -> None:
         """Call a compiled function on `threads` threads."""
+        row = window.columns * self.channels
+        assert features.dtype == self.dtype
+        assert features.shape == (len(window.levels), window.rows, window.columns, table.shape[-1])
+        strides = zip(features.shape, features.stride(), (window.rows * row, row, self.channels, 1), strict=True)
+        assert not features.numel() or all(found == expected for size, found, expected in strides if size > 1)
         struct = _Arguments(
             images=len(window.levels),
             rows=window.rows,

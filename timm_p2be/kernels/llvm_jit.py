@@ -3,7 +3,7 @@
 Compiling takes a fraction of a second in each process, so nothing is cached on disk. A compiled function runs in
 torch's OpenMP team: no second pool of threads fights with the first, and several Python threads at once are as safe as
 with torch's own operators. Where torch's OpenMP does not offer GNU's entry point, Python threads do the work. In a
-forked process, where the team's threads do not exist, the calling thread does it alone.
+forked process, where the team's threads do not exist, the calling thread runs the function alone.
 """
 
 import ctypes
@@ -25,15 +25,9 @@ from timm_p2be.kernels.llvm_ir import Shape
 _lock = threading.Lock()
 _compiled: dict[tuple[str, Shape], 'Function'] = {}
 
-
-def _renew_lock() -> None:
-    """A thread that a forked process does not have may have held the lock."""
-    global _lock
-    _lock = threading.Lock()
-
-
 if hasattr(os, 'register_at_fork'):  # not on Windows
-    os.register_at_fork(after_in_child=_renew_lock)
+    # nobody compiles during a fork: the child would inherit the locks, LLVM's own among them, of threads it has not
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 class CompilationError(RuntimeError):
@@ -57,7 +51,7 @@ class Function:
         module = llvm.parse_assembly(text)
         module.verify()
         self._machine = llvm.Target.from_default_triple().create_target_machine(
-            cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3
+            cpu=llvm.get_host_cpu_name(), features=_cpu_features(), opt=3
         )
         # the loops are vectorised by hand
         options = llvm.create_pipeline_tuning_options(speed_level=3)
@@ -93,6 +87,14 @@ def compile_function(build: Callable[[Shape], str], shape: Shape) -> Function:
             except RuntimeError as error:
                 raise CompilationError(str(error)) from error
         return _compiled[name, shape]
+
+
+def _cpu_features() -> str:
+    """Return the processor's features, or '' where LLVM cannot tell and goes by the processor's name."""
+    try:
+        return llvm.get_host_cpu_features().flatten()
+    except RuntimeError:
+        return ''
 
 
 def num_threads() -> int:
