@@ -73,6 +73,7 @@ def lookup_conv2d(
     dilation: Sequence[int],
     dtype: torch.dtype,
 ) -> Tensor:
+    """Return `timm_p2be.lookup.lookup_conv2d` in `dtype`."""
     geometry = list(stride), list(padding), list(dilation)
     codes, weight = codes.detach(), weight.detach()
     with no_autocast(levels):
@@ -98,6 +99,7 @@ def lookup_conv2d_backward(
     dilation: Sequence[int],
     needs_codes: bool,
 ) -> tuple[Tensor, Tensor]:
+    """Return the gradients of codes (zeros unless `needs_codes`) and weight for that of the feature map."""
     geometry = list(stride), list(padding), list(dilation)
     codes, weight = codes.detach(), weight.detach()
     with no_autocast(levels):
@@ -126,6 +128,7 @@ def table_conv2d(
     dilation: Sequence[int],
     dtype: torch.dtype,
 ) -> Tensor:
+    """Return `timm_p2be.lookup.table_conv2d` in `dtype`."""
     geometry = list(stride), list(padding), list(dilation)
     kernels = _kernels(levels, table.shape[4], dtype)
     if kernels is None:
