@@ -62,9 +62,7 @@ class FoldedConv2d(LevelStem, nn.Module):
             ValueError: another dtype, another number of axes or of channels.
         """
         levels = self.read_levels(images)
-        padding = self.borders(levels)
-        stride = [self.stride[0], self.stride[1]]
-        dilation = [self.dilation[0], self.dilation[1]]
+        stride, padding, dilation = self.geometry(levels)
         if torch.jit.is_scripting():
             if len(padding) == 2:
                 padding = [padding[1], padding[1], padding[0], padding[0]]
@@ -182,7 +180,7 @@ def _folds_into(model: nn.Module, stem: EncodedConv2d, parent: nn.Module) -> str
 
 
 def _edges_to(leaf: Tensor, outputs: Any) -> int:
-    """Return how many operations that led to `outputs` (tensors, perhaps nested) read `leaf`."""
+    """Return how many operations that led to `outputs` (a tensor or several) read `leaf`."""
     tensors = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     pending = [tensor.grad_fn for tensor in tensors if isinstance(tensor, Tensor) and tensor.grad_fn is not None]
     seen = set(pending)

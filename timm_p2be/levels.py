@@ -60,7 +60,11 @@ class LevelStem:
             )
         return pixel_levels(images)
 
-    def borders(self, levels: Tensor) -> list[int]:
+    def geometry(self, levels: Tensor) -> tuple[list[int], list[int], list[int]]:
+        """Return stride, padding and dilation for a lookup in `levels`."""
+        return [self.stride[0], self.stride[1]], self._borders(levels), [self.dilation[0], self.dilation[1]]
+
+    def _borders(self, levels: Tensor) -> list[int]:
         """Return the padding: (height, width), or (left, right, top, bottom) if it depends on the image's size."""
         if not self.same_padding:
             return [self.padding[0], self.padding[1]]

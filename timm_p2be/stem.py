@@ -95,9 +95,7 @@ class EncodedConv2d(LevelStem, nn.Conv2d):
             ValueError: another dtype, another number of axes or of channels.
         """
         levels = self.read_levels(images)
-        padding = self.borders(levels)
-        stride = [self.stride[0], self.stride[1]]
-        dilation = [self.dilation[0], self.dilation[1]]
+        stride, padding, dilation = self.geometry(levels)
         if torch.jit.is_scripting():
             features = convolve_codes(levels, self.embedding.codes(), self.weight, stride, padding, dilation)
         else:

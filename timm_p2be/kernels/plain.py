@@ -84,7 +84,9 @@ def lookup_conv2d_backward(
     dtype = _compute_dtype(levels, grad.dtype)
     kernel = _colour_major(weight.to(dtype), codes.shape[1])
     chunk = _images_at_once(levels, codes, kernel)
-    codes_grad, kernel_grad = torch.zeros_like(codes), torch.zeros_like(kernel, dtype=weight.dtype)
+    # sums over chunks, at least in float32
+    codes_grad = torch.zeros_like(codes, dtype=torch.promote_types(codes.dtype, torch.float32))
+    kernel_grad = torch.zeros_like(kernel, dtype=torch.promote_types(weight.dtype, torch.float32))
     left, _, top, _ = padding
     for some_levels, some_grad in zip(levels.split(chunk), grad.to(dtype).split(chunk), strict=True):
         planes = F.pad(_code_planes(some_levels, codes, dtype), padding)
@@ -92,12 +94,12 @@ def lookup_conv2d_backward(
         if needs_codes:
             planes_grad = conv_grad.conv2d_input(planes.shape, kernel, some_grad, stride, 0, dilation)
             inside = planes_grad[:, :, top : top + levels.shape[2], left : left + levels.shape[3]]
-            rows = inside.permute(0, 2, 3, 1).unflatten(3, (-1, codes.shape[1])).to(codes.dtype)
+            rows = inside.permute(0, 2, 3, 1).unflatten(3, (-1, codes.shape[1])).to(codes_grad.dtype)
             index = some_levels.permute(0, 2, 3, 1).long()
             # what back-propagation through F.embedding calls; unlike index_add it sums in a fixed order on a GPU
             codes_grad += torch.ops.aten.embedding_dense_backward(rows, index, 256, -1, False)
     colours = weight.shape[1] // codes.shape[1]
-    return codes_grad, torch.empty_like(weight).copy_(_colour_major(kernel_grad, colours))
+    return codes_grad.to(codes.dtype), torch.empty_like(weight).copy_(_colour_major(kernel_grad, colours))
 
 
 def _compute_dtype(levels: Tensor, dtype: torch.dtype) -> torch.dtype:
