@@ -100,8 +100,8 @@ def test_traps_of_the_defaults_are_closed(name: str) -> None:
     expected = {'smoothing': 0.0, 'warmup_epochs': 0, 'color_jitter': 0.0, 'mean': [0.0] * 3, 'std': [1.0] * 3}
     assert expected.items() <= recipe.items()
     assert recipe['opt_kwargs']['filter_bias_and_bn'] is False
-    assert recipe['jsd_loss'] is True
-    assert recipe['aug_splits'] == 3
+    augmix = name != 'cifar10_plain_cpu'
+    assert (recipe.get('jsd_loss'), recipe.get('aug_splits')) == ((True, 3) if augmix else (None, None))
     assert recipe.get('sched_on_updates', False) is (recipe['sched'] == 'cosine')
 
 

@@ -1,0 +1,33 @@
+"""Noise: independent random changes of every level.
+
+Each function takes uint8 levels (H, W, 3), a generator and its row of parameters.py, and returns values on the 0..255
+scale, fractions included.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from skimage.util import random_noise
+
+
+def gaussian_noise(image: NDArray[np.uint8], generator: np.random.Generator, *, deviation: float) -> NDArray[Any]:
+    """Add N(0, deviation) to x in [0, 1]: electronic noise in low light."""
+    x = image / 255.0
+    return np.clip(x + generator.normal(size=x.shape, scale=deviation), 0, 1) * 255
+
+
+def shot_noise(image: NDArray[np.uint8], generator: np.random.Generator, *, photons: float) -> NDArray[Any]:
+    """Count Poisson(x * photons) for x in [0, 1]; white is `photons` of them on average."""
+    return np.clip(generator.poisson(image / 255.0 * photons) / photons, 0, 1) * 255
+
+
+def impulse_noise(image: NDArray[np.uint8], generator: np.random.Generator, *, amount: float) -> NDArray[Any]:
+    """Replace a fraction `amount` of the levels, each channel by itself, by 0 or 255 at equal odds."""
+    return random_noise(image / 255.0, mode='s&p', rng=generator, amount=amount) * 255
+
+
+def speckle_noise(image: NDArray[np.uint8], generator: np.random.Generator, *, deviation: float) -> NDArray[Any]:
+    """Add x * N(0, deviation) to x in [0, 1]: noise in proportion to the level."""
+    x = image / 255.0
+    return np.clip(x + x * generator.normal(size=x.shape, scale=deviation), 0, 1) * 255

@@ -1,0 +1,206 @@
+"""Weather: snow, frost, fog and brightness, and the spatter of the extra corruptions.
+
+Each corruption takes uint8 levels (H, W, 3), a generator and its row of parameters.py, and returns values on the 0..255
+scale, fractions included.
+"""
+
+import functools
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from skimage.color import hsv2rgb, rgb2hsv
+
+from timm_p2be.robustness.corruptions.blur import clipped_zoom, directed_blur, gaussian_filter
+
+WATER = np.array([175, 238, 238]) / 255  # RGB
+MUD = np.array([63, 42, 20]) / 255
+# A sixth picture exists; the scripts never draw it.
+FROST_PICTURES = ('frost1.png', 'frost2.png', 'frost3.png', 'frost4.jpg', 'frost5.jpg')
+
+
+def snow(
+    image: NDArray[np.uint8],
+    generator: np.random.Generator,
+    *,
+    mean: float,
+    deviation: float,
+    zoom: float,
+    threshold: float,
+    radius: int,
+    streak: float,
+    clarity: float,
+) -> NDArray[Any]:
+    """Whiten the image and add flakes, which are noise above a threshold, magnified and smeared downwards.
+
+    Args:
+        image: uint8 levels (S, S, 3).
+        generator: source of flakes and direction.
+        mean: of the noise.
+        deviation: of the noise.
+        zoom: magnification of the noise.
+        threshold: noise below it is no flake.
+        radius: of the smear, see `directed_blur`.
+        streak: standard deviation of the smear.
+        clarity: weight of the image; the rest goes to a whitened copy.
+
+    Returns:
+        Values in 0..255, (S, S, 3). The flakes are added twice, once turned by 180 degrees.
+    """
+    x = np.asarray(image, dtype=np.float32) / np.float32(255)
+    flakes = clipped_zoom(generator.normal(size=x.shape[:2], loc=mean, scale=deviation), zoom)
+    flakes[flakes < threshold] = 0
+    levels = (np.clip(flakes, 0, 1) * 255).astype(np.uint8)
+    fallen = directed_blur(levels, radius, streak, angle=generator.uniform(-135, -45))[..., None] / 255.0
+    grey = cv2.cvtColor(x, cv2.COLOR_RGB2GRAY)[..., None]
+    whitened = clarity * x + (1 - clarity) * np.maximum(x, grey * 1.5 + 0.5)
+    return np.clip(whitened + fallen + np.rot90(fallen, k=2), 0, 1) * 255
+
+
+def frost(
+    image: NDArray[np.uint8],
+    generator: np.random.Generator,
+    *,
+    image_weight: float,
+    frost_weight: float,
+    scale: float,
+) -> NDArray[Any]:
+    """Add a random crop of one of five photographs of frost.
+
+    Raises:
+        ModuleNotFoundError: imagecorruptions-imaug, which has the photographs, is not installed.
+    """
+    picture = frost_picture(FROST_PICTURES[generator.integers(len(FROST_PICTURES))], scale)
+    height, width = image.shape[:2]
+    top = generator.integers(0, picture.shape[0] - height)
+    left = generator.integers(0, picture.shape[1] - width)
+    crop = picture[top : top + height, left : left + width]
+    return np.clip(image_weight * image + frost_weight * crop, 0, 255)
+
+
+@functools.cache
+def frost_picture(name: str, scale: float) -> NDArray[np.uint8]:
+    """Return a photograph of the benchmark, RGB (H, W, 3), read-only, resized linearly by `scale`.
+
+    Raises:
+        ModuleNotFoundError: imagecorruptions-imaug, which has the photographs, is not installed.
+        FileNotFoundError: it is, but lacks this photograph.
+    """
+    package = importlib.util.find_spec('imagecorruptions')  # found, not imported: that would load numba
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError(
+            "The corruption 'frost' adds photographs that come with the package imagecorruptions-imaug, which is not "
+            'installed; run: pip install imagecorruptions-imaug'
+        )
+    file = Path(package.origin).with_name('frost') / name
+    picture = cv2.imread(str(file))
+    if picture is None:
+        raise FileNotFoundError(f'No photograph at {file}; run: pip install --force-reinstall imagecorruptions-imaug')
+    if scale != 1:
+        picture = cv2.resize(picture, (0, 0), fx=scale, fy=scale)
+    rgb = np.ascontiguousarray(picture[..., ::-1], dtype=np.uint8)
+    rgb.flags.writeable = False
+    return rgb
+
+
+def fog(image: NDArray[np.uint8], generator: np.random.Generator, *, density: float, decay: float) -> NDArray[Any]:
+    """Add a fractal cloud to x in [0, 1] and scale the sum back to the brightest level."""
+    x = image / 255.0
+    height, width = x.shape[:2]
+    brightest = x.max()
+    cloud = plasma(1 << (max(height, width) - 1).bit_length(), decay, generator)[:height, :width, None]
+    return np.clip((x + density * cloud) * brightest / (brightest + density), 0, 1) * 255
+
+
+def plasma(side: int, decay: float, generator: np.random.Generator) -> NDArray[np.float64]:
+    """Return a cloud made by the diamond-square algorithm on a torus.
+
+    Args:
+        side: a power of two.
+        decay: the noise is w * U(-w, w); w is 100 at first and is divided by this from one scale to the next.
+        generator: source of the noise.
+
+    Returns:
+        (side, side) array that spans [0, 1].
+    """
+    cloud = np.zeros((side, side))
+    wibble = 100.0
+    step = side
+
+    def mean_of(four: NDArray[np.float64]) -> NDArray[np.float64]:
+        return four / 4 + wibble * generator.uniform(-wibble, wibble, four.shape)
+
+    while step >= 2:
+        half = step // 2
+        corners = cloud[::step, ::step]
+        pairs = corners + np.roll(corners, -1, axis=0)
+        cloud[half::step, half::step] = mean_of(pairs + np.roll(pairs, -1, axis=1))
+        centres = cloud[half::step, half::step]
+        below, beside = centres + np.roll(centres, 1, axis=0), corners + np.roll(corners, -1, axis=1)
+        cloud[::step, half::step] = mean_of(below + beside)
+        below, beside = corners + np.roll(corners, -1, axis=0), centres + np.roll(centres, 1, axis=1)
+        cloud[half::step, ::step] = mean_of(beside + below)
+        step = half
+        wibble /= decay
+    cloud -= cloud.min()
+    return cloud / cloud.max()
+
+
+def brightness(image: NDArray[np.uint8], generator: np.random.Generator, *, shift: float) -> NDArray[Any]:
+    """Raise the value of HSV by `shift`."""
+    hsv = rgb2hsv(image / 255.0)
+    hsv[..., 2] = np.clip(hsv[..., 2] + shift, 0, 1)
+    return np.clip(hsv2rgb(hsv), 0, 1) * 255
+
+
+def spatter(
+    image: NDArray[np.uint8],
+    generator: np.random.Generator,
+    *,
+    mean: float,
+    deviation: float,
+    drop: float,
+    threshold: float,
+    strength: float,
+    mud: bool,
+) -> NDArray[Any]:
+    """Put drops of water or mud on the lens.
+
+    Args:
+        image: uint8 levels (H, W, 3).
+        generator: source of the drops.
+        mean: of the noise that becomes drops.
+        deviation: of that noise.
+        drop: standard deviation of the Gaussian that makes drops of it.
+        threshold: what is below it is no drop.
+        strength: opacity of the thickest water, or standard deviation of the Gaussian that rounds off mud.
+        mud: brown drops that hide the image, instead of turquoise ones that are added to it.
+
+    Returns:
+        Values in 0..255, (H, W, 3).
+    """
+    x = np.asarray(image, dtype=np.float32) / np.float32(255)
+    liquid = gaussian_filter(generator.normal(size=x.shape[:2], loc=mean, scale=deviation), drop)
+    liquid[liquid < threshold] = 0
+    if mud:
+        cover = gaussian_filter((liquid > threshold).astype(np.float32), strength)[..., None]
+        cover[cover < 0.8] = 0
+        return np.clip(x * (1 - cover) + MUD.astype(np.float32) * cover, 0, 1) * 255
+    thickness = _thickness((liquid * 255).astype(np.uint8))
+    most = thickness.max()
+    if most == 0:  # no drop at all; the scripts would divide by zero and return black
+        return image
+    opacity = (thickness / most * np.float32(strength))[..., None]
+    return np.clip(x + opacity * WATER.astype(np.float32), 0, 1) * 255
+
+
+def _thickness(liquid: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return how thick drops of water look: their distance from edges, in relief, times the liquid; float32 (H, W)."""
+    distance = cv2.distanceTransform(255 - cv2.Canny(liquid, 50, 150), cv2.DIST_L2, 5)
+    near = cv2.blur(np.minimum(distance, 20), (3, 3)).astype(np.uint8)
+    relief = np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]], dtype=np.float32)
+    lit = cv2.filter2D(cv2.equalizeHist(near), cv2.CV_8U, relief)
+    return np.multiply(liquid, cv2.blur(lit, (3, 3)), dtype=np.float32)
