@@ -25,10 +25,20 @@ ALLOWED: dict[str, set[str]] = {
     'optim': {'encodings'},
     'models': {'stem'},
     'task': {'encodings', 'losses', 'stem'},
-    'robustness': {'stem'},
+    'robustness': {'encodings', 'levels', 'lookup', 'stem'},
     'pictures': set(),
-    '': {'encodings', 'folding', 'lookup', 'losses', 'stem', 'optim', 'models'},  # registers and re-exports
-    'cli': {'robustness', ''},
+    '': {
+        'encodings',
+        'folding',
+        'lookup',
+        'losses',
+        'stem',
+        'optim',
+        'models',
+        'robustness',
+    },  # registers and re-exports
+    'commands': {'robustness', ''},
+    'cli': {'commands', ''},
 }
 TORCH_ONLY = (
     'encodings',

@@ -1,0 +1,369 @@
+"""Corrupted images on disk and on the fly: what is read, what is refused, what a cache keeps."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from timm_p2be.robustness.corrupted_arrays import CorruptedArrays
+from timm_p2be.robustness.corrupted_data import RECORD, spans_of
+from timm_p2be.robustness.corrupted_folders import CorruptedFolders
+from timm_p2be.robustness.corrupted_sets import GeneratedSet, open_corrupted
+from timm_p2be.robustness.corrupted_writing import write_set
+from timm_p2be.robustness.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from timm_p2be.robustness.images import ImageSet
+
+COUNT = 6
+NAMES = ('gaussian_noise', 'fog')
+
+
+def clean_images(count: int = COUNT, size: int = 32) -> ImageSet:
+    generator = np.random.default_rng(1)
+    images = [
+        (Image.fromarray(generator.integers(0, 256, (size, size, 3), np.uint8)), index % 3) for index in range(count)
+    ]
+    return ImageSet(images, 'noise', size=size)
+
+
+@pytest.fixture
+def arrays(tmp_path: Path) -> Path:
+    """A small folder of the layout of CIFAR-C: image i of severity s is filled with 10 s + i."""
+    folder = tmp_path / 'arrays'
+    folder.mkdir()
+    levels = np.add.outer(10 * np.arange(1, 6), np.arange(COUNT)).reshape(-1, 1, 1, 1)
+    for name in NAMES:
+        np.save(folder / f'{name}.npy', np.broadcast_to(levels, (5 * COUNT, 32, 32, 3)).astype(np.uint8))
+    np.save(folder / 'labels.npy', np.tile(np.arange(COUNT, dtype=np.uint8), 5))
+    return folder
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    """A small folder of the layout of ImageNet-C; one corruption lies a level deeper, as in the archives."""
+    root = tmp_path / 'folders'
+    for name in ('noise/gaussian_noise', 'fog'):
+        for severity in (1, 2):
+            for number, wnid in enumerate(('n02', 'n01', 'n03')):
+                path = root / name / str(severity) / wnid / f'{number}.png'
+                path.parent.mkdir(parents=True)
+                Image.new('RGB', (224, 224), (10 * severity + number,) * 3).save(path)
+    return root
+
+
+def pixels_of(data: Any, name: str, severity: int, workers: int = 0, batch_size: int = 4) -> NDArray[np.uint8]:
+    batches = data.batches(name, severity, spans_of(len(data), batch_size), workers)
+    return np.concatenate([images.numpy() for images, _ in batches])
+
+
+def test_arrays_are_severity_major(arrays: Path) -> None:
+    data = open_corrupted(arrays, NAMES)
+    assert isinstance(data, CorruptedArrays)
+    assert len(data) == COUNT
+    images = pixels_of(data, 'fog', 3)
+    assert images.shape == (COUNT, 3, 32, 32)
+    assert images[:, 0, 0, 0].tolist() == [30, 31, 32, 33, 34, 35]
+    assert data.labels('fog', 3).tolist() == list(range(COUNT))
+
+
+def test_limit_takes_the_first_images_of_each_severity(arrays: Path) -> None:
+    data = open_corrupted(arrays, NAMES, limit=2)
+    assert pixels_of(data, 'fog', 5)[:, 0, 0, 0].tolist() == [50, 51]
+    assert data.describe()['subset'] == f'first 2 of {COUNT} at each severity'
+
+
+def test_small_sets_are_never_called_official(arrays: Path) -> None:
+    description = open_corrupted(arrays, NAMES).describe()
+    assert not description['official']
+    assert 'CIFAR-10-C' not in description['label']
+
+
+def test_published_sizes_are_recognised(tmp_path: Path) -> None:
+    header = {'descr': '|u1', 'fortran_order': False, 'shape': (50_000, 32, 32, 3)}
+    with (tmp_path / 'fog.npy').open('wb') as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        file.truncate(file.tell() + 50_000 * 32 * 32 * 3)  # sparse: takes no space
+    np.save(tmp_path / 'labels.npy', np.tile(np.arange(10_000) % 10, 5))
+    data = open_corrupted(tmp_path, ['fog'], limit=3)
+    assert data.num_classes == 10
+    assert data.describe()['label'] == 'CIFAR-10-C'
+    assert data.describe()['official']
+
+
+def save(name: str, make: Callable[[NDArray[Any]], NDArray[Any]]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        np.save(folder / name, make(np.load(folder / name)))
+
+    return damage
+
+
+def cut(name: str, keep: int) -> Callable[[Path], None]:
+    return lambda folder: os.truncate(folder / name, keep)
+
+
+BAD_ARRAYS = {
+    'truncated': (cut('fog.npy', 5000), r'fog\.npy \(5000 bytes\) cannot be read'),
+    'empty': (cut('fog.npy', 0), r'fog\.npy \(0 bytes\)'),
+    'truncated labels': (cut('labels.npy', 130), r'labels\.npy'),
+    'no labels': (lambda folder: (folder / 'labels.npy').unlink(), r'No file .*labels\.npy'),
+    'missing corruption': (
+        lambda folder: (folder / 'fog.npy').unlink(),
+        'has no corruption fog; it has gaussian_noise',
+    ),
+    'dtype': (save('fog.npy', lambda x: x.astype(np.float32)), 'holds float32 .* must be uint8'),
+    'size': (save('fog.npy', lambda x: np.zeros((30, 28, 28, 3), np.uint8)), r'\(30, 28, 28, 3\).*\(30, 32, 32, 3\)'),
+    'too few images': (save('fog.npy', lambda x: x[:10]), 'with 30 labels'),
+    'label count': (save('labels.npy', lambda x: x[:29]), r'shape \(29,\)'),
+    'label dtype': (save('labels.npy', lambda x: x.astype(float)), 'integers'),
+    'labels per severity': (save('labels.npy', lambda x: np.arange(30)), 'differ between severities'),
+    'negative label': (save('labels.npy', lambda x: x.astype(int) - 1), 'label -1'),
+}
+
+
+@pytest.mark.parametrize('case', BAD_ARRAYS)
+def test_bad_arrays_are_refused_on_opening(arrays: Path, case: str) -> None:
+    damage, message = BAD_ARRAYS[case]
+    damage(arrays)
+    with pytest.raises(ValueError, match=message):
+        open_corrupted(arrays, NAMES)
+
+
+def test_the_15_are_the_default_and_must_be_there(arrays: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r'has no corruption shot_noise, impulse_noise, .*; it has gaussian_noise, fog'
+    ):
+        open_corrupted(arrays)
+
+
+@pytest.mark.parametrize('severities', [[], [0], [1, 6]])
+def test_unknown_severities(arrays: Path, severities: list[int]) -> None:
+    with pytest.raises(ValueError, match=r'choose from \[1, 2, 3, 4, 5\]'):
+        open_corrupted(arrays, NAMES, severities)
+
+
+def test_a_folder_of_neither_layout(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match='neither'):
+        open_corrupted(tmp_path)
+    with pytest.raises(ValueError, match='No folder'):
+        open_corrupted(tmp_path / 'nowhere')
+
+
+def test_folders_give_stored_pixels_and_sorted_classes(folders: Path) -> None:
+    data = open_corrupted(folders, ['gaussian_noise', 'fog'], [1, 2])
+    assert isinstance(data, CorruptedFolders)
+    assert data.labels('fog', 1).tolist() == [0, 1, 2]  # n01, n02, n03
+    assert pixels_of(data, 'fog', 2)[:, 0, 0, 0].tolist() == [21, 20, 22]
+    assert data.num_classes == 3
+    assert 'none' in data.describe()['transform']
+
+
+def test_workers_give_the_same_pixels(folders: Path) -> None:
+    data = open_corrupted(folders, ['fog'], [1, 2])
+    np.testing.assert_array_equal(pixels_of(data, 'fog', 2, 0), pixels_of(data, 'fog', 2, 2, batch_size=1))
+
+
+def test_class_map(folders: Path, tmp_path: Path) -> None:
+    (tmp_path / 'map.txt').write_text('n00\nn01\nn02\nn03\n')
+    data = open_corrupted(folders, ['fog'], [1], class_map=str(tmp_path / 'map.txt'))
+    assert data.labels('fog', 1).tolist() == [1, 2, 3]
+    assert data.num_classes is None
+    (tmp_path / 'map.txt').write_text('n01\n')
+    with pytest.raises(ValueError, match=r'2 class folders .* not in the class map'):
+        open_corrupted(folders, ['fog'], [1], class_map=str(tmp_path / 'map.txt'))
+
+
+def test_other_corruptions_are_allowed_as_in_imagenet_c_bar(folders: Path) -> None:
+    (folders / 'noise' / 'gaussian_noise').rename(folders / 'plasma_noise')
+    (folders / 'fog').rename(folders / 'caustic_refraction')
+    assert open_corrupted(folders, severities=[1]).names == ('caustic_refraction', 'plasma_noise')
+
+
+def test_severities_must_have_the_same_files(folders: Path) -> None:
+    (folders / 'fog' / '2' / 'n03' / '2.png').unlink()
+    with pytest.raises(ValueError, match=r'fog/2 has 2 images, .* has 3; n03/2\.png is missing there'):
+        open_corrupted(folders, ['gaussian_noise', 'fog'], [1, 2])
+
+
+def test_missing_severity_folder(folders: Path) -> None:
+    with pytest.raises(ValueError, match=r'No images in .*fog/3'):
+        open_corrupted(folders, ['fog'], [1, 3])
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_stored_images_are_never_resized(folders: Path, workers: int) -> None:
+    Image.new('RGB', (256, 256)).save(folders / 'fog' / '1' / 'n01' / '1.png')
+    with pytest.raises(ValueError, match=r'^[^\n]*1\.png has 256x256 pixels; [^\n]*$'):
+        pixels_of(open_corrupted(folders, ['fog'], [1]), 'fog', 1, workers)
+
+
+def test_damaged_image_file(folders: Path) -> None:
+    (folders / 'fog' / '1' / 'n01' / '1.png').write_bytes(b'\x89PNG')
+    with pytest.raises(ValueError, match=r'1\.png cannot be read as an image'):
+        pixels_of(open_corrupted(folders, ['fog'], [1]), 'fog', 1)
+
+
+def test_generated_noise_depends_on_seed_and_index_alone() -> None:
+    clean = clean_images()
+    data = GeneratedSet(clean, 'cifar', NAMES, seed=7)
+    images = pixels_of(data, 'fog', 2, workers=0)
+    np.testing.assert_array_equal(images, pixels_of(data, 'fog', 2, workers=2, batch_size=1))
+    expected = corrupt(clean[4][0], 'fog', 2, 'cifar', (7, 4))
+    np.testing.assert_array_equal(images[4].transpose(1, 2, 0), expected)
+    assert data.describe()['label'] == 'noise-C-style'
+    assert not data.describe()['official']
+    assert (pixels_of(GeneratedSet(clean, 'cifar', NAMES, seed=8), 'fog', 2) != images).any()
+
+
+def test_generated_set_refuses_bad_input() -> None:
+    clean = clean_images()
+    with pytest.raises(ValueError, match='has no corruption rain'):
+        GeneratedSet(clean, 'cifar', ['rain'])
+    with pytest.raises(ValueError, match='Unknown suite'):
+        GeneratedSet(clean, 'svhn')
+    with pytest.raises(ValueError, match='32 pixels'):
+        GeneratedSet(clean, 'imagenet')
+    with pytest.raises(ValueError, match='seed=-1'):
+        GeneratedSet(clean, 'cifar', seed=-1)
+
+
+def test_frost_without_its_photographs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*args: Any) -> None:
+        raise ModuleNotFoundError('run: pip install imagecorruptions-imaug')
+
+    monkeypatch.setattr('timm_p2be.robustness.corrupted_sets.corrupt', missing)
+    with pytest.raises(ValueError, match='pip install imagecorruptions-imaug'):
+        GeneratedSet(clean_images())
+    GeneratedSet(clean_images(), names=['fog'])
+
+
+def cached(cache: Path, seed: int = 0, severities: tuple[int, ...] = (1, 3)) -> GeneratedSet:
+    return GeneratedSet(clean_images(), 'cifar', ['fog'], severities, seed=seed, cache=cache)
+
+
+def test_cache_is_used_again_only_if_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = pixels_of(GeneratedSet(clean_images(), 'cifar', ['fog']), 'fog', 3)
+    first = cached(tmp_path)
+    first.prepare('fog')
+    np.testing.assert_array_equal(pixels_of(first, 'fog', 3), plain)
+    files = sorted(tmp_path.iterdir())
+    assert [path.suffix for path in files] == ['.json', '.npy']
+    assert json.loads(files[0].read_text())['seed'] == 0
+
+    def fail(*args: Any) -> None:
+        raise AssertionError('generated again')
+
+    with monkeypatch.context() as patch:
+        patch.setattr('timm_p2be.robustness.corrupted_sets.corrupt', fail)
+        again = cached(tmp_path)
+        again.prepare('fog')
+        np.testing.assert_array_equal(pixels_of(again, 'fog', 3), plain)
+        assert next(again.batches('fog', 1, [range(2, 4)]))[1].tolist() == [2, 0]
+    other = cached(tmp_path, seed=1)
+    other.prepare('fog')
+    assert len(list(tmp_path.glob('*.npy'))) == 2
+    assert (pixels_of(other, 'fog', 3) != plain).any()
+
+
+def test_cut_off_cache_is_refused(tmp_path: Path) -> None:
+    cached(tmp_path).prepare('fog')
+    os.truncate(next(tmp_path.glob('*.npy')), 4000)
+    with pytest.raises(ValueError, match='cut off'):
+        cached(tmp_path).prepare('fog')
+
+
+def test_full_disk_leaves_no_half_file(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(OSError, match='too large'):
+            cached(tmp_path).prepare('fog')
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_written_arrays_are_read_back(tmp_path: Path, workers: int) -> None:
+    data = GeneratedSet(clean_images(), 'cifar', NAMES, seed=5)
+    assert write_set(data, tmp_path, workers) == 2
+    stored = open_corrupted(tmp_path, NAMES)
+    for name in NAMES:
+        for severity in SEVERITIES:
+            np.testing.assert_array_equal(pixels_of(stored, name, severity), pixels_of(data, name, severity))
+    np.testing.assert_array_equal(stored.labels('fog', 1), data.labels('fog', 1))
+    description = stored.describe()
+    assert description['label'] == 'noise-C-style'
+    assert description['seed'] == 5
+    assert not description['official']
+
+
+def test_writing_goes_on_and_never_mixes(tmp_path: Path) -> None:
+    assert write_set(GeneratedSet(clean_images(), 'cifar', ['fog']), tmp_path) == 1
+    assert write_set(GeneratedSet(clean_images(), 'cifar', NAMES), tmp_path) == 1  # fog is there
+    with pytest.raises(ValueError, match='a set of another seed'):
+        write_set(GeneratedSet(clean_images(), 'cifar', NAMES, seed=1), tmp_path)
+    assert write_set(GeneratedSet(clean_images(), 'cifar', ['fog'], seed=1), tmp_path, overwrite=True) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == [RECORD, 'fog.npy', 'labels.npy']
+
+
+def test_foreign_folders_are_not_written_to(arrays: Path) -> None:
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match='is not empty'):
+            write_set(GeneratedSet(clean_images(), 'cifar', ['fog']), arrays, overwrite=overwrite)
+
+
+def test_arrays_have_all_severities(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match='CIFAR-C has all'):
+        write_set(GeneratedSet(clean_images(), 'cifar', ['fog'], [1]), tmp_path)
+
+
+def test_written_folders_keep_the_labels(tmp_path: Path) -> None:
+    source = [(Image.new('RGB', (224, 224), (40 * label,) * 3), label) for label in (5, 2, 5)]
+    data = GeneratedSet(ImageSet(source, 'grey', size=224), 'imagenet', ['brightness'], [2])
+    assert write_set(data, tmp_path) == 1
+    assert write_set(data, tmp_path) == 0
+    stored = open_corrupted(tmp_path, ['brightness'], [2])
+    assert stored.labels('brightness', 2).tolist() == [2, 5, 5]
+    assert abs(int(pixels_of(stored, 'brightness', 2)[0, 0, 0, 0]) - int(40 * 2 + 0.2 * 255)) <= 2  # JPEG
+
+
+def test_killed_writer_leaves_no_half_file(tmp_path: Path) -> None:
+    script = (
+        'import sys, time; from pathlib import Path; from test_corrupted_sets import clean_images\n'
+        'from timm_p2be.robustness.corrupted_sets import GeneratedSet\n'
+        'from timm_p2be.robustness.corrupted_writing import write_set\n'
+        'def step(count, what): print(what, flush=True); time.sleep(60)\n'
+        "write_set(GeneratedSet(clean_images(), 'cifar', ['fog']), Path(sys.argv[1]), step=step)\n"
+    )
+    command = [sys.executable, '-c', script, str(tmp_path)]
+    process = subprocess.Popen(command, cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == 'fog 1\n'
+    process.kill()
+    process.communicate()
+    assert sorted(path.name for path in tmp_path.glob('[!.]*')) == [RECORD, 'labels.npy']
+    data = GeneratedSet(clean_images(), 'cifar', ['fog'])
+    assert write_set(data, tmp_path) == 1
+    assert len(open_corrupted(tmp_path, ['fog'])) == COUNT
+    assert list(tmp_path.glob('.*')) == []  # what the killed one left is gone
+
+
+def test_all_15_can_be_generated() -> None:
+    data = GeneratedSet(clean_images(1))
+    assert data.names == CORRUPTIONS
+    start = time.monotonic()
+    for name in data.names:
+        assert pixels_of(data, name, 5).shape == (1, 3, 32, 32)
+    assert time.monotonic() - start < 10

@@ -1,0 +1,486 @@
+"""The corruption benchmark: its figures, resuming, running out of memory or disk, several processes, the commands."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from timm_p2be.cli import main
+from timm_p2be.robustness import corruption_benchmark
+from timm_p2be.robustness.corrupted_sets import GeneratedSet
+from timm_p2be.robustness.corruption_benchmark import benchmark_corruptions
+from timm_p2be.robustness.corruption_metrics import (
+    ALEXNET_ERRORS,
+    calibration_gaps,
+    expected_calibration_error,
+    summarise,
+)
+from timm_p2be.robustness.corruptions import CORRUPTIONS, SEVERITIES
+from timm_p2be.robustness.images import ImageSet
+from timm_p2be.robustness.models import PixelModel
+from timm_p2be.robustness.results import unpack_bits
+
+# timm's reader of image folders leaves closing its files to the garbage collector
+pytestmark = [
+    pytest.mark.filterwarnings('ignore:unclosed file:ResourceWarning'),
+    pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning'),
+]
+NAMES = ('fog', 'brightness')
+# errors in % of Table III, and the mCE that their mean gives (the CEs are rounded, the paper prints 68.2 and 65.6)
+TABLE_III = {
+    'RGB': ((66, 66, 65, 69, 82, 65, 66, 73, 73, 62, 58, 63, 80, 67, 70), 68.33),
+    'P2BE': ((62, 61, 61, 67, 77, 63, 64, 71, 71, 63, 58, 63, 74, 61, 67), 65.53),
+}
+
+
+def images(count: int = 7) -> ImageSet:
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, (count, 32, 32, 3), np.uint8)
+    return ImageSet([(Image.fromarray(x), i % 10) for i, x in enumerate(pixels)], 'noise', size=32)
+
+
+def corrupted(count: int = 7, seed: int = 0) -> GeneratedSet:
+    return GeneratedSet(images(count), 'cifar', NAMES, (1, 2), seed=seed)
+
+
+def untrained(name: str = 'wrn10_2', seed: int = 0, num_classes: int = 10) -> PixelModel:
+    torch.manual_seed(seed)
+    return PixelModel(timm.create_model(name, num_classes=num_classes), (0, 0, 0), (1, 1, 1))
+
+
+class Brightness(nn.Module):
+    """A classifier that can be computed by hand: the class is the mean level, in steps of 25.6."""
+
+    num_classes = 10
+    pretrained_cfg: dict[str, Any] = {'input_size': (3, 32, 32), 'mean': (0, 0, 0), 'std': (1, 1, 1)}  # noqa: RUF012
+
+    def __init__(self, largest: int = 1000) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.largest, self.seen = largest, list[int]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > self.largest:
+            raise RuntimeError('[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: not enough memory')
+        self.seen.append(len(x))
+        return -(10 * x.mean((1, 2, 3))[:, None] - torch.arange(10) - 0.5).abs()
+
+
+@pytest.mark.parametrize('row', TABLE_III)
+def test_mce_of_the_papers_table(row: str) -> None:
+    ces, expected = TABLE_III[row]
+    errors = {
+        name: dict.fromkeys(SEVERITIES, ce / 100 * ALEXNET_ERRORS[name])
+        for name, ce in zip(CORRUPTIONS, ces, strict=True)
+    }
+    figures = summarise(errors)
+    assert 100 * figures['mce_alexnet'] == pytest.approx(expected, abs=0.005)
+    assert figures['ce']['fog'] == pytest.approx(ces[9] / 100)
+    extra = summarise(errors | {'saturate': dict.fromkeys(SEVERITIES, 1.0)})
+    for key in ('mce_alexnet', 'mean_corruption_error', 'categories'):
+        assert extra[key] == figures[key]
+
+
+def test_unnormalised_error_of_the_papers_table() -> None:
+    ces, _ = TABLE_III['RGB']
+    errors = {
+        n: dict.fromkeys(SEVERITIES, ce / 100 * ALEXNET_ERRORS[n]) for n, ce in zip(CORRUPTIONS, ces, strict=True)
+    }
+    assert 100 * summarise(errors)['mean_corruption_error'] == pytest.approx(53.9, abs=0.05)
+
+
+def test_mce_needs_everything() -> None:
+    errors = {name: dict.fromkeys(SEVERITIES, 0.5) for name in CORRUPTIONS}
+    assert summarise(errors)['mce_alexnet'] is not None
+    assert summarise(errors | {'fog': {1: 0.5, 2: 0.5}})['mce_alexnet'] is None
+    partial = summarise({name: errors[name] for name in CORRUPTIONS[:14]})
+    assert partial['mce_alexnet'] is None
+    assert 'jpeg_compression' in partial['mce_reason']
+    assert partial['mean_corruption_error'] == 0.5
+    assert partial['categories']['digital'] is None
+    assert partial['categories']['noise'] == 0.5
+    assert summarise({'saturate': {1: 0.5}})['mean_corruption_error'] is None
+
+
+def test_calibration_error_against_a_loop() -> None:
+    generator = np.random.default_rng(3)
+    confidence = generator.uniform(0.1, 1, 500).astype(np.float32)
+    correct = generator.uniform(size=500) < 0.6
+    expected = 0.0
+    for low in range(15):
+        inside = (confidence > low / 15) & (confidence <= (low + 1) / 15)
+        if inside.any():
+            expected += inside.mean() * abs(correct[inside].mean() - confidence[inside].astype(float).mean())
+    assert expected_calibration_error(calibration_gaps(confidence, correct), 500) == pytest.approx(expected, abs=1e-6)
+
+
+def test_figures_of_a_classifier_computed_by_hand() -> None:
+    data = corrupted()
+    model = PixelModel(Brightness(), name='mean')
+    content = benchmark_corruptions([model], data, data.clean, batch_size=3, show=False)
+    for name in NAMES:
+        for severity in (1, 2):
+            pixels = np.concatenate([x.numpy() for x, _ in data.batches(name, severity, [range(7)])])
+            expected = np.floor(pixels.mean((1, 2, 3)) / 25.5) == np.arange(7)
+            figures = content['results']['mean'][name][str(severity)]
+            assert unpack_bits(figures['correct'], 7).tolist() == expected.tolist()
+            assert figures['error'] == (~expected).sum() / 7
+    assert content['complete']
+    assert content['clean']['mean']['examples'] == 7
+    json.dumps(content, allow_nan=False)
+
+
+def test_all_models_see_the_same_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, made = corrupted(), []
+
+    def counted(name: str, severity: int, *args: Any) -> Any:
+        made.append((name, severity))
+        return GeneratedSet.batches(data, name, severity, *args)
+
+    monkeypatch.setattr(data, 'batches', counted)
+    models = [untrained(), untrained('wrn10_2_p2be')]
+    content = benchmark_corruptions(models, data, show=False)
+    assert made == [(name, severity) for name in data.names for severity in (1, 2)]
+    assert set(content['results']) == {'wrn10_2', 'wrn10_2_p2be'}
+    alone = benchmark_corruptions(models[1:], corrupted(), show=False)
+    assert alone['results']['wrn10_2_p2be'] == content['results']['wrn10_2_p2be']
+
+
+def test_resume_does_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / 'results.json'
+    whole = benchmark_corruptions([untrained()], corrupted(), images(), output=tmp_path / 'whole.json', show=False)
+    write, stopped = corruption_benchmark.write_json, 3
+
+    def stop(path: Path, content: dict[str, Any]) -> None:
+        nonlocal stopped
+        stopped -= 1
+        if stopped < 0:
+            raise KeyboardInterrupt
+        write(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(corruption_benchmark, 'write_json', stop)
+        with pytest.raises(KeyboardInterrupt):
+            benchmark_corruptions([untrained()], corrupted(), images(), output=output, show=False)
+    assert not json.loads(output.read_text())['complete']
+    data, made = corrupted(), []
+
+    def counted(name: str, severity: int, *args: Any) -> Any:
+        made.append((name, severity))
+        return GeneratedSet.batches(data, name, severity, *args)
+
+    monkeypatch.setattr(data, 'batches', counted)
+    assert benchmark_corruptions([untrained()], data, images(), output=output, show=False) == whole
+    assert len(made) == 2  # of 4; the clean images and two sets were done
+    assert json.loads(output.read_text()) == whole
+    made.clear()
+    benchmark_corruptions([untrained()], data, images(), output=output, show=False)
+    assert made == []
+
+
+CHANGES: dict[str, tuple[Any, Any, str]] = {
+    'seed': ([0], corrupted(seed=1), r'data\.seed: 0 -> 1'),
+    'images': ([0], corrupted(6), r'data\.images: 7 -> 6'),
+    'weights': ([1], corrupted(), r'models\[0\]\.weights_sha256'),
+    'models': ([0, 1], corrupted(), 'models'),
+}
+
+
+@pytest.mark.parametrize('change', CHANGES)
+def test_other_configurations_are_not_mixed(tmp_path: Path, change: str) -> None:
+    seeds, data, message = CHANGES[change]
+    models = [untrained(seed=seed) for seed in seeds]
+    for model, label in zip(models, 'ab', strict=False):
+        model.name = label
+    output = tmp_path / 'results.json'
+    first = untrained()
+    first.name = 'a'
+    benchmark_corruptions([first], corrupted(), output=output, show=False)
+    with pytest.raises(ValueError, match=message + r'.*--output, or pass --overwrite'):
+        benchmark_corruptions(models, data, output=output, show=False)
+    content = benchmark_corruptions(models, data, output=output, overwrite=True, show=False)
+    assert set(content['results']) == {model.name for model in models}
+
+
+def test_out_of_memory_halves_the_batch(capsys: pytest.CaptureFixture[str]) -> None:
+    small, large = Brightness(largest=2), Brightness()
+    content = benchmark_corruptions([PixelModel(small, name='m')], corrupted(), batch_size=7)
+    assert content['results'] == benchmark_corruptions([PixelModel(large, name='m')], corrupted())['results']
+    assert small.seen[1:] == [1] * 7 * 4  # 7, 3, then 1 at a time; the first is a check with one image
+    assert 'm: out of memory, going on with 3 images at a time' in capsys.readouterr().err
+
+
+def test_one_image_too_much() -> None:
+    model = PixelModel(Brightness(), name='m')
+    model.model.largest = 0  # type: ignore[assignment]
+    with pytest.raises(ValueError, match='not enough memory'):
+        benchmark_corruptions([model], corrupted(), show=False)
+
+
+def test_models_that_do_not_fit(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r'labels from 0 to 6, .* has 3 classes'):
+        benchmark_corruptions([untrained(num_classes=3)], corrupted(), show=False)
+    with pytest.raises(ValueError, match='name of its own'):
+        benchmark_corruptions([untrained(), untrained()], corrupted(), show=False)
+    broken = untrained()
+    nn.init.constant_(next(broken.model.parameters()), float('nan'))
+    with pytest.raises(ValueError, match='not finite'):
+        benchmark_corruptions([broken], corrupted(), show=False)
+    with pytest.raises(ValueError, match=r'has \(?.*severities|Got severities'):
+        benchmark_corruptions([untrained()], corrupted(), severities=[5], show=False)
+    with pytest.raises(ValueError, match='has no corruption snow'):
+        benchmark_corruptions([untrained()], corrupted(), corruptions=['snow'], show=False)
+
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+sys.path.insert(0, {tests!r})
+from test_corruption_benchmark import *
+from timm_p2be.robustness import corruption_benchmark as runner
+write = runner.write_json
+def slow(path, content):
+    write(path, content)
+    print('written', flush=True)
+    time.sleep({sleep})
+runner.write_json = slow
+benchmark_corruptions([untrained()], corrupted(), images(), batch_size=2, output=Path({output!r}), show=False)
+"""
+
+
+def start(output: Path, sleep: float = 0, **surroundings: str) -> 'subprocess.Popen[str]':
+    script = SCRIPT.format(tests=str(Path(__file__).parent), output=str(output), sleep=sleep)
+    return subprocess.Popen(
+        [sys.executable, '-c', script], stdout=subprocess.PIPE, text=True, env=os.environ | surroundings
+    )
+
+
+def one_thread_results() -> dict[str, Any]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return benchmark_corruptions([untrained()], corrupted(), images(), batch_size=2, show=False)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_killed_run_goes_on(tmp_path: Path) -> None:
+    output = tmp_path / 'results.json'
+    process = start(output, sleep=60)
+    assert process.stdout is not None
+    assert process.stdout.readline() == 'written\n'
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    kept = json.loads(output.read_text())
+    assert kept['clean']
+    assert not kept['complete']
+    content = benchmark_corruptions([untrained()], corrupted(), images(), batch_size=2, output=output, show=False)
+    assert content['complete']
+    assert content['clean'] == kept['clean']
+    assert [path.name for path in tmp_path.iterdir()] == ['results.json']
+
+
+def test_two_processes_give_the_results_of_one(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = str(free.getsockname()[1])
+    output = tmp_path / 'results.json'
+    team = [
+        start(output, WORLD_SIZE='2', RANK=rank, MASTER_ADDR='127.0.0.1', MASTER_PORT=port, OMP_NUM_THREADS='1')
+        for rank in '01'
+    ]
+    printed = [process.communicate(timeout=60)[0] for process in team]
+    assert [process.returncode for process in team] == [0, 0]
+    assert printed == ['written\n' * 5, '']  # the first process alone writes
+    alone, shared = one_thread_results(), json.loads(output.read_text())
+    for key in ('config', 'clean', 'results', 'summary', 'complete'):
+        assert shared[key] == alone[key]
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path / 'weights.pth'
+    torch.save(timm.create_model('wrn10_2', num_classes=3).state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An image folder of 3 classes."""
+    root = tmp_path / 'images'
+    for index in range(6):
+        path = root / f'class{index % 3}' / f'{index}.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images()[index][0]).save(path)
+    return root
+
+
+def benchmark(checkpoint: Path, *flags: str) -> int:
+    model = f'wrn10_2={checkpoint}'
+    return main(['benchmark', 'corruptions', '--model', model, '--mean', '0', '--std', '1', *flags])
+
+
+def test_command(checkpoint: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output, cache = tmp_path / 'out', tmp_path / 'cache'
+    flags = ['--data-dir', str(folder), '--split', '', '--corruptions', 'fog', '--severities', '1', '5', '--limit', '5']
+    flags += ['--cache', str(cache), '--output', str(output), '--extra', '--seed', '3', '--amp-dtype', 'bfloat16']
+    assert benchmark(checkpoint, *flags) == 0
+    printed = capsys.readouterr().out
+    assert printed.strip() == (output / 'report.md').read_text().strip()
+    assert '<svg' in (output / 'report.html').read_text()
+    content = json.loads((output / 'results.json').read_text())
+    assert content['config']['data']['images'] == 5
+    assert content['config']['data']['seed'] == 3
+    assert content['config']['precision'] == 'bfloat16'
+    assert len(content['config']['corruptions']) == 5
+    assert len(list(cache.glob('*.npy'))) == 5
+    assert benchmark(checkpoint, *flags) == 0
+
+
+def test_corrupt_then_benchmark(
+    checkpoint: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored, data = tmp_path / 'stored', ['--data-dir', str(folder), '--split', '']
+    flags = ['corrupt', *data, '--name', *NAMES, '--seed', '4', '--output', str(stored)]
+    assert main([*flags, '--contact-sheet', str(tmp_path / 'sheet.png')]) == 0
+    assert 'written' in capsys.readouterr().out
+    assert (tmp_path / 'sheet.png').stat().st_size > 1000
+    common = ['--corruptions', *NAMES]
+    assert benchmark(checkpoint, '--corrupted', str(stored), *data, *common, '--output', str(tmp_path / 'a')) == 0
+    assert benchmark(checkpoint, *data, *common, '--seed', '4', '--output', str(tmp_path / 'b')) == 0
+    read = [json.loads((tmp_path / name / 'results.json').read_text()) for name in 'ab']
+    assert read[0]['results'] == read[1]['results']
+    assert read[0]['clean'] == read[1]['clean']
+    assert read[0]['config']['data']['label'] == read[1]['config']['data']['label']
+
+
+def test_corrupt_image_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new('RGB', (300, 260), 'teal').save(tmp_path / 'photo.jpg')
+    flags = [
+        'corrupt',
+        str(tmp_path / 'photo.jpg'),
+        '--suite',
+        'imagenet',
+        '--name',
+        'contrast',
+        '--severity',
+        '2',
+        '4',
+    ]
+    assert main([*flags, '--output', str(tmp_path / 'out')]) == 0
+    names = sorted(path.name for path in (tmp_path / 'out').iterdir())
+    assert names == ['photo_contrast_2.png', 'photo_contrast_4.png']
+    with Image.open(tmp_path / 'out' / names[0]) as image:
+        assert image.size == (224, 224)
+    for flags_too, message in {
+        ('--output', str(tmp_path / 'out')): 'is there already',
+        ('--output', str(tmp_path / 'new'), '--suite', 'cifar'): '300x260 pixels, not 32x32',
+        ('--output', str(tmp_path / 'new'), '--limit', '3'): 'Got image files and --limit',
+        ('--output', str(tmp_path / 'new'), '--name', 'rain'): 'has no corruption rain',
+        ('--output', str(tmp_path / 'new'), '--severity', '7'): 'choose from',
+        ('--contact-sheet', str(tmp_path / 'sheet.doc')): 'unknown kind of image',
+        (): 'Nothing to write',
+    }.items():
+        with pytest.raises(SystemExit, match='2'):
+            main([*flags, *flags_too])
+        assert message in capsys.readouterr().err
+
+
+BAD_FLAGS = {
+    'no data': ([], 'No data: pass --corrupted DIR'),
+    'unknown corruption': (['--data-dir', 'DATA', '--split', '', '--corruptions', 'rain'], 'no corruption rain'),
+    'unknown severity': (['--data-dir', 'DATA', '--split', '', '--severities', '9'], 'choose from [1, 2, 3, 4, 5]'),
+    'no folder': (['--corrupted', 'nowhere'], 'No folder nowhere'),
+    'seed of stored images': (['--corrupted', 'DATA', '--seed', '1'], '--seed is for corruptions that are made here'),
+    'layout': (['--corrupted', 'DATA'], 'neither'),
+    'batch size': (['--data-dir', 'DATA', '--split', '', '--corruptions', 'fog', '--batch-size', '0'], 'batch_size=0'),
+    'size': (['--data-dir', 'BIG', '--split', '', '--corruptions', 'fog'], '40x40 pixels, not 32x32'),
+    'split without data': (['--corrupted', 'DATA', '--split', 'test'], 'Got --split, but no clean images'),
+}
+
+
+@pytest.mark.parametrize('case', BAD_FLAGS)
+def test_bad_flags(
+    checkpoint: Path, folder: Path, tmp_path: Path, case: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags, message = BAD_FLAGS[case]
+    (tmp_path / 'big' / 'a').mkdir(parents=True)
+    Image.new('RGB', (40, 40)).save(tmp_path / 'big' / 'a' / 'x.png')
+    flags = [{'DATA': str(folder), 'BIG': str(tmp_path / 'big')}.get(flag, flag) for flag in flags]
+    with pytest.raises(SystemExit, match='2'):
+        benchmark(checkpoint, *flags, '--output', str(tmp_path / 'out'))
+    error = capsys.readouterr().err
+    assert 'timm-p2be benchmark corruptions: error: ' in error
+    assert message in error
+
+
+def test_model_without_mean(checkpoint: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = PixelModel(timm.create_model('wrn10_2', num_classes=3))  # its own mean is known
+    assert model.mean == (0, 0, 0)
+    del model.model.pretrained_cfg
+    with pytest.raises(ValueError, match='the mean of its normalisation is unknown'):
+        PixelModel(model.model)
+
+
+def test_full_disk(
+    checkpoint: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, write = tmp_path / 'out', corruption_benchmark.write_json
+
+    def full(path: Path, content: dict[str, Any]) -> None:
+        if content['results']:
+            raise OSError(28, 'No space left on device', str(path))
+        write(path, content)
+
+    monkeypatch.setattr(corruption_benchmark, 'write_json', full)
+    flags = ['--data-dir', str(folder), '--split', '', '--corruptions', 'fog', '--output', str(output)]
+    with pytest.raises(SystemExit, match='2'):
+        benchmark(checkpoint, *flags)
+    error = capsys.readouterr().err
+    assert 'No space left on device' in error
+    assert 'Finished sets are kept' in error
+    assert json.loads((output / 'results.json').read_text())['clean']
+
+
+def test_terminated_run_says_what_is_kept(
+    checkpoint: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, write = tmp_path / 'out', corruption_benchmark.write_json
+
+    def terminated(path: Path, content: dict[str, Any]) -> None:
+        write(path, content)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    flags = ['--data-dir', str(folder), '--split', '', '--corruptions', 'fog', '--output', str(output)]
+    with monkeypatch.context() as patch:
+        patch.setattr(corruption_benchmark, 'write_json', terminated)
+        assert benchmark(checkpoint, *flags) == 130
+    assert 'interrupted. Finished sets are kept' in capsys.readouterr().err
+    assert not json.loads((output / 'results.json').read_text())['complete']
+    assert benchmark(checkpoint, *flags) == 0
+    assert json.loads((output / 'results.json').read_text())['complete']
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_dead_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(*args: Any) -> None:
+        os._exit(1)
+
+    data = corrupted()
+    monkeypatch.setattr('timm_p2be.robustness.corrupted_sets.corrupt', die)
+    with pytest.raises(ValueError, match=r'died .* fewer --workers'):
+        benchmark_corruptions([PixelModel(Brightness(), name='m')], data, workers=1, show=False)

@@ -1,0 +1,112 @@
+"""Figures of the corruption benchmarks: mean corruption error, mCE relative to AlexNet, calibration error.
+
+CE_c = sum over s of E(s, c) / sum over s of E_AlexNet(s, c), and mCE is its mean over the 15 corruptions (Hendrycks &
+Dietterich, arXiv 1903.12261). CIFAR-C is reported unnormalised instead (hendrycks/robustness, issue 28), so both
+figures are always given. All figures are fractions: an mCE of 1 is AlexNet's, which papers print as 100.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from timm_p2be.robustness.corruptions import CATEGORIES, CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES
+
+# AlexNet on ImageNet-C, mean over severities: google-research/augmix, imagenet.py; hendrycks/robustness, issue 10
+ALEXNET_ERRORS = {
+    'gaussian_noise': 0.886428,
+    'shot_noise': 0.894468,
+    'impulse_noise': 0.922640,
+    'defocus_blur': 0.819880,
+    'glass_blur': 0.826268,
+    'motion_blur': 0.785948,
+    'zoom_blur': 0.798360,
+    'snow': 0.866816,
+    'frost': 0.826572,
+    'fog': 0.819324,
+    'brightness': 0.564592,
+    'contrast': 0.853204,
+    'elastic_transform': 0.646056,
+    'pixelate': 0.717840,
+    'jpeg_compression': 0.606500,
+}
+BINS = 15
+
+Errors = Mapping[str, Mapping[int, float]]  # corruption -> severity -> error, a fraction
+
+
+def corruption_error(name: str, error: float) -> float:
+    """Return CE, an error relative to AlexNet's.
+
+    Args:
+        name: one of the 15 corruptions.
+        error: mean of the errors at the five severities, a fraction.
+
+    Example:
+        >>> round(corruption_error('brightness', 0.282296), 3)
+        0.5
+    """
+    return error / ALEXNET_ERRORS[name]
+
+
+def summarise(errors: Errors) -> dict[str, Any]:
+    """Return the figures of one model, JSON values only.
+
+    The extra corruptions enter none of the means. mCE exists only over all 15 corruptions at all 5 severities.
+
+    Args:
+        errors: measured errors.
+
+    Returns:
+        `corruptions` (name -> mean over severities), `mean_corruption_error` (None if no corruption counts) and
+        `mean_over` (the names in it), `mce_alexnet` and, if that is None, `mce_reason`, `ce` (name -> CE of those with
+        all severities), `categories` (name -> mean, None if one of its corruptions is missing).
+
+    Example:
+        >>> figures = summarise({'fog': {1: 0.2, 2: 0.4}})
+        >>> round(figures['mean_corruption_error'], 3), figures['mce_alexnet']
+        (0.3, None)
+    """
+    means = {name: sum(levels.values()) / len(levels) for name, levels in errors.items()}
+    counted = [name for name in means if name not in EXTRA_CORRUPTIONS]
+    complete = {name for name in means if set(SEVERITIES) <= set(errors[name])}
+    ce = {name: corruption_error(name, means[name]) for name in CORRUPTIONS if name in complete}
+    lacking = [name for name in CORRUPTIONS if name not in complete]
+    shown = ', '.join(lacking[:3]) + (f' and {len(lacking) - 3} more' if len(lacking) > 3 else '')
+    return {
+        'corruptions': means,
+        'mean_corruption_error': sum(means[name] for name in counted) / len(counted) if counted else None,
+        'mean_over': counted,
+        'mce_alexnet': None if lacking else sum(ce.values()) / len(ce),
+        'mce_reason': f'needs all 15 corruptions at all 5 severities; incomplete: {shown}' if lacking else None,
+        'ce': ce,
+        'categories': {
+            category: sum(means[name] for name in names) / len(names) if set(names) <= set(means) else None
+            for category, names in CATEGORIES.items()
+        },
+    }
+
+
+def calibration_gaps(confidences: NDArray[np.floating[Any]], correct: NDArray[np.bool_]) -> list[float]:
+    """Return, per confidence bin, the sum of (correct - confidence) over its examples.
+
+    The bins are (0, 1/15], (1/15, 2/15], ... (Guo et al., arXiv 1706.04599).
+
+    Args:
+        confidences: (N,) largest softmax probabilities.
+        correct: (N,) bool.
+    """
+    bins = np.clip(np.ceil(confidences.astype(np.float64) * BINS).astype(int) - 1, 0, BINS - 1)
+    gaps = np.bincount(bins, weights=correct - confidences.astype(np.float64), minlength=BINS)
+    return [round(float(gap), 6) for gap in gaps]
+
+
+def expected_calibration_error(gaps: list[float], count: int) -> float:
+    """Return the ECE of `count` examples, a fraction.
+
+    Example:
+        >>> expected_calibration_error(calibration_gaps(np.array([0.75, 0.75]), np.array([True, False])), 2)
+        0.25
+    """
+    return sum(abs(gap) for gap in gaps) / count

@@ -1,0 +1,147 @@
+"""Clean labelled images as uint8 levels, read by any reader of timm, in a fixed order."""
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from timm.data import create_dataset
+from torch.utils.data import Dataset, IterableDataset
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
+
+Pixels = NDArray[np.uint8]
+RESIZE = {'cifar': None, 'imagenet': 256}  # suite of corruptions -> shorter side before the central crop
+
+
+class ImageSet(Dataset[tuple[Pixels, int]]):
+    """Images and labels, read one at a time.
+
+    Args:
+        source: sequence of (PIL image, label).
+        name: what reports call the data.
+        size: side of the images in pixels.
+        resize: shorter side before the central crop of `size`; None takes images only if they have `size` already.
+        limit: the first `limit` images only; None takes all.
+
+    Attributes:
+        name: of the data.
+        transform: what is done to an image, in words.
+        limit: see the argument.
+
+    Example:
+        >>> data = ImageSet([(Image.new('RGB', (32, 32)), 3)], 'black', size=32)
+        >>> data[0][0].shape, data[0][1]
+        ((32, 32, 3), 3)
+    """
+
+    def __init__(self, source: Any, name: str, size: int, resize: int | None = None, limit: int | None = None) -> None:
+        if isinstance(source, IterableDataset) or not hasattr(source, '__len__'):
+            raise ValueError(
+                f'{name} is a stream; benchmarks need images by index. Use its map-style reader, as hfds/.'
+            )
+        if limit is not None and limit < 1:
+            raise ValueError(f'Got limit={limit}; take at least 1 image.')
+        if len(source) == 0:
+            raise ValueError(f'{name} has no images.')
+        self.source = source
+        self.name = name
+        self.size = size
+        self.limit = limit
+        self._crop: Callable[[Image.Image], Image.Image] | None = None
+        if resize is not None:
+            self._crop = Compose([Resize(resize, InterpolationMode.BILINEAR), CenterCrop(size)])
+        self.transform = f'Resize({resize}, bilinear), CenterCrop({size})' if resize else f'none ({size}x{size})'
+
+    def __len__(self) -> int:
+        return len(self.source) if self.limit is None else min(self.limit, len(self.source))
+
+    def __getitem__(self, index: int) -> tuple[Pixels, int]:
+        """Return image `index` as uint8 levels (size, size, 3), and its label.
+
+        Raises:
+            IndexError: beyond the last image.
+            ValueError: an image of another size.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        image, label = self.source[index]
+        image = image.convert('RGB')
+        if self._crop is not None:
+            image = self._crop(image)
+        if image.size != (self.size, self.size):
+            raise ValueError(
+                f'Image {index} of {self.name} has {image.width}x{image.height} pixels, not {self.size}x{self.size}. '
+                'Choose the suite of that size, or have the images resized (--resize).'
+            )
+        return np.asarray(image), int(label)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what reports say of the data; the fingerprint covers number, first and last image and label."""
+        digest = hashlib.sha256(str(len(self)).encode())
+        for index in (0, len(self) - 1):
+            image, label = self[index]
+            digest.update(image.tobytes() + str(label).encode())
+        return {
+            'name': self.name,
+            'images': len(self),
+            'subset': 'all' if len(self) == len(self.source) else f'first {len(self)} of {len(self.source)}',
+            'transform': self.transform,
+            'fingerprint': digest.hexdigest(),
+        }
+
+
+def read_images(
+    dataset: str,
+    data_dir: str | None = None,
+    split: str = 'validation',
+    size: int = 32,
+    resize: int | None = None,
+    limit: int | None = None,
+    input_key: str | None = None,
+    target_key: str | None = None,
+    class_map: str = '',
+    download: bool = False,
+) -> ImageSet:
+    """Return the images that timm's flags name.
+
+    Args:
+        dataset: timm's name, such as 'torch/cifar10', 'hfds/FOLDER' or '' for an image folder.
+        data_dir: folder of the data.
+        split: of the data.
+        size: side in pixels.
+        resize: see `ImageSet`.
+        limit: see `ImageSet`.
+        input_key: column of the images (hfds).
+        target_key: column of the labels (hfds).
+        class_map: timm's file of class names.
+        download: fetch torchvision's data sets if they are missing.
+
+    Raises:
+        ValueError: nothing to read there.
+    """
+    try:
+        source = create_dataset(
+            dataset,
+            root=data_dir,
+            split=split,
+            is_training=False,
+            input_key=input_key,
+            target_key=target_key,
+            class_map=class_map,
+            download=download,
+        )
+    except Exception as error:  # readers and the libraries below them raise whatever they like
+        where = dataset + (f' in {data_dir}' if data_dir else '') if dataset else str(data_dir)
+        raise ValueError(f'No images read from {where}, split {split!r}: {error or type(error).__name__}') from error
+    name = (dataset or str(data_dir)).rstrip('/').rpartition('/')[2]
+    return ImageSet(source, f'{name} ({split})', size, resize, limit)
+
+
+def as_batch(data: ImageSet, indices: list[int] | range) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return images `indices` as uint8 levels (B, 3, H, W), and their int64 labels (B,)."""
+    pairs = [data[index] for index in indices]
+    images = torch.from_numpy(np.stack([image for image, _ in pairs])).permute(0, 3, 1, 2).contiguous()
+    return images, torch.tensor([label for _, label in pairs])

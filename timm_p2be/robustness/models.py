@@ -1,0 +1,197 @@
+"""Any classifier of timm as a function of pixel levels, its own mean and std wrapped round it."""
+
+import argparse
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import clean_state_dict
+from torch import Tensor, nn
+
+from timm_p2be.stem import EncodedConv2d
+
+
+class PixelModel(nn.Module):
+    """A timm model that takes pixel levels, or images in [0, 1], whatever mean and std it was trained with.
+
+    The benchmarks hand every model the same uint8 images and leave normalisation to this wrapper, so that no model
+    can be measured with another one's. Models with an encoded stem get the levels themselves.
+
+    Args:
+        model: timm classifier of 3-channel images; it is put into evaluation mode.
+        mean: of the normalisation, 3 values on the [0, 1] scale; None takes `model.pretrained_cfg['mean']`.
+        std: likewise.
+        name: what reports call the model; None takes the architecture's name.
+        sha256: digest of the checkpoint its weights came from, if any; reports store it.
+
+    Attributes:
+        model: the timm model.
+        mean: 3 floats.
+        std: 3 floats.
+        num_classes: K.
+        input_size: (3, H, W) the model was made for.
+        encoding: 'p2be', 'onehot', 'thermometer', or None for a model of pixel values.
+
+    Raises:
+        ValueError: mean or std is unknown or has not 3 values, the model has no classes or does not read 3 channels.
+
+    Example:
+        >>> model = PixelModel(timm.create_model('resnet10t', num_classes=10))
+        >>> model(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        name: str | None = None,
+        sha256: str | None = None,
+    ) -> None:
+        super().__init__()
+        cfg = getattr(model, 'pretrained_cfg', None) or {}
+        self.name = name or cfg.get('architecture') or type(model).__name__
+        self.mean = _three(self.name, 'mean', mean if mean is not None else cfg.get('mean'))
+        self.std = _three(self.name, 'std', std if std is not None else cfg.get('std'))
+        if min(self.std) <= 0:
+            raise ValueError(f'{self.name}: got std={self.std}; the values must be positive.')
+        self.num_classes = int(getattr(model, 'num_classes', 0) or 0)
+        if self.num_classes < 2:
+            raise ValueError(f'{self.name}: got a model of {self.num_classes} classes; a classifier has at least 2.')
+        self.input_size = tuple(cfg.get('input_size') or (3, 224, 224))
+        stem = next((module for module in model.modules() if isinstance(module, EncodedConv2d)), None)
+        self.encoding = stem.embedding.encoding if stem is not None else None
+        if (stem.in_chans if stem is not None else self.input_size[0]) != 3:
+            raise ValueError(f'{self.name}: the benchmarks have colour images; create the model with in_chans=3.')
+        self.sha256 = sha256
+        self.model = model.eval()
+        self.register_buffer('_mean', torch.tensor(self.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer('_std', torch.tensor(self.std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the (B, K) float32 logits of (B, 3, H, W) images, uint8 levels or floats in [0, 1]."""
+        if self.encoding is None:
+            images = images.float() / 255 if images.dtype == torch.uint8 else images
+            images = (images - self._mean) / self._std  # type: ignore[operator]
+        return self.model(images).float()
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return next(self.model.parameters()).device
+
+    def describe(self) -> dict[str, Any]:
+        """Return what reports say of the model, JSON values only."""
+        return {
+            'name': self.name,
+            'architecture': (getattr(self.model, 'pretrained_cfg', None) or {}).get('architecture')
+            or type(self.model).__name__,
+            'encoding': self.encoding or 'rgb',
+            'num_classes': self.num_classes,
+            'mean': list(self.mean),
+            'std': list(self.std),
+            'parameters': sum(parameter.numel() for parameter in self.model.parameters()),
+            'checkpoint_sha256': self.sha256,
+        }
+
+
+def load_model(
+    spec: str,
+    num_classes: int | None = None,
+    device: str | torch.device = 'cpu',
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> PixelModel:
+    """Return the model that a command line names.
+
+    Args:
+        spec: 'NAME' for a model of timm with its pretrained weights, 'NAME=FILE' for weights of a file: a checkpoint
+            of train.py (.pth.tar; its averaged weights if it has some, and the mean and std it was trained with), a
+            state dict (.pth, .pt) or .safetensors. 'LABEL:NAME=FILE' gives it another name in reports.
+        num_classes: K; None takes the classifier's size in the file.
+        device: where it goes.
+        mean: overrides the model's own, as does `std`.
+        std: see `mean`.
+
+    Raises:
+        ValueError: unknown model, missing or unreadable file, weights that do not fit, no pretrained weights.
+    """
+    label, _, rest = spec.rpartition(':') if ':' in spec.partition('=')[0] else ('', '', spec)
+    name, _, file = rest.partition('=')
+    if not timm.is_model(name):
+        raise ValueError(
+            f'Unknown model {name!r} in {spec!r}; write NAME, NAME=FILE or LABEL:NAME=FILE, with a NAME of '
+            "timm.list_models(), for example 'wrn10_2_p2be=output/train/RUN/last.pth.tar'."
+        )
+    if not file:
+        if not timm.is_model_pretrained(name):
+            raise ValueError(f'{name} has no pretrained weights; name a checkpoint: {name}=FILE.')
+        model = timm.create_model(name, pretrained=True, **({'num_classes': num_classes} if num_classes else {}))
+        return PixelModel(model, mean, std, name=label or name).to(device)
+    path = Path(file)
+    state, args = _read_checkpoint(path)
+    classes = num_classes or _classes(name, state, path)
+    model = timm.create_model(name, num_classes=classes)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f'{path} does not fit {name} with {classes} classes: {error}') from error
+    mean = mean if mean is not None else args.get('mean')
+    std = std if std is not None else args.get('std')
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return PixelModel(model, mean, std, name=label or name, sha256=digest).to(device)
+
+
+def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the weights of a file and the flags of the training run, if it holds them; never unpickles code."""
+    if not path.is_file():
+        raise ValueError(
+            f'No checkpoint {path}; train.py writes last.pth.tar and model_best.pth.tar into its run folder.'
+        )
+    if path.suffix == '.safetensors':
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path), {}
+        except SafetensorError as error:
+            raise ValueError(f'{path} is no readable safetensors file: {error}') from error
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as error:  # pickle raises whatever it likes on a damaged file
+        raise ValueError(
+            f'{path} cannot be read as a checkpoint of tensors ({type(error).__name__}: {error}). Was it cut off, or '
+            'does it hold other Python objects? Save a state dict with torch.save, or use .safetensors.'
+        ) from error
+    if not isinstance(checkpoint, dict):
+        raise ValueError(
+            f'{path} holds a {type(checkpoint).__name__}; allowed is a state dict or a training checkpoint.'
+        )
+    state = checkpoint.get('state_dict_ema') or checkpoint.get('state_dict') or checkpoint
+    args = checkpoint.get('args')
+    return clean_state_dict(state), vars(args) if isinstance(args, argparse.Namespace) else {}
+
+
+def _classes(name: str, state: dict[str, Tensor], path: Path) -> int:
+    """Return the number of classes in a state dict: the rows of the layer that the model calls its classifier."""
+    classifier = (timm.get_pretrained_cfg(name, allow_unregistered=True) or timm.models.PretrainedCfg()).classifier
+    weight = state.get(f'{classifier}.weight') if isinstance(classifier, str) else None
+    if weight is None:
+        raise ValueError(f'{path} does not show the number of classes of {name}; pass --num-classes.')
+    return int(weight.shape[0])
+
+
+def _three(model: str, name: str, value: Any) -> tuple[float, float, float]:
+    values = tuple(float(x) for x in value) if value is not None else ()
+    values = values * 3 if len(values) == 1 else values
+    if len(values) != 3:
+        raise ValueError(
+            f'{model}: the {name} of its normalisation is unknown (got {value!r}, not 3 values). Pass --{name}, in '
+            f'Python PixelModel(model, {name}=...); 0 0 0 and 1 1 1 for a model of pixels in [0, 1].'
+        )
+    return values[0], values[1], values[2]
