@@ -8,14 +8,17 @@ from timm_p2be.encodings import PixelEmbedding
 from timm_p2be.folding import fold
 from timm_p2be.lookup import lookup_conv2d
 from timm_p2be.losses import smoothness_loss
+from timm_p2be.robustness import LSPGA, attack_view
 from timm_p2be.stem import EncodedConv2d, convert, find_embedding
 
 __version__ = '0.1.0'
 
 __all__ = [
+    'LSPGA',
     'EncodedConv2d',
     'PixelEmbedding',
     '__version__',
+    'attack_view',
     'convert',
     'find_embedding',
     'fold',

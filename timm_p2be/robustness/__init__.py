@@ -1,5 +1,9 @@
-"""Robustness of any model on [0, 1] images: corruptions, benchmarks and attacks."""
+"""Robustness of any timm model: corruptions, attacks, and the benchmarks made of them.
 
-from timm_p2be.robustness.corruptions import corrupt
+`timm_p2be.robustness.corruptions` has the corruptions; it is not imported here, since its libraries take seconds.
+"""
 
-__all__ = ['corrupt']
+from timm_p2be.robustness.lspga import LSPGA
+from timm_p2be.robustness.surrogates import attack_view
+
+__all__ = ['LSPGA', 'attack_view']

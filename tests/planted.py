@@ -1,0 +1,72 @@
+"""A model whose weakness is known image by image, and attacks with known answers, for the tests of the benchmark."""
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Generator, Tensor, nn
+
+from timm_p2be.robustness.attacks.attack import Cost
+from timm_p2be.robustness.images import ImageSet
+from timm_p2be.robustness.models import PixelModel
+
+SIDE = 4
+
+
+class Threshold(nn.Module):
+    """Class 1 iff the first pixel value is above the middle: image i of `planted_images` falls to i + 1 levels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_classes = 2
+        self.pretrained_cfg = {'mean': (0, 0, 0), 'std': (1, 1, 1), 'input_size': (3, SIDE, SIDE), 'architecture': 'th'}
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        lead = (images[:, 0, 0, 0] - 127.5 / 255) * self.weight
+        return torch.stack([-lead, lead], dim=1)
+
+
+def planted_model() -> PixelModel:
+    return PixelModel(Threshold())
+
+
+def planted_images(count: int = 20, wrong: tuple[int, ...] = ()) -> ImageSet:
+    """Images with first value 128 + i and label 1; those in `wrong` have label 0, which the model gets wrong."""
+    pairs = []
+    for index in range(count):
+        pixels = np.zeros((SIDE, SIDE, 3), np.uint8)
+        pixels[0, 0, 0] = 128 + index
+        pairs.append((Image.fromarray(pixels), int(index not in wrong)))
+    return ImageSet(pairs, 'planted', SIDE)
+
+
+class Push:
+    """Lowers the first value by `depth`, of the images in `only` if that is given; remembers whom it attacked."""
+
+    def __init__(
+        self, name: str, depth: int, only: set[int] | None = None, kind: str = 'white-box', eps: int = 8
+    ) -> None:
+        self.name, self.kind, self.eps = name, kind, eps
+        self.depth, self.only = depth, only
+        self.faced: list[list[int]] = []
+
+    def cost(self) -> Cost:
+        return Cost(1, self.depth)
+
+    def __call__(self, levels: Tensor, labels: Tensor, generator: Generator | None = None) -> Tensor:
+        numbers = [int(value) - 128 for value in levels[:, 0, 0, 0]]
+        self.faced.append(numbers)
+        moved = levels.clone()
+        for row, number in enumerate(numbers):
+            if self.only is None or number in self.only:
+                moved[row, 0, 0, 0] -= self.depth
+        return moved
+
+
+class Toss(Push):
+    """Fells by the toss of a coin."""
+
+    def __call__(self, levels: Tensor, labels: Tensor, generator: Generator | None = None) -> Tensor:
+        self.faced.append([])
+        heads = torch.rand(len(levels), generator=generator) < 0.5
+        return torch.where(heads.view(-1, 1, 1, 1), torch.zeros_like(levels), levels)

@@ -1,0 +1,381 @@
+"""The benchmark of attacks on a model whose weak images are known."""
+
+import errno
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from planted import Push, Toss, planted_images, planted_model
+from safetensors.torch import load_file
+from torch import Generator, Tensor
+
+from timm_p2be.cli import main
+from timm_p2be.commands import benchmark_attacks as command
+from timm_p2be.robustness import attack_record
+from timm_p2be.robustness.attack_benchmark import benchmark_attacks
+from timm_p2be.robustness.attack_budget import Speed, budget
+from timm_p2be.robustness.attack_suite import FAMILIES, build_suite, variant
+from timm_p2be.robustness.attack_trial import BrokenAttackError, is_correct, seeded
+from timm_p2be.robustness.models import PixelModel
+from timm_p2be.robustness.results import unpack_bits
+
+# timm's readers leave images open
+pytestmark = pytest.mark.filterwarnings('ignore:unclosed file:ResourceWarning')
+EVEN = set(range(0, 100, 2))
+
+
+def felled(record: Any, name: str) -> list[int]:
+    return np.flatnonzero(record.felled(name)).tolist()
+
+
+def test_an_attack_alone_fells_what_it_can_and_faces_every_image() -> None:
+    push = Push('push', 5)
+    record = benchmark_attacks(planted_model(), planted_images(20, wrong=(1, 9)), [push], alone=20, batch_size=7)
+    entry = record.content['alone']['push']
+    assert [number for batch in push.faced[:3] for number in batch] == list(range(20))
+    # the attack corrects 1 of the two wrong images; they still count as fallen
+    assert np.flatnonzero(unpack_bits(entry['success'], 20)).tolist() == [0, 2, 3, 4, 9]
+    assert (entry['number'], entry['count'], entry['accuracy']) == (14, 20, 0.7)
+    assert entry['low'] < 0.7 < entry['high']
+    assert record.content['clean']['alone']['accuracy'] == 0.9
+    assert entry['seconds'] > 0
+
+
+def test_the_worst_case_is_the_union_and_later_attacks_face_only_the_standing() -> None:
+    first, second, third = Push('even', 6, EVEN), Push('shallow', 3), Push('deep', 8)
+    record = benchmark_attacks(
+        planted_model(), planted_images(20, wrong=(7,)), [first, second, third], alone=4, worst_case=20, batch_size=8
+    )
+    worst = record.content['worst_case']
+    assert felled(record, 'even') == [0, 2, 4]
+    assert felled(record, 'shallow') == [1]
+    assert felled(record, 'deep') == [3, 5, 6]
+    assert (worst['number'], worst['accuracy'], worst['complete']) == (12, 0.6, True)
+    assert np.flatnonzero(unpack_bits(worst['standing'], 20)).tolist() == list(range(8, 20))
+    # batches after the first are the worst case: no image of the subset again, none that has fallen or was wrong
+    assert first.faced == [[0, 1, 2, 3], [4, 5, 6, 8, 9, 10, 11, 12], list(range(13, 20))]
+    assert second.faced[1:] == [[5, 6, 8, 9, 10, 11, 12, 13], list(range(14, 20))]
+    assert (worst['attacks']['deep']['faced'], worst['attacks']['deep']['taken_over']) == (15, 1)
+
+
+def test_the_order_decides_who_gets_the_credit_but_not_what_falls() -> None:
+    attacks = [Push('a', 6, EVEN), Push('b', 3)]
+    records = [
+        benchmark_attacks(planted_model(), planted_images(20), order, alone=5, worst_case=20)
+        for order in (attacks, attacks[::-1])
+    ]
+    assert records[0].standing().tolist() == records[1].standing().tolist()
+    assert [felled(record, 'b') for record in records] == [[1], [0, 1, 2]]
+
+
+class Bad(Push):
+    """Breaks the contract in the way it is told to."""
+
+    def __init__(self, spoil: Callable[[Tensor], Any]) -> None:
+        super().__init__('bad', 0)
+        self.spoil = spoil
+
+    def __call__(self, levels: Tensor, labels: Tensor, generator: Generator | None = None) -> Tensor:
+        return self.spoil(levels.clone())
+
+
+@pytest.mark.parametrize(
+    ('spoil', 'message'),
+    [
+        (lambda levels: levels + 9, 'by 9 levels; its bound is 8'),
+        (lambda levels: levels - 1, 'by 255 levels'),  # 0 - 1 wraps around
+        (lambda levels: levels / 255, r'torch.float32 \(20, 3, 4, 4\)'),
+        (lambda levels: levels[:1], r'uint8 \(1, 3, 4, 4\)'),
+        (lambda levels: levels.numpy(), 'ndarray'),
+    ],
+)
+def test_attacks_that_break_the_contract_are_named(spoil: Callable[[Tensor], Any], message: str) -> None:
+    with pytest.raises(BrokenAttackError, match=f"'bad'.*{message}"):
+        benchmark_attacks(planted_model(), planted_images(), [Bad(spoil)])
+
+
+def test_an_attack_that_changes_the_model_is_caught() -> None:
+    model = planted_model()
+
+    def spoil(levels: Tensor) -> Tensor:
+        model.model.weight.data.neg_()
+        return levels
+
+    with pytest.raises(BrokenAttackError, match='changed the weights'):
+        benchmark_attacks(model, planted_images(), [Bad(spoil)])
+
+
+class Killed(Push):
+    """Stops the run in call number `after`."""
+
+    after = 10**9
+
+    def __call__(self, levels: Tensor, labels: Tensor, generator: Generator | None = None) -> Tensor:
+        if len(self.faced) == self.after:
+            raise KeyboardInterrupt
+        return super().__call__(levels, labels, generator)
+
+
+def some_attacks() -> list[Push]:
+    return [Killed('a', 2), Killed('b', 4, EVEN), Killed('c', 6)]
+
+
+def results(record: Any) -> dict[str, Any]:
+    """What a run found, without times."""
+    alone, worst = record.content['alone'], record.content['worst_case']
+    timeless = [{**entry, 'seconds': 0} for part in (alone, worst['attacks']) for entry in part.values()]
+    return {'entries': timeless, 'standing': worst['standing'], 'clean': record.content['clean']}
+
+
+@pytest.mark.parametrize(('attack', 'after'), [(0, 0), (0, 1), (1, 2), (1, 3), (2, 2), (2, 4)])
+def test_a_killed_run_resumes_without_repeating_finished_batches(tmp_path: Path, attack: int, after: int) -> None:
+    def run(attacks: list[Push]) -> Any:
+        return benchmark_attacks(
+            planted_model(), planted_images(20), attacks, alone=8, batch_size=4, output=tmp_path / 'out'
+        )
+
+    whole = some_attacks()
+    expected = results(benchmark_attacks(planted_model(), planted_images(20), whole, alone=8, batch_size=4))
+    before, rest = some_attacks(), some_attacks()
+    before[attack].after = after
+    with pytest.raises(KeyboardInterrupt):
+        run(before)
+    assert results(run(rest)) == expected
+    for first, second, all_at_once in zip(before, rest, whole, strict=True):
+        assert first.faced + second.faced == all_at_once.faced
+    again = some_attacks()
+    assert results(run(again)) == expected
+    assert not any(push.faced for push in again)
+
+
+def test_a_full_disk_leaves_the_last_batch_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writes = 0
+
+    def full(path: Path, content: dict[str, Any]) -> None:
+        nonlocal writes
+        writes += 1
+        if writes > 3:
+            raise OSError(errno.ENOSPC, 'No space left on device')
+        write(path, content)
+
+    write = attack_record.write_json
+    monkeypatch.setattr(attack_record, 'write_json', full)
+    arguments: dict[str, Any] = {'alone': 8, 'batch_size': 4, 'output': tmp_path}
+    with pytest.raises(OSError, match='No space'):
+        benchmark_attacks(planted_model(), planted_images(20), some_attacks(), **arguments)
+    content = json.loads((tmp_path / 'th.attacks.json').read_text())
+    assert content['alone']['a']['done'] == 8
+    monkeypatch.undo()
+    assert benchmark_attacks(planted_model(), planted_images(20), some_attacks(), **arguments).standing().sum() == 14
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'seed': 1}, 'seed is 0 there, 1 here'),
+        ({'attacks': [Push('other', 3)]}, 'push there, other here'),
+        ({'attacks': [Push('push', 4)]}, "'backwards': 3"),
+        ({'data': planted_images(19)}, 'other settings'),
+        ({'model': PixelModel(planted_model().model, mean=(0.1,) * 3)}, 'mean is'),
+    ],
+)
+def test_another_configuration_needs_another_folder_or_overwrite(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    arguments = {'model': planted_model(), 'data': planted_images(), 'attacks': [Push('push', 3)], 'output': tmp_path}
+    benchmark_attacks(**arguments)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=f'(?s){message}.*--overwrite'):
+        benchmark_attacks(**{**arguments, **change})  # type: ignore[arg-type]
+    benchmark_attacks(**{**arguments, **change}, overwrite=True)  # type: ignore[arg-type]
+
+
+def test_randomness_does_not_depend_on_the_attacks_before() -> None:
+    def tossed(attacks: list[Push], seed: int = 0) -> str:
+        record = benchmark_attacks(planted_model(), planted_images(20), attacks, 255, batch_size=6, seed=seed)
+        return record.content['alone']['toss']['success']
+
+    alone = tossed([Toss('toss', 1)])
+    assert tossed([Toss('other', 1), Toss('toss', 1)]) == alone
+    assert tossed([Toss('toss', 1)], seed=1) != alone
+    assert torch.rand(3, generator=seeded(1, 'a', 2)).tolist() != torch.rand(3, generator=seeded(1, 'a', 3)).tolist()
+
+
+def test_saved_images_fool_the_model_within_the_bound(tmp_path: Path) -> None:
+    data, model = planted_images(20, wrong=(1,)), planted_model()
+    attacks = [Push('even', 6, EVEN), Push('deep', 8)]
+    record = benchmark_attacks(
+        model, data, attacks, alone=4, worst_case=20, batch_size=8, output=tmp_path, save_images=True
+    )
+    found = {}
+    for file in sorted((tmp_path / 'th.images').glob('*.safetensors')):
+        saved = load_file(file)
+        assert not is_correct(model, saved['images'], saved['labels']).any()
+        for image, index in zip(saved['images'], saved['indices'].tolist(), strict=True):
+            clean = torch.from_numpy(data[index][0].copy()).permute(2, 0, 1)
+            assert (image.int() - clean.int()).abs().max() <= 8
+            found[index] = file.name.partition('-')[0]
+    assert found == {**dict.fromkeys(felled(record, 'even'), 'even'), **dict.fromkeys(felled(record, 'deep'), 'deep')}
+    benchmark_attacks(model, data, attacks, alone=4, output=tmp_path, overwrite=True)
+    assert not list((tmp_path / 'th.images').glob('*'))
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'eps': 0}, 'eps=0; allowed are 1 to 255'),
+        ({'eps': 256}, 'eps=256'),
+        ({'alone': 0}, 'alone=0'),
+        ({'worst_case': -1}, 'worst_case=-1'),
+        ({'batch_size': 0}, 'batch_size=0'),
+        ({'attacks': []}, 'at least one'),
+        ({'attacks': [Push('a', 1), Push('a', 2)]}, 'each once'),
+        ({'attacks': [Push('a', 1, eps=9)]}, 'eps=9'),
+        ({'attacks': [Push('a', 1, kind='magic')]}, "'magic'"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(change: dict[str, Any], message: str) -> None:
+    arguments = {'model': planted_model(), 'data': planted_images(), 'attacks': [Push('a', 1)]}
+    with pytest.raises(ValueError, match=message):
+        benchmark_attacks(**{**arguments, **change})  # type: ignore[arg-type]
+
+
+def test_labels_beyond_the_classes_are_refused() -> None:
+    data = planted_images()
+    data.source[3] = (data.source[3][0], 2)
+    with pytest.raises(ValueError, match='has the label 2, th has 2 classes'):
+        benchmark_attacks(planted_model(), data, [Push('a', 1)])
+
+
+def test_no_worst_case_and_no_folder_are_fine() -> None:
+    record = benchmark_attacks(planted_model(), planted_images(), [Push('a', 3)], alone=6, worst_case=0)
+    assert record.content['worst_case'] == {}
+    assert record.content['alone']['a']['number'] == 3
+
+
+@pytest.fixture(scope='module')
+def nets() -> dict[str, PixelModel]:
+    torch.manual_seed(0)
+    names = ('wrn10_2', 'wrn10_2_p2be', 'wrn10_2_thermometer')
+    return {name: PixelModel(timm.create_model(name, num_classes=10), name=name) for name in names}
+
+
+def test_the_suite_has_every_family_once_a_surrogate_and_cheapest_first(nets: dict[str, PixelModel]) -> None:
+    names = [attack.name for attack in build_suite(nets['wrn10_2_thermometer'], sources=[nets['wrn10_2']])]
+    assert names[:2] == ['noise', 'transfer-wrn10_2']
+    assert len(names) == len(set(names)) == len(FAMILIES) - 4 + 4 * 4
+    assert [len(build_suite(nets[name], names=['pgd', 'fgsm'])) for name in nets] == [2, 6, 8]
+    mixed = build_suite(nets['wrn10_2_p2be'], 4, ['square', 'pgd-kernel', 'noise'])
+    assert [(attack.name, attack.eps) for attack in mixed] == [('noise', 4), ('pgd-kernel', 4), ('square', 4)]
+    assert 'square' not in [attack.name for attack in build_suite(nets['wrn10_2'], names=['quick'])]
+
+
+def test_unknown_attacks_are_answered_with_the_list(nets: dict[str, PixelModel]) -> None:
+    with pytest.raises(ValueError, match=r"Unknown attack 'pgd-ramp' for wrn10_2_p2be.*quick.*noise.*pgd-kernel"):
+        build_suite(nets['wrn10_2_p2be'], names=['pgd-ramp'])
+    with pytest.raises(ValueError, match='--transfer-from'):
+        build_suite(nets['wrn10_2'], names=['transfer'])
+    with pytest.raises(ValueError, match='2 classes'):
+        build_suite(nets['wrn10_2'], sources=[planted_model()])
+    with pytest.raises(ValueError, match='label the models'):
+        build_suite(nets['wrn10_2'], sources=[nets['wrn10_2'], nets['wrn10_2']])
+
+
+def test_variants_have_the_bound_and_steps_asked_for(nets: dict[str, PixelModel]) -> None:
+    suite = build_suite(nets['wrn10_2_p2be'])
+    builders = {attack.name: variant(attack.name) for attack in suite}
+    assert {name.split('-')[0] for name, build in builders.items() if build} == {'pgd', 'apgd', 'lspga'}
+    for name, build in builders.items():
+        if build is not None:
+            attack = build(nets['wrn10_2_p2be'], 3, 5)
+            assert (attack.name, attack.eps, attack.cost().backwards) == (name, 3, 5)
+
+
+def test_the_budget_multiplies_calls_by_their_time() -> None:
+    text, seconds = budget([Push('a', 3), Push('b', 5)], 10, Speed(0.1, 0.2))
+    assert seconds == pytest.approx(10 * (2 * 0.1 + 8 * 0.2))
+    assert 'at most 18 s' in text
+
+
+@pytest.fixture
+def flags(tmp_path: Path, nets: dict[str, PixelModel]) -> list[str]:
+    """A checkpoint and an image folder."""
+    torch.save(nets['wrn10_2_p2be'].model.state_dict(), tmp_path / 'net.pth')
+    random = np.random.default_rng(0)
+    for label in range(2):
+        folder = tmp_path / 'data' / 'validation' / str(label)
+        folder.mkdir(parents=True)
+        for number in range(3):
+            pixels = random.integers(0, 256, (32, 32, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / f'{number}.png')
+    return [
+        *('benchmark', 'attacks', '--model', f'net:wrn10_2_p2be={tmp_path}/net.pth', '--num-classes', '10'),
+        *('--data-dir', str(tmp_path / 'data'), '--output', str(tmp_path / 'out'), '--probed', '2'),
+    ]
+
+
+def test_the_command_writes_results_and_reports(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags += ['--attacks', 'noise', 'fgsm', 'pgd-kernel', '--no-curves', '--batch-size', '4']
+    assert main(flags) == 0
+    content = json.loads((tmp_path / 'out' / 'net.attacks.json').read_text())
+    assert content['data']['images'] == content['settings']['alone'] == 6
+    assert content['probes']['binarization']['tried'] == 2
+    assert set(content['probes']['gradients']) == {'linear', 'kernel', 'straight-through'}
+    report = (tmp_path / 'out' / 'report.md').read_text()
+    assert report in capsys.readouterr().out
+    assert (tmp_path / 'out' / 'report.html').read_text().startswith('<!doctype html>')
+    masked = {'gradient_masking_suspected': True}
+    monkeypatch.setattr(command, 'conclude', lambda record: record.content.update(masked))
+    assert main(flags) == 3
+
+
+def test_the_budget_alone_writes_nothing(flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*flags, '--budget']) == 0
+    assert 'hop-skip-jump' in capsys.readouterr().out
+    assert not (tmp_path / 'out').exists()
+
+
+def test_images_of_a_size_the_model_does_not_take_are_refused(
+    flags: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(model: PixelModel, images: Tensor) -> Tensor:
+        raise AssertionError("Input height (32) doesn't match model (224)")
+
+    monkeypatch.setattr(PixelModel, 'forward', refuse)
+    with pytest.raises(SystemExit) as stopped:
+        main([*flags, '--attacks', 'noise'])
+    assert stopped.value.code == 2
+    assert "does not take 32x32 images: Input height (32) doesn't match" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('more', 'message'),
+    [
+        (['--eps', '256'], 'eps'),
+        (['--eps', '-1'], 'eps'),
+        (['--eps', 'many'], 'invalid int'),
+        (['--attacks', 'magic'], "Unknown attack 'magic'"),
+        (['--attacks', 'transfer'], '--transfer-from'),
+        (['--num-classes', '3'], 'does not fit'),
+        (['--mean', '1', '2'], 'mean'),
+        (['--data-dir', 'nowhere'], 'nowhere'),
+        (['--img-size', '16'], '32x32 pixels'),
+        (['--transfer-from', 'nothing'], 'Unknown model'),
+        (['--batch-size', '0'], 'batch_size'),
+        (['--output', '/proc/none', '--attacks', 'noise'], 'nothing is kept'),
+    ],
+)
+def test_wrong_usage_exits_with_2_and_says_why(
+    flags: list[str], more: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([*flags, *more])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,266 @@
+"""LS-PGA against the dense form over all 256 levels, and what its arguments do."""
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+import timm_p2be
+from timm_p2be.robustness.code_model import CodeModel
+from timm_p2be.robustness.dga import DGA
+from timm_p2be.robustness.lspga import LSPGA
+from timm_p2be.robustness.models import PixelModel
+from timm_p2be.robustness.windows import Windows
+
+ENCODED = ('wrn10_2_p2be', 'wrn10_2_onehot', 'wrn10_2_thermometer')
+
+
+def _model(name: str = 'wrn10_2_p2be', classes: int = 5) -> PixelModel:
+    torch.manual_seed(0)
+    return PixelModel(timm.create_model(name, num_classes=classes))
+
+
+def _images(count: int = 2, side: int = 8) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (count, 3, side, side), generator=generator, dtype=torch.uint8)
+    images[0, 0, 0, :6] = torch.tensor([0, 1, 5, 250, 254, 255])
+    return images
+
+
+def _temperatures(steps: int, rate: float, anneal: str) -> list[float]:
+    """Temperature at which each gradient is taken: the official loop changes T after rebuilding z."""
+    if anneal == 'flatten':
+        return [1.0, *(rate**k for k in range(steps - 1))]
+    return [1 / rate**k for k in range(steps)]
+
+
+def _dense(model: PixelModel, levels: Tensor, labels: Tensor, eps: int, noise: Tensor, **arguments: Any) -> Tensor:
+    """The attack as published: logits over all 256 levels, illegal ones at -1e10, gradients by autograd alone."""
+    network, table = CodeModel(model), CodeModel(model).table()
+    distance = (torch.arange(256) - levels.unsqueeze(-1).int()).abs()
+    u = noise.masked_fill(distance > eps, -1e10)
+    for temperature in _temperatures(arguments['steps'], arguments['anneal_rate'], arguments['anneal']):
+        u.requires_grad_()
+        planes = torch.softmax(u / temperature, dim=-1) @ table  # (B, 3, H, W, M)
+        loss = nn.functional.cross_entropy(network(planes.permute(0, 2, 3, 1, 4)), labels, reduction='sum')
+        (grad,) = torch.autograd.grad(loss, u)
+        u = (u + arguments['step_size'] * (grad.sign() if arguments['gradient'] == 'sign' else grad)).detach()
+    return u.argmax(dim=-1).to(torch.uint8)
+
+
+@pytest.mark.parametrize('name', [*ENCODED, 'wrn10_2'])
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        {'steps': 7, 'step_size': 1.0, 'anneal_rate': 1.2, 'anneal': 'flatten', 'gradient': 'sign'},
+        {'steps': 4, 'step_size': 0.3, 'anneal_rate': 1.5, 'anneal': 'sharpen', 'gradient': 'sign'},
+        {'steps': 3, 'step_size': 3000.0, 'anneal_rate': 1.2, 'anneal': 'flatten', 'gradient': 'raw'},
+    ],
+    ids=['official', 'sharpen', 'raw'],
+)
+def test_window_form_equals_dense_form(name: str, arguments: dict[str, Any]) -> None:
+    model, levels, labels, eps = _model(name), _images(), torch.tensor([0, 3]), 8
+    noise = torch.randn((*levels.shape, 17), generator=torch.Generator().manual_seed(5))
+    dense_noise = torch.randn(*levels.shape, 256)
+    start = (levels.long() - eps).clamp(0, 256 - 17)
+    dense_noise.scatter_(-1, start.unsqueeze(-1) + torch.arange(17), noise)
+    expected = _dense(model, levels, labels, eps, dense_noise, **arguments)
+    got = LSPGA(model, eps, **arguments)(levels, labels, torch.Generator().manual_seed(5))
+    # the two sum the codes in different orders: a gradient of about 0 may get another sign
+    assert (got != expected).float().mean() < 2e-3
+    first = LSPGA(model, eps, **{**arguments, 'steps': 1, 'step_size': 1e-9})(
+        levels, labels, torch.Generator().manual_seed(5)
+    )
+    assert (got != first).float().mean() > 0.02  # the gradients did something
+
+
+@pytest.mark.parametrize(('eps', 'width'), [(0, 1), (1, 3), (8, 17), (127, 255), (128, 256), (255, 256)])
+def test_windows_hold_the_legal_levels_once(eps: int, width: int) -> None:
+    levels = torch.arange(256, dtype=torch.uint8).repeat(3).view(1, 3, 16, 16)
+    windows = Windows(levels, eps)
+    assert windows.width == width
+    chosen = [windows.pick(torch.full((levels.numel(),), j)).int() for j in range(width)]
+    candidates = torch.stack(chosen, dim=-1)
+    legal = torch.empty_like(candidates, dtype=torch.bool)
+    flat = legal.permute(0, 2, 3, 1, 4).reshape(-1, width)
+    flat[windows._order] = windows.legal
+    legal = flat.view(1, 16, 16, 3, width).permute(0, 3, 1, 2, 4)
+    for value in (0, 1, 5, 100, 250, 254, 255):
+        at = levels[0, 0] == value
+        got = sorted(candidates[0, 0][at][0][legal[0, 0][at][0]].tolist())
+        assert got == [k for k in range(256) if abs(k - value) <= eps]
+
+
+def test_mix_and_compare_are_products_with_the_table() -> None:
+    levels, table = _images(), torch.randn(256, 7)
+    windows = Windows(levels, 8)
+    shares = torch.rand(levels.numel(), 17)
+    start = (levels.long() - 8).clamp(0, 239)
+    unsorted = torch.empty_like(shares)
+    unsorted[windows._order] = shares
+    dense = torch.zeros(*levels.permute(0, 2, 3, 1).shape, 256)
+    dense.scatter_(-1, start.permute(0, 2, 3, 1).unsqueeze(-1) + torch.arange(17), unsorted.view(*dense.shape[:-1], 17))
+    torch.testing.assert_close(windows.mix(shares, table), dense @ table)
+    planes = torch.randn(*dense.shape[:-1], 7)
+    products = (planes @ table.T).gather(-1, start.permute(0, 2, 3, 1).unsqueeze(-1) + torch.arange(17))
+    torch.testing.assert_close(windows.compare(planes, table), products.reshape(-1, 17)[windows._order])
+
+
+@pytest.mark.parametrize('name', ['wrn10_2_p2be', 'wrn10_2', 'resnet18_thermometer'])
+def test_code_model_is_the_network_at_codes(name: str) -> None:
+    model = _model(name)
+    levels = _images(side=32)
+    network = CodeModel(model)
+    planes = network.table()[levels.permute(0, 2, 3, 1).long()]
+    torch.testing.assert_close(network(planes), model(levels), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('attack', [LSPGA, DGA])
+@pytest.mark.parametrize('eps', [0, 1, 255])
+def test_bound(attack: type[LSPGA] | type[DGA], eps: int) -> None:
+    levels = _images()
+    got = attack(_model(), eps, steps=2)(levels, torch.tensor([0, 3]))
+    assert got.dtype == torch.uint8
+    change = (got.int() - levels.int()).abs().max()
+    assert change <= eps
+    assert (change > 0) == (eps > 0)
+
+
+def test_loss_rises() -> None:
+    model, levels = _model('wrn10_2_thermometer'), _images(8, 16)
+    labels = model(levels).argmax(1)
+    for attack in (LSPGA(model, 8), DGA(model, 8), LSPGA(model, 8, 10, 0.3, 1.02, 'sharpen')):
+        before, after = (nn.functional.cross_entropy(model(x), labels) for x in (levels, attack(levels, labels)))
+        assert after > before + 0.1
+
+
+class _Fallible(nn.Module):
+    """Misclassifies an image when it is dark; counts the images it judges."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+        self.num_classes = 3
+        self.pretrained_cfg = {'architecture': 'fallible', 'mean': (0, 0, 0), 'std': (1, 1, 1), 'input_size': (3, 4, 4)}
+
+    def forward(self, images: Tensor) -> Tensor:
+        brightness = images.mean(dim=(1, 2, 3))
+        return torch.stack([brightness, torch.full_like(brightness, 0.5), brightness * 0], dim=1)
+
+
+def test_fallen_images_are_left_alone_and_the_smallest_margin_is_kept() -> None:
+    model = PixelModel(_Fallible())
+    levels = torch.stack([torch.full((3, 4, 4), value, dtype=torch.uint8) for value in (129, 250)])
+    judged: list[int] = []
+    model.register_forward_pre_hook(
+        lambda module, args: judged.append(len(args[0])) if args[0].dtype == torch.uint8 else None
+    )
+    got = LSPGA(model, eps=8, steps=7, restarts=3)(levels, torch.tensor([0, 0]))
+    assert model(got).argmax(1).tolist() == [1, 0]
+    assert judged[:3] == [2, 1, 1]  # the first image falls at the first restart
+    assert got[1].float().mean() < 246
+
+
+def test_targets() -> None:
+    model, levels = _model('wrn10_2_onehot'), _images(6, 16)
+    labels = model(levels).argmax(1)
+    targets = (labels + 2) % 5
+    attack = LSPGA(model, 16, steps=10, targeted=True)
+    reached = attack(levels, labels, targets=targets)
+    before, after = (nn.functional.cross_entropy(model(x), targets) for x in (levels, reached))
+    assert after < before - 0.1
+    # without given targets each restart takes another wrong class
+    tried = LSPGA(model, 1, steps=1, restarts=4, targeted=True)._goals(levels, labels, None)
+    assert all(
+        sorted([*row, label]) == [0, 1, 2, 3, 4] for row, label in zip(tried.tolist(), labels.tolist(), strict=True)
+    )
+
+
+def test_network_keeps_its_mode_statistics_and_weights() -> None:
+    model = _model()
+    model.train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    attack = LSPGA(model, 8)
+    attack(_images(), torch.tensor([0, 3]))
+    assert model.training
+    assert model.model.training
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    # an optimizer's step reaches the attack, which is built once and used in every step of adversarial training
+    with torch.no_grad():
+        next(iter(model.model.parameters())).neg_()
+        timm_p2be.find_embedding(model).weight.neg_()  # type: ignore[union-attr]
+    assert torch.equal(attack._network.table(), timm_p2be.find_embedding(model).codes())
+    assert not torch.equal(attack._network.table(), LSPGA(_model())._network.table())
+
+
+def test_presets_and_names() -> None:
+    model = _model()
+    official = LSPGA.official(model)
+    assert (official.steps, official.step_size, official.anneal_rate, official.anneal) == (7, 1.0, 1.2, 'flatten')
+    assert official.cost() == (1, 7)
+    strong = [LSPGA.strong(model, anneal=anneal) for anneal in ('flatten', 'sharpen')]
+    assert [(attack.name, attack.steps, attack.restarts) for attack in strong] == [
+        ('lspga-strong-flatten', 100, 10),
+        ('lspga-strong-sharpen', 100, 10),
+    ]
+    assert [LSPGA(model)._temperature(k) for k in range(4)] == pytest.approx([1, 1, 1.2, 1.44])
+    assert [LSPGA(model, anneal='sharpen')._temperature(k) for k in range(3)] == pytest.approx([1, 1 / 1.2, 1 / 1.44])
+
+
+def test_same_generator_same_images() -> None:
+    attack, levels, labels = LSPGA(_model(), 8), _images(), torch.tensor([0, 3])
+    first, second, other = (attack(levels, labels, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+    assert torch.equal(first, second)
+    assert torch.equal(first, attack(levels, labels))
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ({'eps': 256}, r'eps=256; .* from 0 to 255.*8/255 is eps=8'),
+        ({'eps': 8 / 255}, r'eps=0\.03'),
+        ({'eps': -1}, 'eps=-1'),
+        ({'steps': 0}, 'steps=0'),
+        ({'restarts': 0}, 'restarts=0'),
+        ({'step_size': 0.0}, r'step_size=0\.0'),
+        ({'anneal_rate': 0.8}, r'anneal_rate=0\.8'),
+        ({'anneal': 'up'}, r"anneal 'up'; choose one of \['flatten', 'sharpen'\]"),
+        ({'gradient': 'l2'}, "gradient 'l2'"),
+        ({'restarts': 5, 'targeted': True}, 'at most 4'),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LSPGA(_model(), **arguments)
+
+
+def test_bad_calls() -> None:
+    attack = LSPGA(_model())
+    with pytest.raises(ValueError, match=r'dtype torch\.float32.*uint8 levels'):
+        attack(torch.rand(1, 3, 8, 8), torch.tensor([0]))
+    with pytest.raises(ValueError, match='targeted=True'):
+        attack(_images(), torch.tensor([0, 3]), targets=torch.tensor([1, 1]))
+    with pytest.raises(ValueError, match='steps=0'):
+        DGA(_model(), steps=0)
+
+
+def test_dga_jumps_to_the_most_harmful_level() -> None:
+    """One step, by hand: the exact first-order change of every legal level at the first codes."""
+    model, levels = _model('wrn10_2_p2be'), _images(1)
+    noise = torch.rand(levels.shape, generator=torch.Generator().manual_seed(0))
+    current = (levels + (2 * noise - 1) * 8).round().clamp(0, 255).to(torch.uint8)
+    labels = model(current).argmax(1)  # else the image has fallen before the first step
+    network = CodeModel(model)
+    planes = network.table()[current.permute(0, 2, 3, 1).long()].requires_grad_()
+    nn.functional.cross_entropy(network(planes), labels).backward()
+    assert planes.grad is not None
+    harm = (planes.grad @ network.table().T).permute(0, 3, 1, 2, 4)
+    illegal = (torch.arange(256) - levels.unsqueeze(-1).int()).abs() > 8
+    expected = harm.masked_fill(illegal, -torch.inf)
+    got = DGA(model, 8, steps=1)(levels, labels)
+    chosen = expected.gather(-1, got.long().unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(chosen, expected.amax(-1))

@@ -1,0 +1,156 @@
+"""attack_view: the model forward, a stated gradient backward."""
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+import timm_p2be
+from timm_p2be.encodings import onehot_codes, thermometer_codes
+from timm_p2be.robustness.code_model import CodeModel
+from timm_p2be.robustness.models import PixelModel
+from timm_p2be.robustness.surrogates import SURROGATES, attack_view, code_slopes, surrogates_for
+
+# stems: 3x3; 7x7 with stride; dynamic 'same' padding; patches with a bias
+STEMS = ('wrn10_2', 'resnet10t', 'tf_mobilenetv3_small_minimal_100', 'vit_tiny_patch16_224')
+
+
+def _model(name: str, encoding: str | None = 'p2be') -> nn.Module:
+    torch.manual_seed(0)
+    size = {'img_size': 32, 'depth': 2} if name.startswith('vit') else {}
+    model = timm.create_model(name, num_classes=5, **size)
+    return timm_p2be.convert(model, encoding).eval() if encoding else model.eval()
+
+
+def _levels(count: int = 2, side: int = 32) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (count, 3, side, side), generator=generator, dtype=torch.uint8)
+
+
+def _smooth(codes: Tensor, surrogate: str, sigma: float, x: Tensor) -> Tensor:
+    """The surrogates written as functions of a real pixel value; (...) -> (..., M)."""
+    k = torch.arange(256.0)
+    if surrogate == 'kernel':
+        return torch.softmax(-(k - x.unsqueeze(-1)).square() / (2 * sigma**2), dim=-1) @ codes
+    if surrogate == 'straight-through':
+        design = torch.stack([torch.ones(256), k], dim=1).double()
+        line = torch.linalg.lstsq(design, codes.double()).solution.float()
+        return line[0] + x.unsqueeze(-1) * line[1]
+    # bits that fall at the threshold t: 1 until t - width, 0 from t on
+    bits = codes.shape[1]
+    threshold = torch.tensor([min(k for k in range(257) if k == 256 or codes[k, i] == 0) for i in range(bits)])
+    width = 256 / bits
+    return 1 - ((x.unsqueeze(-1) - threshold + width) / width).clamp(0, 1)
+
+
+@pytest.mark.parametrize(
+    ('encoding', 'surrogate'),
+    [('p2be', 'kernel'), ('onehot', 'kernel'), ('thermometer', 'straight-through'), ('thermometer', 'ramp')],
+)
+def test_slopes_are_derivatives(encoding: str, surrogate: str) -> None:
+    codes = {
+        'p2be': (torch.rand(256, 16, generator=torch.Generator().manual_seed(2)) > 0.5).float(),
+        'onehot': onehot_codes(16),
+        'thermometer': thermometer_codes(16),
+    }[encoding]
+    x = torch.arange(256.0, requires_grad=True)
+    # on a kink of the ramp autograd takes either side: look just above the level
+    value = _smooth(codes, surrogate, 4.0, x + (0.01 if surrogate == 'ramp' else 0))
+    exact = torch.stack([torch.autograd.grad(value[:, i].sum(), x, retain_graph=True)[0] for i in range(16)], dim=1)
+    if surrogate == 'ramp':
+        exact[:, -1] = 0  # the last bit is always 1
+    torch.testing.assert_close(code_slopes(codes, surrogate, 4.0), exact, rtol=1e-3, atol=1e-5)
+    assert exact.abs().max() > 1e-3
+
+
+def test_linear_slopes_are_mean_differences() -> None:
+    codes = torch.rand(256, 8).round()
+    slopes = code_slopes(codes, 'linear')
+    torch.testing.assert_close(slopes[7], (codes[8] - codes[6]) / 2)
+    torch.testing.assert_close(slopes[0], codes[1] - codes[0])
+    torch.testing.assert_close(slopes[255], codes[255] - codes[254])
+
+
+def test_kernel_becomes_straight_through() -> None:
+    codes = thermometer_codes(64)
+    wide = code_slopes(codes, 'kernel', sigma=3000.0)
+    scale = torch.arange(256.0).var(correction=0) / 3000.0**2
+    torch.testing.assert_close(wide / scale, code_slopes(codes, 'straight-through'), rtol=0.02, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('name', 'encoding'),
+    [*((name, 'p2be') for name in STEMS), ('resnet10t', 'onehot'), ('resnet10t', 'thermometer'), ('resnet10t', None)],
+)
+def test_forward_is_the_model(name: str, encoding: str | None) -> None:
+    model, levels = _model(name, encoding), _levels()
+    for surrogate in surrogates_for(PixelModel(model)):
+        view = attack_view(model, surrogate)
+        images = (levels / 255).requires_grad_()
+        reference = PixelModel(model)(levels)
+        assert torch.equal(view(images), reference)
+        assert torch.equal(view(images.detach() + 0.4 / 255), PixelModel(model)(levels))  # rounded
+
+
+@pytest.mark.parametrize('name', STEMS)
+@pytest.mark.parametrize('surrogate', SURROGATES)
+def test_gradient_is_that_of_the_planes_times_the_slope(name: str, surrogate: str) -> None:
+    model, levels = _model(name, 'thermometer'), _levels()
+    images = (levels / 255).requires_grad_()
+    attack_view(model, surrogate)(images).square().sum().backward()
+    network = CodeModel(PixelModel(model))
+    planes = network.table()[levels.permute(0, 2, 3, 1).long()].requires_grad_()
+    network(planes).square().sum().backward()
+    slopes = code_slopes(network.table(), surrogate)[levels.permute(0, 2, 3, 1).long()]
+    assert planes.grad is not None
+    expected = 255 * (planes.grad * slopes).sum(-1).permute(0, 3, 1, 2)
+    assert images.grad is not None
+    # an activation on the kink of a ReLU may fall on either side, hence not element by element
+    assert (images.grad - expected).norm() < 0.01 * expected.norm()
+    assert expected.abs().max() > 0
+
+
+def test_pixel_values_get_their_own_gradient() -> None:
+    model, levels = _model('resnet10t', None), _levels()
+    images = (levels / 255).requires_grad_()
+    attack_view(model, 'straight-through')(images).square().sum().backward()
+    plain = (levels / 255).requires_grad_()
+    mean, std = (torch.tensor(model.pretrained_cfg[key]).view(1, 3, 1, 1) for key in ('mean', 'std'))
+    model((plain - mean) / std).square().sum().backward()
+    torch.testing.assert_close(images.grad, plain.grad)
+
+
+def test_view_leaves_the_model_alone_and_follows_it() -> None:
+    model = _model('resnet10t')
+    model.train()
+    view = attack_view(model)
+    assert model.training
+    assert not view.training
+    images = torch.rand(2, 3, 32, 32, requires_grad=True)
+    with pytest.raises(RuntimeError, match='attack_view'):
+        model(images).sum().backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.5)
+    assert torch.equal(view(images), PixelModel(model.eval())(images.detach()))
+
+
+def test_no_gradient_wanted_no_graph() -> None:
+    view = attack_view(_model('resnet10t'))
+    for parameter in view.parameters():
+        parameter.requires_grad_(False)
+    assert not view(torch.rand(1, 3, 32, 32)).requires_grad
+
+
+@pytest.mark.parametrize(
+    ('encoding', 'arguments', 'message'),
+    [
+        ('p2be', {'surrogate': 'identity'}, r"surrogate 'identity'; choose one of \['linear', 'kernel'"),
+        ('p2be', {'surrogate': 'ramp'}, r"'ramp' does not fit resnet10t, which reads p2be codes; allowed are"),
+        (None, {'surrogate': 'kernel'}, r"reads pixel values; allowed are \['straight-through'\]"),
+        ('p2be', {'sigma': 0.0}, r'sigma=0\.0'),
+    ],
+)
+def test_bad_input(encoding: str | None, arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        attack_view(_model('resnet10t', encoding), **arguments)  # type: ignore[arg-type]

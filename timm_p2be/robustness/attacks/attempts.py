@@ -1,0 +1,88 @@
+"""The book-keeping of attacks that try and keep the best."""
+
+import math
+
+import torch
+from torch import Generator, Tensor
+
+from timm_p2be.robustness.models import PixelModel
+from timm_p2be.robustness.windows import check_images
+
+
+class Attempts:
+    """The best attempt at every image of a batch so far; images that the model gets wrong as they are have fallen.
+
+    Args:
+        model: attacked.
+        levels: uint8 (B, 3, H, W) clean images.
+        labels: int64 (B,) true labels.
+        batch_size: most images in one call of the model.
+
+    Attributes:
+        levels: uint8 (B, 3, H, W) best attempts, the clean images at first.
+        margins: float32 (B,) of the best attempts, see `margins`.
+
+    Raises:
+        ValueError: `levels` is not uint8 (B, 3, H, W).
+    """
+
+    def __init__(self, model: PixelModel, levels: Tensor, labels: Tensor, batch_size: int = 512) -> None:
+        check_images(levels)
+        self.levels = levels.clone()
+        self.labels = labels
+        self._model = model
+        self._batch_size = batch_size
+        self.margins = margins(model, levels, labels, batch_size)
+
+    def standing(self) -> Tensor:
+        """Return the numbers of the images that have not fallen, int64 (N,)."""
+        return (self.margins >= 0).nonzero().squeeze(1)
+
+    def score(self, images: Tensor, candidates: Tensor) -> Tensor:
+        """Return the margins, (N, C), of C candidates for each of N images, uint8 (N, C, 3, H, W)."""
+        labels = self.labels[images].repeat_interleave(candidates.shape[1])
+        return margins(self._model, candidates.flatten(0, 1), labels, self._batch_size).view(candidates.shape[:2])
+
+    def offer(self, images: Tensor, candidates: Tensor, always: bool = False) -> None:
+        """Score one candidate, uint8 (N, 3, H, W), for each of N images; take those that are better, or all."""
+        scores = self.score(images, candidates.unsqueeze(1)).squeeze(1)
+        taken = torch.ones_like(scores, dtype=torch.bool) if always else scores < self.margins[images]
+        self.take(images[taken], candidates[taken], scores[taken])
+
+    def take(self, images: Tensor, candidates: Tensor, scores: Tensor) -> None:
+        """Make scored candidates, uint8 (N, 3, H, W) and float32 (N,), the best attempts at N images."""
+        self.levels[images] = candidates
+        self.margins[images] = scores
+
+
+@torch.no_grad()
+def margins(model: PixelModel, levels: Tensor, labels: Tensor, batch_size: int = 512) -> Tensor:
+    """Return by how much the true class leads, float32 (B,): its logit minus the largest other one.
+
+    Negative exactly for the images that the model gets wrong: a tie that argmax decides against the label counts as
+    the smallest negative number.
+    """
+    chunks = [levels.new_empty(0, dtype=torch.float32)]
+    for images, truth in zip(levels.split(batch_size), labels.split(batch_size), strict=True):
+        logits = model(images)
+        own = truth.unsqueeze(1)
+        lead = logits.gather(1, own).squeeze(1) - logits.scatter(1, own, -math.inf).amax(dim=1)
+        lost_tie = (lead == 0) & (logits.argmax(dim=1) != truth)
+        chunks.append(lead.masked_fill(lost_tie, -torch.finfo(lead.dtype).tiny))
+    return torch.cat(chunks)
+
+
+def shift(levels: Tensor, offsets: Tensor) -> Tensor:
+    """Return uint8 levels moved by int16 offsets of a shape that broadcasts, cut off at 0 and 255."""
+    return (levels.to(torch.int16) + offsets).clamp_(0, 255).to(torch.uint8)
+
+
+def signs(shape: tuple[int, ...], generator: Generator) -> Tensor:
+    """Return random -1 and 1, int16 on the CPU."""
+    return 2 * torch.randint(0, 2, shape, generator=generator, dtype=torch.int16) - 1
+
+
+def check_count(argument: str, value: int, least: int = 1) -> None:
+    """Raise ValueError unless `value` is an integer of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f'Got {argument}={value!r}; it must be an integer of at least {least}.')

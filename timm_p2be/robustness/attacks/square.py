@@ -1,0 +1,105 @@
+"""Square Attack under an L-infinity bound, on pixel levels.
+
+Andriushchenko, Croce, Flammarion and Hein, "Square Attack: a query-efficient black-box adversarial attack via random
+search", ECCV 2020, as in AutoAttack (fra31/auto-attack, autoattack/square.py) with the margin loss. The version of the
+Adversarial Robustness Toolbox spends three or more queries where this one spends one (it scores the current images
+again twice in every iteration, the fallen ones included), and moves the same square in all images of a batch.
+"""
+
+import math
+from bisect import bisect_left
+
+import torch
+from torch import Generator, Tensor
+
+from timm_p2be.robustness.attacks.attack import Cost
+from timm_p2be.robustness.attacks.attempts import Attempts, check_count, shift, signs
+from timm_p2be.robustness.models import PixelModel
+from timm_p2be.robustness.windows import check_eps
+
+# after these many of 10,000 queries the area of the squares halves
+HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+
+
+class Square:
+    """Random search over squares of +-eps: a square with a random sign per colour is kept if the margin falls.
+
+    Starts from vertical stripes of +-eps, one pixel wide. Every image has its own squares, whose area shrinks with the
+    share of the queries that is spent, and drops out when it falls. All attempts lie at the corners of the bound; see
+    `CoordinateSearch` for the levels in between.
+
+    Args:
+        model: attacked; only its logits are used.
+        eps: bound in levels, 0 to 255.
+        queries: most an image can cost, the clean one included; at least 2.
+        p_init: share of the image that the first squares cover, in (0, 1]; 0.8 in AutoAttack.
+        batch_size: most images in one call of the model.
+        name: in reports; None is 'square'.
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+
+    kind = 'score'
+
+    def __init__(
+        self,
+        model: PixelModel,
+        eps: int = 8,
+        queries: int = 5000,
+        p_init: float = 0.8,
+        batch_size: int = 512,
+        name: str | None = None,
+    ) -> None:
+        check_eps(eps)
+        check_count('queries', queries, least=2)
+        check_count('batch_size', batch_size)
+        if not 0 < p_init <= 1:
+            raise ValueError(f'Got p_init={p_init!r}; it is a share of the image, above 0 and at most 1 (usual: 0.8).')
+        self.model = model
+        self.eps = eps
+        self.queries = queries
+        self.p_init = p_init
+        self.batch_size = batch_size
+        self.name = name or 'square'
+
+    def cost(self) -> Cost:
+        """Return the clean image's query, the stripes' and one a square."""
+        return Cost(self.queries, 0)
+
+    def __call__(self, levels: Tensor, labels: Tensor, generator: Generator | None = None) -> Tensor:
+        """Return the first attempt that fools the model, else the one with the lowest margin; see `Attack`.
+
+        Raises:
+            ValueError: `levels` is not uint8 (B, 3, H, W).
+        """
+        generator = generator or torch.Generator().manual_seed(0)
+        attempts = Attempts(self.model, levels, labels, self.batch_size)
+        squares = self.queries - 2
+        standing = attempts.standing()
+        stripes = self.eps * signs((len(standing), 3, 1, levels.shape[3]), generator)
+        attempts.offer(standing, shift(levels[standing], stripes.to(levels.device)), always=True)
+        for index in range(squares):
+            standing = attempts.standing()
+            if len(standing) == 0:
+                break
+            side = self._side(index / squares, levels.shape[2], levels.shape[3])
+            inside = _squares(len(standing), side, levels.shape[2], levels.shape[3], generator).to(levels.device)
+            offsets = self.eps * signs((len(standing), 3, 1, 1), generator).to(levels.device)
+            attempts.offer(standing, torch.where(inside, shift(levels[standing], offsets), attempts.levels[standing]))
+        return attempts.levels
+
+    def _side(self, spent: float, height: int, width: int) -> int:
+        """Return the side of the squares when a share `spent` of the queries is used up."""
+        share = self.p_init / 2 ** bisect_left(HALVINGS, spent * 10_000)
+        return min(max(round(math.sqrt(share * height * width)), 1), height, width)
+
+
+def _squares(count: int, side: int, height: int, width: int, generator: Generator) -> Tensor:
+    """Return randomly placed squares as masks, bool (count, 1, height, width)."""
+    top = torch.randint(0, height - side + 1, (count, 1), generator=generator)
+    left = torch.randint(0, width - side + 1, (count, 1), generator=generator)
+    rows = torch.arange(height) - top
+    columns = torch.arange(width) - left
+    inside = ((rows >= 0) & (rows < side)).unsqueeze(2) & ((columns >= 0) & (columns < side)).unsqueeze(1)
+    return inside.unsqueeze(1)

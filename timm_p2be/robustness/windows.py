@@ -1,0 +1,89 @@
+"""The legal levels of every pixel under an L-infinity bound, and mixtures of their codes."""
+
+import torch
+from torch import Tensor
+
+from timm_p2be.encodings import LEVELS
+
+
+class Windows:
+    """For each value of a batch of images the levels within `eps` of it, as entries of one table of fixed width.
+
+    Candidate j of a value x is the level `start + j`; `start` is x - eps, moved inside 0..255 where that is outside, so
+    that no level occurs twice. Values are kept sorted by `start`: those with the same candidates form one block, and
+    mixing or comparing codes is one small matrix product a block instead of one over all 256 levels.
+
+    Args:
+        levels: uint8 (B, 3, H, W).
+        eps: 0 to 255.
+
+    Attributes:
+        width: K = min(2 eps + 1, 256), candidates of a value.
+        legal: (P, K) bool in sorted order, P = 3 B H W; candidates more than `eps` away are not.
+
+    Raises:
+        ValueError: `levels` is not uint8 (B, 3, H, W), or `eps` is out of range.
+
+    Example:
+        >>> windows = Windows(torch.tensor([3, 250, 128], dtype=torch.uint8).view(1, 3, 1, 1), eps=8)
+        >>> windows.width, windows.legal.sum(1).tolist()
+        (17, [12, 17, 14])
+    """
+
+    def __init__(self, levels: Tensor, eps: int) -> None:
+        check_images(levels)
+        check_eps(eps)
+        self.width = min(2 * eps + 1, LEVELS)
+        self._shape = levels.permute(0, 2, 3, 1).shape  # (B, H, W, 3), the order of code planes
+        flat = levels.permute(0, 2, 3, 1).reshape(-1).long()
+        start = (flat - eps).clamp(0, LEVELS - self.width)
+        self._start, self._order = start.sort(stable=True)
+        distances = self._start.unsqueeze(1) + torch.arange(self.width, device=levels.device)
+        self.legal = (distances - flat[self._order].unsqueeze(1)).abs() <= eps
+        starts, counts = self._start.unique_consecutive(return_counts=True)
+        ends = counts.cumsum(0).tolist()
+        self._blocks = list(zip(starts.tolist(), [0, *ends[:-1]], ends, strict=True))
+
+    def mix(self, shares: Tensor, table: Tensor) -> Tensor:
+        """Return sum_j shares_j e_j, the code planes (B, H, W, 3, M), of (P, K) shares and a (256, M) table."""
+        mixed = shares.new_empty(len(shares), table.shape[1])
+        for start, begin, end in self._blocks:
+            torch.mm(shares[begin:end], table[start : start + self.width], out=mixed[begin:end])
+        planes = torch.empty_like(mixed).index_copy_(0, self._order, mixed)
+        return planes.view(*self._shape, table.shape[1])
+
+    def compare(self, planes: Tensor, table: Tensor) -> Tensor:
+        """Return the products <plane, e_j> of (B, H, W, 3, M) planes with every candidate's code, (P, K)."""
+        flat = planes.reshape(-1, table.shape[1]).index_select(0, self._order)
+        products = flat.new_empty(len(flat), self.width)
+        for start, begin, end in self._blocks:
+            torch.mm(flat[begin:end], table[start : start + self.width].T, out=products[begin:end])
+        return products
+
+    def pick(self, choice: Tensor) -> Tensor:
+        """Return the images, uint8 (B, 3, H, W), in which every value has its candidate number `choice`, (P,)."""
+        flat = torch.empty_like(self._start, dtype=torch.uint8)
+        flat[self._order] = (self._start + choice).to(torch.uint8)
+        return flat.view(self._shape).permute(0, 3, 1, 2).contiguous()
+
+    def sort(self, values: Tensor) -> Tensor:
+        """Return per-value data, (B, 3, H, W) or (B, 3, H, W, K), in the sorted order, (P,) or (P, K)."""
+        return values.permute(0, 2, 3, 1, *range(4, values.ndim)).flatten(0, 3).index_select(0, self._order)
+
+
+def check_images(levels: Tensor) -> None:
+    """Raise ValueError unless `levels` is a uint8 batch of colour images."""
+    if levels.dtype != torch.uint8 or levels.ndim != 4 or levels.shape[1] != 3:
+        raise ValueError(
+            f'Got images of dtype {levels.dtype} and shape {list(levels.shape)}; attacks take uint8 levels (B, 3, H, '
+            'W). timm_p2be.encodings.pixel_levels converts images in [0, 1].'
+        )
+
+
+def check_eps(eps: int) -> None:
+    """Raise ValueError unless `eps` is a number of levels."""
+    if not isinstance(eps, int) or isinstance(eps, bool) or not 0 <= eps <= 255:
+        raise ValueError(
+            f'Got eps={eps!r}; it is the largest change of a pixel value in levels, an integer from 0 to 255. '
+            'The usual bound 8/255 is eps=8.'
+        )
