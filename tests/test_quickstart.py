@@ -44,7 +44,7 @@ def test_error_is_in_percent(grey_images):
 
 def test_measure_averages_severities_and_corruptions(grey_images):
     images, labels = grey_images
-    result = quickstart.measure(MeanLevel(), images, labels)
+    result = quickstart.measure(MeanLevel(), images, quickstart.corrupted_copies(images), labels)
     wrong = []
     for severity in quickstart.SEVERITIES:
         bright = [corrupt(image, 'brightness', severity).mean() > 127.5 for image in images]
@@ -56,7 +56,8 @@ def test_measure_averages_severities_and_corruptions(grey_images):
 
 
 def test_table_shows_models_side_by_side(grey_images):
-    result = quickstart.measure(MeanLevel(), *grey_images)
+    images, labels = grey_images
+    result = quickstart.measure(MeanLevel(), images, quickstart.corrupted_copies(images), labels)
     lines = quickstart.table({'a_p2be': result, 'a': result}).splitlines()
     assert lines[0].split() == ['|', 'error', 'in', '%', '|', 'a_p2be', '|', 'a', '|']
     assert lines[2].split() == ['|', 'clean', '|', '0.0', '|', '0.0', '|']

@@ -154,3 +154,11 @@ def test_no_gradient_wanted_no_graph() -> None:
 def test_bad_input(encoding: str | None, arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         attack_view(_model('resnet10t', encoding), **arguments)  # type: ignore[arg-type]
+
+
+def test_a_folded_model_is_refused() -> None:
+    folded = timm_p2be.fold(_model('resnet10t'))
+    with pytest.raises(ValueError, match=r'has been folded .* Attack the model it was folded from'):
+        attack_view(folded, 'straight-through')
+    with pytest.raises(ValueError, match='has been folded'):
+        CodeModel(PixelModel(folded))

@@ -49,17 +49,26 @@ def error(model: nn.Module, images: NDArray[np.uint8], labels: Tensor) -> float:
     return 100 * wrong / len(labels)
 
 
-def measure(model: nn.Module, images: NDArray[np.uint8], labels: Tensor) -> dict[str, Any]:
+def corrupted_copies(images: NDArray[np.uint8]) -> dict[str, list[NDArray[np.uint8]]]:
+    """Return the images under every corruption, one array for each severity."""
+    return {
+        name: [
+            np.stack([corrupt(image, name, severity, seed=(0, i)) for i, image in enumerate(images)])
+            for severity in SEVERITIES
+        ]
+        for name in CORRUPTIONS
+    }
+
+
+def measure(
+    model: nn.Module, images: NDArray[np.uint8], corrupted: dict[str, list[NDArray[np.uint8]]], labels: Tensor
+) -> dict[str, Any]:
     """Return clean error, error of every corruption (mean over severities) and their mean, in percent."""
-    corrupted = {}
-    for name in CORRUPTIONS:
-        errors = []
-        for severity in SEVERITIES:
-            changed = [corrupt(image, name, severity, seed=(0, i)) for i, image in enumerate(images)]
-            errors.append(error(model, np.stack(changed), labels))
-        corrupted[name] = sum(errors) / len(errors)
-    mean = sum(corrupted.values()) / len(corrupted)
-    return {'clean': error(model, images, labels), 'corrupted': mean, 'corruptions': corrupted}
+    errors = {
+        name: sum(error(model, copy, labels) for copy in copies) / len(copies) for name, copies in corrupted.items()
+    }
+    mean = sum(errors.values()) / len(errors)
+    return {'clean': error(model, images, labels), 'corrupted': mean, 'corruptions': errors}
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
@@ -84,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     start = time.time()
     data = write_digits(args.output / 'digits')
     images, labels = read_images(data / 'validation')
+    corrupted = corrupted_copies(images)
     results = {}
     for name in MODELS:
         print(f'\nTraining {name} on {data} ({RECIPE.name})')
@@ -94,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return code
         checkpoint = args.output / name / 'last.pth.tar'
         model = timm.create_model(name, num_classes=10, checkpoint_path=str(checkpoint)).eval()
-        results[name] = measure(model, images, labels)
+        results[name] = measure(model, images, corrupted, labels)
         if name.endswith('p2be'):
             picture = args.output / 'codes.png'
             codes_picture(find_embedding(model).codes(), f'{name}: codes learned on digits').save(picture)
