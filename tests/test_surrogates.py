@@ -86,6 +86,7 @@ def test_forward_is_the_model(name: str, encoding: str | None) -> None:
     model, levels = _model(name, encoding), _levels()
     for surrogate in surrogates_for(PixelModel(model)):
         view = attack_view(model, surrogate)
+        assert not view.training
         images = (levels / 255).requires_grad_()
         reference = PixelModel(model)(levels)
         assert torch.equal(view(images), reference)

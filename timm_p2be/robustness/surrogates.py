@@ -76,7 +76,7 @@ def attack_view(model: nn.Module, surrogate: str = 'kernel', sigma: float = 4.0)
     view = cast(PixelModel, share_tensors(pixel_model)).eval()
     name, stem = encoded_stem(view.model)
     if stem is None:
-        return _RoundedModel(view)
+        return _RoundedModel(view).eval()
     replace_stem(view.model, name, _SurrogateStem(stem, surrogate, sigma))
     return view
 
