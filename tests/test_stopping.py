@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,15 @@ def test_signal_while_batches_are_passed_over(data: Path, tmp_path: Path) -> Non
     assert checkpoint(recovery)['args'].position['update'] == 2
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """SIGINT as a terminal has it: processes that a shell starts in the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures('ctrl_c')
 def test_signal_while_the_run_is_built_ends_it(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupt(*args: Any) -> None:
         signal.raise_signal(signal.SIGINT)
