@@ -43,7 +43,8 @@ def attacks(model: PixelModel, eps: int) -> dict[str, Find]:
     from art.attacks.evasion import AutoProjectedGradientDescent, ProjectedGradientDescentNumpy
     from art.estimators.classification import PyTorchClassifier
 
-    view = attack_view(model, 'kernel' if model.encoding else 'straight-through')
+    surrogate = 'kernel' if model.encoding else 'straight-through'
+    view = attack_view(model, surrogate)
     box = foolbox.PyTorchModel(view, (0, 1), device='cpu')
     classifier = PyTorchClassifier(
         view, nn.CrossEntropyLoss(), (3, 32, 32), model.num_classes, clip_values=(0.0, 1.0), device_type='cpu'
@@ -61,7 +62,6 @@ def attacks(model: PixelModel, eps: int) -> dict[str, Find]:
 
         return find
 
-    surrogate = 'kernel' if model.encoding else 'straight-through'
     return {
         'ours: PGD': PGD(model, eps, surrogate, steps=STEPS, step_size=STEP),
         'foolbox: LinfPGD': by_foolbox(random_start=False),

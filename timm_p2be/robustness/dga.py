@@ -4,6 +4,7 @@ import torch
 from torch import Generator, Tensor
 
 from timm_p2be.robustness.attacks.attack import Cost
+from timm_p2be.robustness.attacks.attempts import check_count
 from timm_p2be.robustness.code_model import CodeModel
 from timm_p2be.robustness.models import PixelModel
 from timm_p2be.robustness.windows import Windows, check_eps
@@ -31,8 +32,7 @@ class DGA:
 
     def __init__(self, model: PixelModel, eps: int = 8, steps: int = 7, name: str = 'dga') -> None:
         check_eps(eps)
-        if steps < 1:
-            raise ValueError(f'Got steps={steps!r}; it must be at least 1.')
+        check_count('steps', steps)
         self.model = model
         self.eps = eps
         self.steps = steps

@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from timm_p2be.robustness.attacks.attack import Cost
+from timm_p2be.robustness.attacks.attempts import check_count
 from timm_p2be.robustness.code_model import CodeModel
 from timm_p2be.robustness.models import PixelModel
 from timm_p2be.robustness.sharing import share_tensors
@@ -69,9 +70,8 @@ class LSPGA:
         name: str | None = None,
     ) -> None:
         check_eps(eps)
-        for argument, value in (('steps', steps), ('restarts', restarts)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f'Got {argument}={value!r}; it must be an integer of at least 1.')
+        check_count('steps', steps)
+        check_count('restarts', restarts)
         if not 0 < step_size < math.inf:
             raise ValueError(f'Got step_size={step_size!r}; it must be positive (1.0 in the official code).')
         if not 1 <= anneal_rate < math.inf:

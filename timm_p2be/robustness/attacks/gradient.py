@@ -8,6 +8,7 @@ from torch import Generator, Tensor
 
 from timm_p2be.encodings import pixel_levels
 from timm_p2be.robustness.attacks.attack import Cost
+from timm_p2be.robustness.attacks.attempts import check_count
 from timm_p2be.robustness.models import PixelModel
 from timm_p2be.robustness.surrogates import attack_view
 from timm_p2be.robustness.windows import check_eps, check_images
@@ -54,8 +55,8 @@ class PGD:
         name: str | None = None,
     ) -> None:
         check_eps(eps)
-        if min(steps, restarts) < 1:
-            raise ValueError(f'Got steps={steps} and restarts={restarts}; both must be at least 1.')
+        check_count('steps', steps)
+        check_count('restarts', restarts)
         if step_size is not None and not 0 < step_size < math.inf:
             raise ValueError(f'Got step_size={step_size!r}; it is a positive number of levels.')
         if loss not in LOSSES:
