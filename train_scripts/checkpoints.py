@@ -2,12 +2,13 @@
 
 import argparse
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from timm.models import clean_state_dict
 from timm.task import ClassificationTask
+
+from timm_p2be import checkpoints as weights
 
 # what --resume takes from the checkpoint's optimizer, so that another value on the command line would be ignored
 _OPTIMIZER_SETTINGS = ('lr', 'momentum', 'weight_decay', 'opt_eps', 'opt_betas', 'opt_kwargs')
@@ -47,19 +48,8 @@ def read_checkpoint(path: str, args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ValueError: missing, truncated, not a training checkpoint, or of another model or optimizer.
     """
-    if not Path(path).is_file():
-        raise ValueError(f'--resume {path}: no such file. Runs write last.pth.tar into their output folder.')
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:  # a damaged pickle can raise anything
-        text = str(error)
-        unsafe = 'Unsupported global' in text or 'Unsupported class' in text
-        reason = 'it holds Python objects, which are never loaded' if unsafe else 'truncated or not a checkpoint'
-        detail = text.splitlines()[0] if text else type(error).__name__
-        raise ValueError(f'--resume {path}: {reason} ({detail}). Older files of its folder may be whole.') from error
-    entries = ('state_dict', 'optimizer', 'epoch', 'arch')
-    missing = [key for key in entries if key not in checkpoint] if isinstance(checkpoint, dict) else list(entries)
+    checkpoint = weights.read_checkpoint(path, what='--resume').raw
+    missing = [key for key in ('state_dict', 'optimizer', 'epoch', 'arch') if key not in checkpoint]
     if missing:
         raise ValueError(
             f'--resume {path}: not a training checkpoint, it lacks {missing}. To start from bare weights use '

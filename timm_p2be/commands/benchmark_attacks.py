@@ -19,8 +19,8 @@ from timm_p2be.robustness.attack_suite import FAMILIES, SUITES, build_suite, var
 from timm_p2be.robustness.attacks.attack import Attack
 from timm_p2be.robustness.images import ImageSet, as_batch
 from timm_p2be.robustness.models import PixelModel, load_model
-from timm_p2be.robustness.results import whole_file
 from timm_p2be.robustness.surrogates import attack_view, surrogates_for
+from timm_p2be.whole_files import whole_file
 
 _EPILOG = """\
 Attacks, cheapest first: {families}.

@@ -17,7 +17,7 @@ from timm_p2be.robustness.corruption_benchmark import benchmark_corruptions
 from timm_p2be.robustness.corruption_report import html, markdown
 from timm_p2be.robustness.corruptions import SEVERITIES, SUITES
 from timm_p2be.robustness.images import RESIZE, ImageSet
-from timm_p2be.robustness.results import whole_file
+from timm_p2be.whole_files import whole_file
 
 _CLEAN_FLAGS = ('split', 'input_key', 'target_key', 'dataset_download')  # of no use without clean images
 _AMP = {'bfloat16': torch.bfloat16, 'float16': torch.float16}

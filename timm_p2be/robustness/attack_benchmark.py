@@ -12,8 +12,9 @@ import numpy as np
 from safetensors.torch import save_file
 from torch import Tensor
 
+from timm_p2be.checkpoints import weights_sha256
 from timm_p2be.robustness.attack_record import AttackRecord, image_folder
-from timm_p2be.robustness.attack_trial import Bits, BrokenAttackError, attack_batch, fingerprint, is_correct, seeded
+from timm_p2be.robustness.attack_trial import Bits, BrokenAttackError, attack_batch, is_correct, seeded
 from timm_p2be.robustness.attacks.attack import Attack
 from timm_p2be.robustness.images import ImageSet, as_batch
 from timm_p2be.robustness.models import PixelModel
@@ -115,7 +116,7 @@ class _Run:
             success, seconds = self._attack(attack, indices)
             self.record.add_standing(attack.name, indices, success, seconds)
             self._show(attack, indices)
-        if fingerprint(self.model) != self.weights:
+        if weights_sha256(self.model.model.state_dict()) != self.weights:
             raise BrokenAttackError(f'Attack {attack.name!r} changed the weights or buffers of {self.model.name}.')
 
     def _attack(self, attack: Attack, indices: list[int]) -> tuple[Bits, float]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from timm_p2be.robustness.attack_trial import fingerprint
+from timm_p2be.checkpoints import weights_sha256
 from timm_p2be.robustness.attacks.attack import KINDS, Attack
 from timm_p2be.robustness.images import ImageSet
 from timm_p2be.robustness.models import PixelModel
@@ -39,7 +39,7 @@ def new_content(
             {'name': attack.name, 'kind': attack.kind, 'eps': attack.eps, **attack.cost()._asdict()}
             for attack in attacks
         ],
-        'model': {**model.describe(), 'weights_sha256': fingerprint(model)},
+        'model': {**model.describe(), 'weights_sha256': weights_sha256(model.model.state_dict())},
         'data': data.describe(),
         'environment': environment(),
         'clean': None,

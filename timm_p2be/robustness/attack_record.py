@@ -11,7 +11,8 @@ from timm_p2be.robustness.attack_trial import Bits
 from timm_p2be.robustness.attacks.attack import Attack
 from timm_p2be.robustness.images import ImageSet
 from timm_p2be.robustness.models import PixelModel
-from timm_p2be.robustness.results import pack_bits, read_json, unpack_bits, wilson, write_json
+from timm_p2be.robustness.results import pack_bits, read_json, unpack_bits, wilson
+from timm_p2be.whole_files import write_json
 
 BACKWARD = 3  # about as many passes forward as one pass forward and backward costs
 

@@ -62,12 +62,3 @@ def _check(name: str, levels: Tensor, attempt: Tensor, eps: int) -> None:
     change = int((attempt.cpu().int() - levels.cpu().int()).abs().max())
     if change > eps:
         raise BrokenAttackError(f'Attack {name!r} changed a pixel by {change} levels; its bound is {eps}.')
-
-
-def fingerprint(model: PixelModel) -> str:
-    """Return the SHA-256 of every parameter and buffer of the timm model, names included."""
-    digest = hashlib.sha256()
-    for name, tensor in model.model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

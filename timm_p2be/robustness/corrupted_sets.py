@@ -26,7 +26,8 @@ from timm_p2be.robustness.corrupted_data import (
 from timm_p2be.robustness.corrupted_folders import CorruptedFolders, corruption_folders
 from timm_p2be.robustness.corruptions import SEVERITIES, SUITES, corrupt
 from timm_p2be.robustness.images import ImageSet
-from timm_p2be.robustness.results import environment, whole_file, write_json
+from timm_p2be.robustness.results import environment
+from timm_p2be.whole_files import whole_file, write_json
 
 
 def open_corrupted(

@@ -11,7 +11,7 @@ from PIL import Image
 from timm_p2be.robustness.corrupted_data import RECORD, read_record, spans_of
 from timm_p2be.robustness.corrupted_sets import GeneratedSet, write_array
 from timm_p2be.robustness.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES
-from timm_p2be.robustness.results import temporary_beside, whole_file, write_json
+from timm_p2be.whole_files import temporary_beside, whole_file, write_json
 
 Step = Callable[[int, str], None]  # told how many more images are written, and of what
 

@@ -30,7 +30,7 @@ from timm_p2be.robustness.models import PixelModel
 from timm_p2be.robustness.predictions import Judge, Outcome, logits
 from timm_p2be.robustness.processes import Processes, processes
 from timm_p2be.robustness.progress import Progress
-from timm_p2be.robustness.results import write_json
+from timm_p2be.whole_files import write_json
 
 
 def benchmark_corruptions(

@@ -1,6 +1,5 @@
 """The result file of a corruption benchmark: its configuration, and what may be added to it."""
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from timm_p2be.checkpoints import weights_sha256
 from timm_p2be.robustness.corrupted_data import CorruptedSet
 from timm_p2be.robustness.corruption_metrics import calibration_gaps, expected_calibration_error, summarise
 from timm_p2be.robustness.images import ImageSet
@@ -30,7 +30,8 @@ def configuration(
     """Return all that figures depend on; runs with equal ones may be continued."""
     config = {
         'models': [
-            model.describe() | {'weights_sha256': _weights_sha256(model), 'input_size': list(model.input_size)}
+            model.describe()
+            | {'weights_sha256': weights_sha256(model.model.state_dict()), 'input_size': list(model.input_size)}
             for model in models
         ],
         'data': data.describe(),
@@ -40,13 +41,6 @@ def configuration(
         'precision': str(amp_dtype or torch.float32).removeprefix('torch.'),
     }
     return json.loads(json.dumps(config))  # as it will be read back
-
-
-def _weights_sha256(model: PixelModel) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in model.model.state_dict().items():
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def start_content(config: dict[str, Any], output: Path | None, overwrite: bool) -> dict[str, Any]:

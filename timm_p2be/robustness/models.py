@@ -1,6 +1,5 @@
 """Any classifier of timm as a function of pixel levels, its own mean and std wrapped round it."""
 
-import argparse
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,9 +7,9 @@ from typing import Any
 
 import timm
 import torch
-from timm.models import clean_state_dict
 from torch import Tensor, nn
 
+from timm_p2be.checkpoints import read_checkpoint
 from timm_p2be.stem import EncodedConv2d
 
 
@@ -133,7 +132,8 @@ def load_model(
         model = timm.create_model(name, pretrained=True, **({'num_classes': num_classes} if num_classes else {}))
         return PixelModel(model, mean, std, name=label or name).to(device)
     path = Path(file)
-    state, args = _read_checkpoint(path)
+    checkpoint = read_checkpoint(path)
+    state, args = checkpoint.state_dict, checkpoint.args
     classes = num_classes or _classes(name, state, path)
     model = timm.create_model(name, num_classes=classes)
     try:
@@ -144,37 +144,6 @@ def load_model(
     std = std if std is not None else args.get('std')
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return PixelModel(model, mean, std, name=label or name, sha256=digest).to(device)
-
-
-def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the weights of a file and the flags of the training run, if it holds them; never unpickles code."""
-    if not path.is_file():
-        raise ValueError(
-            f'No checkpoint {path}; train.py writes last.pth.tar and model_best.pth.tar into its run folder.'
-        )
-    if path.suffix == '.safetensors':
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path), {}
-        except SafetensorError as error:
-            raise ValueError(f'{path} is no readable safetensors file: {error}') from error
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:  # pickle raises whatever it likes on a damaged file
-        raise ValueError(
-            f'{path} cannot be read as a checkpoint of tensors ({type(error).__name__}: {error}). Was it cut off, or '
-            'does it hold other Python objects? Save a state dict with torch.save, or use .safetensors.'
-        ) from error
-    if not isinstance(checkpoint, dict):
-        raise ValueError(
-            f'{path} holds a {type(checkpoint).__name__}; allowed is a state dict or a training checkpoint.'
-        )
-    state = checkpoint.get('state_dict_ema') or checkpoint.get('state_dict') or checkpoint
-    args = checkpoint.get('args')
-    return clean_state_dict(state), vars(args) if isinstance(args, argparse.Namespace) else {}
 
 
 def _classes(name: str, state: dict[str, Tensor], path: Path) -> int:

@@ -1,0 +1,97 @@
+"""The one reader of weights: training checkpoints, state dicts and safetensors, none of which can run code."""
+
+import argparse
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models import clean_state_dict
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """What a file of weights holds.
+
+    Attributes:
+        state_dict: name -> tensor on the CPU, averaged weights if the file has some, without prefixes of DDP and
+            torch.compile.
+        args: flags of the training run; empty if the file has none.
+        raw: entries of a training checkpoint, as timm's CheckpointSaver wrote them; empty for bare weights.
+    """
+
+    state_dict: dict[str, Tensor]
+    args: dict[str, Any]
+    raw: dict[str, Any]
+
+
+def read_checkpoint(path: str | Path, *, what: str = 'checkpoint') -> Checkpoint:
+    """Return the weights in a file, and what a training checkpoint holds besides them.
+
+    Pickles are read by torch's `weights_only=True`, which loads tensors and plain containers; `argparse.Namespace`, in
+    which timm saves flags, is the one class allowed besides.
+
+    Args:
+        path: a checkpoint of train.py (.pth.tar), a state dict (.pth, .pt) or a .safetensors file.
+        what: what messages call the file, such as the flag that named it.
+
+    Raises:
+        ValueError: the file is missing, cut off, no file of weights, or holds Python objects.
+    """
+    path, named = Path(path), f'{what} {path}'
+    if not path.is_file():
+        raise ValueError(
+            f'{named}: no such file. Runs write last.pth.tar and model_best.pth.tar into their output folder.'
+        )
+    if path.suffix == '.safetensors':
+        try:
+            return Checkpoint(load_file(path), {}, {})
+        except (SafetensorError, OSError) as error:
+            raise ValueError(
+                f'{named}: truncated or no safetensors file ({error}). Copy or download it again.'
+            ) from error
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as error:  # a damaged pickle can raise anything
+        text = str(error)
+        unsafe = 'unsupported global' in text.lower() or 'unsupported class' in text.lower()
+        reason = 'it holds Python objects, which are never loaded' if unsafe else 'truncated or not a checkpoint'
+        detail = text.splitlines()[0] if text else type(error).__name__
+        raise ValueError(
+            f'{named}: {reason} ({detail}). Older files of its folder may be whole; a state dict saved by torch.save, '
+            'or a .safetensors file, does as well.'
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(
+            f'{named}: not a training checkpoint but a {type(content).__name__}; allowed is one, or a state dict.'
+        )
+    state = content.get('state_dict_ema') or content.get('state_dict', content)
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise ValueError(f'{named}: its entries are not all tensors, so it is neither a checkpoint nor a state dict.')
+    args = content.get('args')
+    return Checkpoint(
+        clean_state_dict(state),
+        vars(args) if isinstance(args, argparse.Namespace) else {},
+        {} if state is content else content,
+    )
+
+
+def weights_sha256(state_dict: Mapping[str, Tensor]) -> str:
+    """Return the sha256 of names and values of all tensors, in their order; it does not depend on the kind of file.
+
+    Args:
+        state_dict: of a module, so that the order is the module's.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in state_dict.items():
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
