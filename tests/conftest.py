@@ -11,16 +11,19 @@ import argparse
 import importlib.util
 import ipaddress
 import socket
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hub_server import HubServer, reserve_endpoint
 
 if 'PYTEST_XDIST_WORKER' in os.environ:
     torch.set_num_threads(1)  # the workers share the cores
 
+HUB_LISTENER = reserve_endpoint()
 ROOT = Path(__file__).parents[1]
 
 
@@ -66,6 +69,22 @@ def no_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(socket.socket, 'connect', guard_connect(socket.socket.connect))
     monkeypatch.setattr(socket.socket, 'connect_ex', guard_connect(socket.socket.connect_ex))
     monkeypatch.setattr(socket, 'getaddrinfo', guarded_getaddrinfo)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A Hub of this test's own that the client is pointed at, with an empty cache and a token it accepts."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'hub-cache'))
+    monkeypatch.setattr(constants, 'HF_TOKEN_PATH', str(tmp_path / 'hub-token'))  # never the token of who runs this
+    monkeypatch.setenv('HF_TOKEN', HubServer.token)
+    with warnings.catch_warnings(), HubServer(HUB_LISTENER) as server:
+        # what the client's HTTP library says of the client's own uploads
+        warnings.filterwarnings('ignore', "Use 'content=", DeprecationWarning)
+        assert constants.ENDPOINT == server.url, 'huggingface_hub was imported before conftest.py'
+        yield server
 
 
 @pytest.fixture(scope='session')

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from timm_p2be import encodings
+from timm_p2be.codes import linear_codes
 from timm_p2be.encodings import (
     ENCODINGS,
     EmbeddingParameter,
@@ -285,6 +286,13 @@ def test_thermometer_start_has_the_thermometers_bits(num_bits):
     assert noise.abs().max() < 0.4
 
 
+def test_linear_start_is_the_linear_codes_without_noise():
+    embedding = PixelEmbedding('p2be', num_bits=9, init='linear')
+    assert torch.equal(embedding.weight.detach(), linear_codes(9) - 0.5)
+    with pytest.raises(ValueError, match='num_bits=8; a table on which the level is linear needs at least 9 bits'):
+        PixelEmbedding('p2be', num_bits=8, init='linear')
+
+
 @pytest.mark.parametrize('init', ['normal', 'thermometer'])
 def test_reset_draws_anew_in_place(init):
     torch.manual_seed(0)
@@ -300,7 +308,7 @@ def test_reset_draws_anew_in_place(init):
 
 @pytest.mark.parametrize(('args', 'message'), [
     ({'encoding': 'rgb'}, r"Unknown encoding 'rgb'; choose one of \['p2be', 'onehot', 'thermometer'\]"),
-    ({'init': 'zeros'}, r"Unknown init 'zeros'; choose one of \['normal', 'thermometer'\]"),
+    ({'init': 'zeros'}, r"Unknown init 'zeros'; choose one of \['normal', 'thermometer', 'linear'\]"),
     ({'encoding': 'onehot', 'init': 'thermometer'}, r"needs a learned table; encoding 'onehot' is fixed. Use 'p2be'"),
 ])  # fmt: skip
 def test_unknown_names_are_refused(args, message):

@@ -1,21 +1,48 @@
-"""Binary pixel codes: the 256 x M tables of P2BE, one-hot and thermometer encoding.
+"""`PixelEmbedding`, the 256 x M table of pixel codes as a module: learned or fixed, saved, published and pulled."""
 
-A pixel level k (0..255) is replaced by its code e_k in {0,1}^M, the k-th row of a table. One-hot and thermometer
-tables are fixed, P2BE's is the sign of a learned latent table. Everything downstream only sees the table.
-"""
-
-import warnings
+import copy
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from huggingface_hub import ModelCard, ModelHubMixin
 from torch import Tensor, nn
 
-ENCODINGS = ('p2be', 'onehot', 'thermometer')
-INITS = ('normal', 'thermometer')
-LEVELS = 256
+from timm_p2be.artefact import Artefact, artefact_config, fetch_artefact, write_artefact
+from timm_p2be.cards import embedding_card
+from timm_p2be.codes import (
+    ENCODINGS,
+    INITS,
+    LEVELS,
+    binarize,
+    check_num_bits,
+    fixed_codes,
+    linear_codes,
+    onehot_codes,
+    pixel_levels,
+    thermometer_codes,
+    warn_if_not_pixels,
+)
+from timm_p2be.sources import clear_errors
 
-_THERMOMETER_LATENT = 0.5  # magnitude of the latents after init='thermometer': the bit flips when they cross 0
+__all__ = [
+    'ENCODINGS',
+    'INITS',
+    'LEVELS',
+    'EmbeddingParameter',
+    'PixelEmbedding',
+    'binarize',
+    'onehot_codes',
+    'pixel_levels',
+    'thermometer_codes',
+    'warn_if_not_pixels',
+]
+
+_LATENT = 0.5  # magnitude of latents that start from codes: the bit flips at 0, the gradient ends at 1
+_NOISE = {'normal': 1.0, 'thermometer': 0.05, 'linear': 0.0}  # standard deviation round that start
 
 
 class EmbeddingParameter(nn.Parameter):
@@ -28,121 +55,33 @@ class EmbeddingParameter(nn.Parameter):
         return EmbeddingParameter, (self.detach(), self.requires_grad)
 
 
-def pixel_levels(images: Tensor) -> Tensor:
-    """Return the pixel levels of `images`.
-
-    Args:
-        images: uint8 levels, or floats in [0, 1] (float32, float16 or bfloat16), any shape.
-
-    Returns:
-        uint8 tensor of the same shape; floats become round(255 x), clamped to 0..255. Every k / 255 maps to k, also
-        when it was rounded to float16 or bfloat16.
-
-    Raises:
-        ValueError: `images` has another dtype.
-
-    Example:
-        >>> pixel_levels(torch.tensor([0.0, 0.5, 1.0, 2.0])).tolist()
-        [0, 128, 255, 255]
-    """
-    if images.dtype == torch.uint8:
-        return images
-    if not images.is_floating_point():
-        raise ValueError(
-            f'Got images of dtype {images.dtype}; allowed are uint8 levels (0..255) or floats in [0, 1]. '
-            'Convert with images.to(torch.uint8) if they hold levels.'
-        )
-    # in place: on large images the copies are what memory peaks at
-    return (images.detach().float() * 255).round_().clamp_(0, 255).to(torch.uint8)
-
-
-def _level_bins(num_bits: int) -> Tensor:
-    """Return the bin min(floor(k M / 255), M - 1) of every level k, (256,) int64, in exact integer arithmetic."""
-    levels = torch.arange(LEVELS)
-    return (levels * num_bits // (LEVELS - 1)).clamp(max=num_bits - 1)
-
-
-def onehot_codes(num_bits: int) -> Tensor:
-    """Return the one-hot table: bit i of level k is 1 iff i = min(floor(k M / 255), M - 1).
-
-    Eq. 1 of the paper with its last bin closed as in nutszebra/Pixel-to-Binary-Embedding, third_party/
-    ResNeXt_DenseNet_s/models/onehot.py; the reasons are in docs/protocol.md.
-
-    Args:
-        num_bits: M, at least 1.
-
-    Returns:
-        (256, num_bits) float32 tensor of 0 and 1.
-
-    Raises:
-        ValueError: `num_bits` is not a positive integer.
-
-    Example:
-        >>> onehot_codes(4)[128].tolist()
-        [0.0, 0.0, 1.0, 0.0]
-    """
-    _check_num_bits(num_bits)
-    return nn.functional.one_hot(_level_bins(num_bits), num_bits).float()
-
-
-def thermometer_codes(num_bits: int) -> Tensor:
-    """Return the thermometer table: bit i of level k is 1 iff min(floor(k M / 255), M - 1) <= i (ones last).
-
-    Eq. 2 of the paper with its last bin closed as in nutszebra/Pixel-to-Binary-Embedding, third_party/
-    ResNeXt_DenseNet_s/models/thermometer.py; the reasons are in docs/protocol.md.
-
-    Args:
-        num_bits: M, at least 1.
-
-    Returns:
-        (256, num_bits) float32 tensor of 0 and 1.
-
-    Raises:
-        ValueError: `num_bits` is not a positive integer.
-
-    Example:
-        >>> thermometer_codes(4)[128].tolist()
-        [0.0, 0.0, 1.0, 1.0]
-    """
-    return onehot_codes(num_bits).cumsum(dim=1)
-
-
-def binarize(weight: Tensor) -> Tensor:
-    """Return the codes (sign(w) + 1) / 2 of latents w, with the approximate-sign gradient of the paper.
-
-    Forward: exactly 1 where w >= 0 and exactly 0 elsewhere (Eq. 4 and 5). Backward: 0.5 (2 - 2 |w|) inside (-1, 1)
-    and 0 outside, the product of the factor in Eq. 5 and the derivative in Eq. 6.
-
-    Args:
-        weight: latents, any shape, floating point.
-
-    Returns:
-        Tensor of 0 and 1 of the shape and dtype of `weight`.
-    """
-    clamped = weight.clamp(-1, 1)
-    smooth = clamped - 0.5 * clamped * clamped.abs()  # its derivative is 1 - |w|
-    return (weight >= 0).to(weight.dtype) + (smooth - smooth.detach())
-
-
-def _check_num_bits(num_bits: int) -> None:
-    if isinstance(num_bits, bool) or not isinstance(num_bits, int) or num_bits < 1:
-        raise ValueError(f'Got num_bits={num_bits!r}; it must be an integer of at least 1 (the paper uses 64).')
-
-
-class PixelEmbedding(nn.Module):
+class PixelEmbedding(
+    nn.Module,
+    ModelHubMixin,
+    library_name='timm-p2be',
+    tags=['timm-p2be', 'p2be', 'binary-embedding'],
+    license='apache-2.0',
+    paper_url='https://huggingface.co/papers/2206.05898',
+):
     """Table of binary codes, one for each of the 256 pixel levels.
+
+    `save_pretrained(folder)` writes it, `push_to_hub('org/name')` publishes it and `from_pretrained` gets it back: as
+    safetensors and JSON, with a card, see `timm_p2be.artefact`.
 
     Args:
         encoding: 'p2be' (learned), 'onehot' or 'thermometer' (fixed).
         num_bits: code length M, at least 1.
         init: how P2BE's latents start: 'normal' is N(0, 1) as in the paper (Algorithm 1), 'thermometer' is +0.5
             where the thermometer code is 1 and -0.5 where it is 0, plus noise of standard deviation 0.05: neighbouring
-            levels share their bits from the first step, which short runs need.
+            levels share their bits from the first step, which short runs need. 'linear' is +-0.5 by `linear_codes`,
+            without noise: the table with which `timm_p2be.convert` preserves a function, M at least 9.
 
     Attributes:
         weight: latent table, `EmbeddingParameter` (256, num_bits) float32, or None for a fixed encoding. It stays
             float32 when the module is cast: float16 would turn -1e-9 into -0 and so a 0 into a 1, and a bfloat16
             latent does not move at the learning rates used here.
+        provenance: record of where the table came from, see `timm_p2be.provenance.check_provenance`; None if unknown.
+            It is saved with the table and describes it as it was loaded: set it anew after training.
 
     Raises:
         ValueError: unknown `encoding` or `init`, `num_bits` below 1, or an `init` given to a fixed encoding.
@@ -160,10 +99,11 @@ class PixelEmbedding(nn.Module):
             raise ValueError(f'Unknown init {init!r}; choose one of {list(INITS)}.')
         if encoding != 'p2be' and init != 'normal':
             raise ValueError(f"init={init!r} needs a learned table; encoding {encoding!r} is fixed. Use 'p2be'.")
-        _check_num_bits(num_bits)
+        check_num_bits(num_bits)
         self.encoding = encoding
         self.num_bits = num_bits
         self.init = init
+        self.provenance: dict[str, Any] | None = None
         self.weight: EmbeddingParameter | None = None
         self.table: Tensor | None
         if encoding == 'p2be':
@@ -175,21 +115,20 @@ class PixelEmbedding(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw the latents anew as `init` says, or fill the fixed table."""
+        self.provenance = None
         if self.weight is None:
             self.init_non_persistent_buffers()
             return
         with torch.no_grad():
-            if self.init == 'normal':
-                self.weight.normal_()
-            else:
-                signs = thermometer_codes(self.num_bits).to(self.weight.device) * 2 - 1
-                self.weight.normal_(std=0.05).add_(signs * _THERMOMETER_LATENT)
+            self.weight.normal_(std=_NOISE[self.init])
+            if self.init != 'normal':
+                start = thermometer_codes if self.init == 'thermometer' else linear_codes
+                self.weight.add_((start(self.num_bits).to(self.weight.device) * 2 - 1) * _LATENT)
 
     def init_non_persistent_buffers(self) -> None:
         """Fill the fixed table, which `to_empty` leaves blank; timm's reinit_non_persistent_buffers calls this."""
         if self.table is not None:
-            build = {'onehot': onehot_codes, 'thermometer': thermometer_codes}[self.encoding]
-            self.table.copy_(build(self.num_bits))
+            self.table.copy_(fixed_codes(self.encoding, self.num_bits))
 
     def codes(self) -> Tensor:
         """Return the (256, num_bits) float32 table of 0 and 1; differentiable in `weight` (Eq. 5 and 6)."""
@@ -213,6 +152,110 @@ class PixelEmbedding(nn.Module):
         """Return the codes of uint8 `levels` of shape (...), as (..., num_bits)."""
         return nn.functional.embedding(levels.long(), self.codes())
 
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # no `model_kwargs`: the table is what the artefact says
+        cls,
+        path_or_id: str | Path,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+    ) -> 'PixelEmbedding':
+        """Return a saved or published embedding, every part of which has been checked.
+
+        Args:
+            path_or_id: a folder, or 'org/name' or 'org/name@revision' on the Hub.
+            revision: branch, tag or commit; pin a tag or commit for results to be repeatable.
+            cache_dir: of downloads; the Hub client's own by default.
+            token: of the Hub; the one of `hf auth login` by default.
+            local_files_only: use what has been downloaded before, ask nothing.
+            force_download: download again what has been downloaded before.
+
+        Raises:
+            SourceError: no such folder, repository, revision or file, no access, no connection, not in the cache.
+            ArtefactError: what is there is no embedding, damaged, or written by a newer version.
+        """
+        artefact = fetch_artefact(
+            path_or_id,
+            revision,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
+        embedding = cls(artefact.encoding, artefact.num_bits, artefact.init)
+        embedding.load_artefact(artefact)
+        return embedding
+
+    def load_artefact(self, artefact: Artefact) -> None:
+        """Take over latents, `init` and provenance; the parameter stays the same object.
+
+        Raises:
+            ValueError: another encoding or code length, or a table without values (meta device).
+        """
+        got, allowed = (artefact.encoding, artefact.num_bits), (self.encoding, self.num_bits)
+        if got != allowed:
+            raise ValueError(
+                f'Got a table of encoding {got[0]!r} and {got[1]} bits; allowed here is {allowed[0]!r} and '
+                f'{allowed[1]} bits. Create the model with encoding {got[0]!r} and num_bits={got[1]}, or choose '
+                'another table.'
+            )
+        if self.weight is not None and artefact.latents is not None:
+            if self.weight.is_meta:
+                raise ValueError('The table is on the meta device, which holds no values. Load it after to_empty().')
+            with torch.no_grad():
+                self.weight.copy_(artefact.latents)
+        self.init = artefact.init
+        self.provenance = copy.deepcopy(artefact.provenance)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Publish the table in one commit and return the commit's URL.
+
+        Args:
+            repo_id: 'org/name', created if it does not exist.
+            **kwargs: of `huggingface_hub.ModelHubMixin.push_to_hub`, such as `private`, `token`, `branch`,
+                `commit_message` and `create_pr`.
+
+        Raises:
+            ValueError: `repo_id` has no namespace, or the table or its provenance is not fit to be saved.
+            SourceError: the Hub cannot be reached, refused, or broke off.
+        """
+        if repo_id.count('/') != 1:
+            raise ValueError(f"Got repo_id={repo_id!r}; the card shows how to load it, so write 'org/name'.")
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)  # what cannot be saved fails here, before the mixin creates the repository
+        with clear_errors(repo_id):
+            return super().push_to_hub(repo_id, model_card_kwargs={'name': repo_id}, **kwargs)
+
+    def generate_model_card(self, name: str | None = None) -> ModelCard:
+        """Return the card; the mixin writes it as README.md.
+
+        Args:
+            name: 'org/name' of the Hub repository; None for a folder.
+        """
+        return ModelCard(embedding_card(artefact_config(self.codes(), **self._record()), name))
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Write everything but the card."""
+        latents = None if self.weight is None else self.weight.detach()
+        write_artefact(save_directory, self.codes(), latents, **self._record())
+        # the mixin keeps a README that is there, which would be another table's
+        (save_directory / 'README.md').unlink(missing_ok=True)
+
+    def _record(self) -> dict[str, Any]:
+        """Return what the saved record says beside the codes."""
+        try:
+            package_version = version('timm-p2be')
+        except PackageNotFoundError:  # a checkout on the path
+            package_version = None
+        return {
+            'encoding': self.encoding,
+            'init': self.init,
+            'provenance': self.provenance,
+            'package_version': package_version,
+        }
+
     def extra_repr(self) -> str:
         return f'{self.encoding!r}, num_bits={self.num_bits}'
 
@@ -231,6 +274,7 @@ class PixelEmbedding(nn.Module):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
+        self.provenance = None  # a state dict does not say
         self._restore_type()
 
     def _restore_type(self) -> None:
@@ -239,27 +283,3 @@ class PixelEmbedding(nn.Module):
         if weight is not None and not isinstance(weight, EmbeddingParameter):
             latents = weight.detach() if weight.dtype == torch.float64 else weight.detach().float()
             self.weight = EmbeddingParameter(latents, requires_grad=weight.requires_grad)
-
-
-def warn_if_not_pixels(images: Tensor) -> bool:
-    """Warn when float `images` lie far outside [0, 1], as an ImageNet-normalised batch does.
-
-    Args:
-        images: float tensor, nominally in [0, 1]; a margin of 0.5 is allowed to augmentations that overshoot.
-
-    Returns:
-        True if the images were out of range and the warning was given.
-    """
-    if images.numel() == 0:
-        return False
-    low, high = (bound.item() for bound in images.detach().aminmax())
-    if low >= -0.5 and high <= 1.5:
-        return False
-    warnings.warn(
-        f'The pixel encoding got values from {low:.3g} to {high:.3g}, but it reads pixels in [0, 1] (or uint8 levels) '
-        'and clamps the rest. Has the batch been normalised by a mean and std? Encoded models declare mean 0 and '
-        'std 1; pass --mean 0 0 0 --std 1 1 1, or use timm.data.resolve_data_config(model=model). (Random noise, on '
-        'which some scripts warm up, is harmless.)',
-        stacklevel=3,
-    )
-    return True

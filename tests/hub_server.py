@@ -1,0 +1,148 @@
+"""A small Hub on loopback for the real client: repositories, commits, LFS uploads, downloads, and faults on demand.
+
+hub_protocol.py has the endpoints, hub_transport.py the faults, hub_store.py what is kept. Nothing leaves memory.
+"""
+
+import atexit
+import os
+import re
+import socket
+import threading
+from collections.abc import Mapping
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+from types import TracebackType
+
+from hub_protocol import Handler
+from hub_store import File, Repository
+from hub_transport import Fault
+
+
+def reserve_endpoint() -> socket.socket:
+    """Return a listening socket whose address the client of this process will use for all its life.
+
+    The client reads HF_ENDPOINT when it is first imported, and only then (constants.py). The variable is set for that
+    moment alone: child processes see none of it.
+    """
+    listener = socket.create_server(('127.0.0.1', 0))
+    atexit.register(listener.close)
+    before = os.environ.get('HF_ENDPOINT')
+    os.environ['HF_ENDPOINT'] = f'http://127.0.0.1:{listener.getsockname()[1]}'
+    import huggingface_hub.constants  # noqa: F401
+
+    if before is None:
+        del os.environ['HF_ENDPOINT']
+    else:
+        os.environ['HF_ENDPOINT'] = before
+    return listener
+
+
+class HubServer:
+    """A Hub at `url` while the context is open.
+
+    Args:
+        listener: a listening socket to use, left open at the end; without one a free port is taken.
+
+    Attributes:
+        requests: method and path of every request, in the order they came; no query.
+        repos: repositories by 'organisation/name'.
+        lfs: uploaded large files by SHA-256, committed or not.
+        token: the only token accepted; public repositories can be read without one.
+    """
+
+    token = 'hf_test_token'
+    user = 'tester'
+
+    def __init__(self, listener: socket.socket | None = None) -> None:
+        self.requests: list[tuple[str, str]] = []
+        self.repos: dict[str, Repository] = {}
+        self.lfs: dict[str, bytes] = {}
+        self.faults: list[Fault] = []
+        self.closing = threading.Event()
+        self.lock = threading.RLock()
+        self._shared = listener is not None
+        self._http = ThreadingHTTPServer(('127.0.0.1', 0), Handler, bind_and_activate=False)
+        self._http.hub = self  # type: ignore[attr-defined]
+        self._http.socket.close()
+        self._http.socket = listener or socket.create_server(('127.0.0.1', 0))
+        self.url = f'http://127.0.0.1:{self._http.socket.getsockname()[1]}'
+
+    def __enter__(self) -> 'HubServer':
+        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={'poll_interval': 0.01}, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.closing.set()  # wakes answers that are held up
+        self._http.shutdown()
+        self._thread.join()
+        if not self._shared:
+            self._http.server_close()
+
+    def put(
+        self,
+        repo_id: str,
+        files: Mapping[str, bytes],
+        tag: str | None = None,
+        private: bool = False,
+        gated: bool = False,
+    ) -> str:
+        """Commit `files` on top of those there are, without a request, and return the commit's name."""
+        with self.lock:
+            repo = self.repos.setdefault(repo_id, Repository(repo_id))
+            repo.private, repo.gated = private, gated
+            new = {path: File(content, lfs=path.endswith('.safetensors')) for path, content in files.items()}
+            commit = repo.add_commit({**repo.head.files, **new}, 'put')
+            if tag is not None:
+                repo.tags[tag] = commit.sha
+            return commit.sha
+
+    def fail(
+        self,
+        match: str,
+        status: int,
+        times: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+    ) -> None:
+        """Answer `status` to requests whose 'METHOD /path' contains the regular expression `match`."""
+        self.faults.append(Fault(re.compile(match), times, status=status, headers=headers, body=body))
+
+    def truncate(self, match: str, bytes: int, times: int | None = None, honest: bool = False) -> None:
+        """Send the first `bytes` bytes of bodies and hang up; Content-Length is that of the whole unless `honest`."""
+        self.faults.append(Fault(re.compile(match), times, cut=bytes, honest=honest))
+
+    def slow(self, match: str, seconds: float, times: int | None = None, after: int | None = None) -> None:
+        """Wait before the answer, or after the first `after` bytes of its body."""
+        self.faults.append(Fault(re.compile(match), times, seconds=seconds, after=after))
+
+    def heal(self) -> None:
+        """End all faults."""
+        self.faults.clear()
+
+    def count(self, match: str) -> int:
+        """Return how many requests matched, as in `fail`."""
+        return sum(re.search(match, f'{method} {path}') is not None for method, path in self.requests)
+
+    def environment(self, cache: Path) -> dict[str, str]:
+        """Return the variables that let a child process use this Hub, with `cache` as HF_HOME."""
+        return {
+            'HF_ENDPOINT': self.url,
+            'HF_HOME': str(cache),
+            'HF_HUB_CACHE': str(cache / 'hub'),
+            'HF_TOKEN': self.token,
+            'HF_HUB_OFFLINE': '0',
+            'HF_HUB_DISABLE_XET': '1',
+            'HF_HUB_DISABLE_TELEMETRY': '1',
+        }
+
+    def take_fault(self, request: str) -> Fault | None:
+        with self.lock:
+            for fault in self.faults:
+                if fault.times != 0 and fault.match.search(request):
+                    if fault.times is not None:
+                        fault.times -= 1
+                    return fault
+        return None

@@ -1,0 +1,277 @@
+"""Model cards: complete metadata, examples that run, and no text of a config that becomes anything but text."""
+
+import copy
+import re
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from published import PROVENANCE
+
+from timm_p2be.cards import check_card, embedding_card, model_card
+
+DIGEST = '0123456789abcdef' * 4
+NAME = 'someone/net'
+
+
+def table(provenance: Any = PROVENANCE, **changes: Any) -> dict[str, Any]:
+    return {'encoding': 'p2be', 'num_bits': 64, 'codes_sha256': DIGEST, 'provenance': provenance, **changes}
+
+
+def network(provenance: Any = PROVENANCE, architecture: str = 'wrn10_2_p2be', **changes: Any) -> dict[str, Any]:
+    ours = {'encoding': 'p2be', 'num_bits': 64, 'weights_sha256': DIGEST, 'provenance': provenance, **changes}
+    return {'architecture': architecture, 'timm_p2be': ours}
+
+
+def changed(**changes: Any) -> dict[str, Any]:
+    """Provenance with other values; `dataset_note=...` goes into `dataset`."""
+    provenance = copy.deepcopy(PROVENANCE)
+    for name, value in changes.items():
+        group, _, key = name.partition('_')
+        if key and group in ('dataset', 'results'):
+            provenance[group][key] = value
+        else:
+            provenance[name] = value
+    return provenance
+
+
+def metadata(text: str) -> dict[str, Any]:
+    return ModelCard(text).data.to_dict()
+
+
+def sections(text: str) -> dict[str, str]:
+    """Heading -> body of everything behind the metadata."""
+    parts = re.split(r'^## (.+)$', ModelCard(text).text, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], (part.strip() for part in parts[2::2]), strict=True))
+
+
+def example(text: str) -> str:
+    code = re.search(r'```python\n(.*?)```', text, re.DOTALL)
+    assert code is not None
+    return code[1]
+
+
+def test_the_metadata_of_a_model() -> None:
+    data = metadata(model_card(network(changed(base_model='timm/net@v2')), f'{NAME}@v1', None))
+    assert data['library_name'] == 'timm-p2be'
+    assert {'timm-p2be', 'timm', 'p2be', 'robustness'} <= set(data['tags'])
+    assert data['pipeline_tag'] == 'image-classification'
+    assert data['license'] == 'apache-2.0'
+    assert data['datasets'] == ['uoft-cs/cifar10']
+    assert data['base_model'] == 'timm/net'
+    (index,) = data['model-index']
+    (result,) = index['results']
+    assert index['name'] == 'net'
+    assert result['dataset'] == {'name': 'CIFAR-10', 'type': 'uoft-cs/cifar10', 'split': 'test'}
+    assert [(metric['type'], metric['value'], metric['name']) for metric in result['metrics']] == [
+        ('accuracy', 91.6, 'Clean accuracy, %'),
+        ('mean_corruption_error', 34.4, 'Mean corruption error on CIFAR-10-C-style, %'),
+        ('accuracy', 0.0, 'Accuracy under lspga-official, eps 8/255, %'),
+    ]
+
+
+def test_the_metadata_of_a_table() -> None:
+    data = metadata(embedding_card(table(changed(base_model=f'{NAME}@v1')), 'someone/table@v1'))
+    assert data['pipeline_tag'] == 'image-feature-extraction'
+    assert data['base_model'] == NAME
+    assert data['model-index'][0]['name'] == 'table'
+
+
+def test_unknown_things_are_left_out() -> None:
+    provenance = changed(dataset_id=None, base_model='wrn10_2', results=None)
+    data = metadata(model_card(network(provenance), NAME, None))
+    assert not {'datasets', 'base_model', 'metrics', 'model-index', 'model_name', 'eval_results'} & data.keys()
+    data = metadata(embedding_card(table(None)))
+    assert not {'datasets', 'base_model', 'metrics', 'model-index', 'model_name', 'eval_results'} & data.keys()
+
+
+def test_no_section_is_empty_or_superfluous() -> None:
+    every = sections(model_card(network(), NAME, None))
+    assert [*every] == ['Use', 'Training', 'Results', 'Attacks', 'Limits', 'Integrity', 'Licence', 'Citation']
+    results = {'clean': PROVENANCE['results']['clean'], 'corruptions': None, 'attacks': None}
+    assert 'Attacks' not in sections(model_card(network(changed(results=results)), NAME, None))
+    assert [*sections(embedding_card(table(None)))] == ['Use', 'Limits', 'Integrity', 'Licence', 'Citation']
+    unknown = {**dict.fromkeys(PROVENANCE), 'results': {'clean': None, 'corruptions': None, 'attacks': []}}
+    least = sections(embedding_card(table(unknown)))
+    assert [*least] == ['Use', 'Limits', 'Integrity', 'Licence', 'Citation']
+    assert all(every.values())
+    assert all(least.values())
+
+
+def test_the_examples() -> None:
+    code = example(model_card(network(), f'{NAME}@v1', None))
+    assert code.startswith('import timm_p2be\n')
+    assert "timm.create_model('hf-hub:someone/net@v1', pretrained=True)" in code
+    compile(code, 'card', 'exec')
+    code = example(embedding_card(table(), f'{NAME}@v1'))
+    assert code.startswith('import timm_p2be\n')
+    assert "timm.create_model('wrn10_2_p2be', embedding='someone/net@v1', freeze_embedding=True)" in code
+    assert "timm_p2be.PixelEmbedding.from_pretrained('someone/net@v1')" in code
+    compile(code, 'card', 'exec')
+
+
+def test_a_fixed_table_is_not_offered_to_models_that_build_their_own() -> None:
+    text = embedding_card(table(None, encoding='onehot'), NAME)
+    assert 'create_model' not in text
+    assert 'from_pretrained' in example(text)
+
+
+def test_cards_off_the_hub_name_the_folder() -> None:
+    assert "'local-dir:path/to/this/folder'" in example(model_card(network(), None, None))
+    assert metadata(embedding_card(table()))['model-index'][0]['name'] == 'P2BE table'
+
+
+def test_limits() -> None:
+    limits = sections(model_card(network(), NAME, None))['Limits']
+    assert 'Trained for 15 epochs, fewer than the paper' in limits
+    assert 'The data: compressed once' in limits
+    untested = changed(results_attacks=None, epochs=200)
+    limits = sections(model_card(network(untested), NAME, None))['Limits']
+    assert 'epochs' not in limits
+    assert 'Not tested against attacks; no adversarial robustness is claimed.' in limits
+
+
+def test_attacks_say_what_follows() -> None:
+    attacks = [
+        {'name': 'a', 'eps': 8, 'images': 20, 'accuracy': 30.0, 'low': 12.5, 'high': 54.25, 'weights': 'as published'},
+        {'name': 'b', 'eps': 2, 'images': 20, 'accuracy': 5.0, 'low': 'no number', 'high': None},
+    ]
+    text = sections(model_card(network(changed(results_attacks=attacks)), NAME, None))['Attacks']
+    assert '| `a` | `8` | `20` | 30.00 | 12.50 to 54.25 |' in text
+    assert '| `b` | `2` | `20` | 5.00 |  |' in text
+    assert 'Measured on the weights as published. The strongest leaves 5.00 % of the images right' in text
+    assert text.endswith('No adversarial robustness is claimed.')
+
+
+def test_results_json_goes_before_the_provenance() -> None:
+    results = copy.deepcopy(PROVENANCE['results']) | {'files': {'a.json': DIGEST}}
+    results['clean']['error'] = 12.25
+    assert '| 12.25 |' in model_card(network(), NAME, results)
+
+
+@pytest.mark.parametrize(
+    ('encoding', 'words'),
+    [('rgb', 'reads pixel values'), ('onehot', 'reads fixed one-hot codes'), ('p2be', '64 bits a colour')],
+)
+def test_the_encoding_is_told(encoding: str, words: str) -> None:
+    assert words in model_card(network(encoding=encoding), NAME, None)
+
+
+def test_a_backbone_is_named() -> None:
+    config = network(architecture='encoded') | {'model_args': {'backbone': 'resnet18'}}
+    assert '`encoded` over `resnet18`' in model_card(config, NAME, None)
+
+
+HOSTILE = [
+    '<script>alert(1)</script>',
+    '[click](https://example.org) ![pixel](https://example.org/a.png)',
+    '`code` | **bold** | _cell_ $$x$$ ~~gone~~',
+    '# heading',
+    '--- ',
+    '```python',
+    '\\` \\| \\<b>',
+    "': !!python/object/apply:os.system ['true']",
+    '{{ 7 * 7 }} %}',
+    '&lt;b&gt; <!-- comment -->',
+    '| --- | --- |',
+    'a' * 1000,
+]
+TEXTS = st.text(st.characters(codec='utf-8'), max_size=80).filter(str.isprintable) | st.sampled_from(HOSTILE)
+
+
+def _with_text(text: str) -> str:
+    flags = {text: text, 'other': [text, {text: text}]}
+    provenance = changed(dataset_note=text, dataset_name=text, dataset_split=text, reduction='mean', flags=flags)
+    provenance['recipe'] = text.replace('/', '').replace('\\', '') or None
+    provenance['results']['clean'] |= {'split': text, 'weights': text}
+    provenance['results']['corruptions'] |= {'label': text, 'weights': text}
+    provenance['results']['attacks'][0] |= {'name': text, 'weights': text}
+    return model_card(network(provenance), NAME, None)
+
+
+def _is_inert(line: str) -> bool:
+    """Return whether no character of Markdown or HTML is left outside code and escapes."""
+    line = re.sub(r'`[\w .,:+=/@()\[\]{}"\'%-]+`', '', line)
+    line = re.sub(r'\\[\\`*_\[\]|~$!]|&(amp|lt|gt);', '', line)
+    return not set(line) & set('<>&`*_[]~$!\\')
+
+
+@settings(max_examples=50, deadline=None)
+@given(TEXTS)
+def test_any_text_stays_text(text: str) -> None:
+    card = _with_text(text)
+    data, shown = metadata(card), sections(card)
+    (result,) = data['model-index'][0]['results']
+    assert result['dataset']['name'] == (text or 'unknown')
+    assert result['metrics'][-1]['name'] == f'Accuracy under {text}, eps 8/255, %'
+    assert data['license'] == 'apache-2.0'
+    plain = sections(_with_text('plain'))
+    assert shown.keys() == plain.keys()
+    for name in ('Results', 'Attacks', 'Limits'):
+        lines, expected = shown[name].splitlines(), plain[name].splitlines()
+        if text.strip():
+            assert len(lines) == len(expected)
+        assert all(map(_is_inert, lines)), lines
+        rows = [line for line in lines if line.startswith('|')]
+        assert len({len(re.findall(r'(?<!\\)(?:\\\\)*\|', row)) for row in rows}) <= 1
+    for name in ('Use', 'Integrity', 'Citation'):
+        assert shown[name] == plain[name]
+    assert all(_is_inert(line) for line in shown['Training'].splitlines())
+
+
+@pytest.mark.parametrize(
+    ('config', 'name', 'message'),
+    [
+        (network(architecture='wrn`; import os'), NAME, 'Got the architecture'),
+        (network() | {'model_args': {'backbone': 'a b'}}, NAME, 'Got the architecture'),
+        (network(encoding='base64'), NAME, "Got the encoding 'base64'"),
+        (network(num_bits=True), NAME, 'Got num_bits=True'),
+        (network(weights_sha256='0' * 63), NAME, 'Got weights_sha256'),
+        (network(), "x'); import os; ('", 'Got the name'),
+        (network(), 'a--b/c', 'no id of the Hub'),
+        (network(changed(dataset_id='a/b/c')), NAME, 'no id of the Hub'),
+        (network(changed(base_model='a/b c')), NAME, 'no id of the Hub'),
+        (network(None), NAME, 'a model needs one to have a card'),
+        (network(changed(dataset_note='two\nlines')), NAME, 'provenance.dataset.note'),
+        ({'architecture': 'wrn10_2'}, NAME, "no entry 'timm_p2be'"),
+    ],
+)
+def test_malformed_configs_are_refused(config: dict[str, Any], name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        model_card(config, name, None)
+
+
+def test_licences_are_spelt_as_on_the_hub() -> None:
+    assert metadata(model_card(network(), NAME, None, licence='cc-by-4.0'))['license'] == 'cc-by-4.0'
+    with pytest.raises(ValueError, match=r"Got licence 'Apache 2\.0'"):
+        model_card(network(), NAME, None, licence='Apache 2.0')
+
+
+def test_checking_a_card() -> None:
+    text = model_card(network(), NAME, None)
+    check_card(text)
+    with pytest.raises(ValueError, match=r"lacks the metadata \['license'\]"):
+        check_card(text.replace('license: apache-2.0\n', ''))
+    with pytest.raises(ValueError, match='does not begin with `import timm_p2be`'):
+        check_card(text.replace('```python\nimport timm_p2be\n', '```python\n'))
+
+
+@pytest.mark.parametrize(('unlike', 'hardly'), [(22, True), (818, True), (820, False)])
+def test_a_table_that_is_hardly_more_than_the_thermometer_says_so(unlike: int, hardly: bool) -> None:
+    codes = {'distinct': 64, 'bits': 16384, 'unlike_thermometer': unlike}
+    for text in (
+        embedding_card(table(changed(results_codes=codes))),
+        model_card(network(changed(results_codes=codes)), NAME, None),
+    ):
+        assert ('hardly more than the thermometer code' in sections(text)['Limits']) is hardly
+        measured = next(part for head, part in sections(text).items() if head.startswith('Results'))
+        assert f'bits unlike the thermometer code | `{unlike}` of `16384`' in measured
+
+
+@pytest.mark.parametrize('codes', [None, 3, {}, {'distinct': '<b>', 'bits': 1, 'unlike_thermometer': 1}, {'bits': -1}])
+def test_other_counts_are_left_out(codes: Any) -> None:
+    text = embedding_card(table(changed(results_codes=codes)))
+    assert 'thermometer code' not in text
+    assert '<b>' not in text

@@ -1,0 +1,200 @@
+"""Pixel levels and their codes: the rule from pixel to level, the fixed tables, the sign of a learned one.
+
+A pixel level k (0..255) is replaced by its code e_k in {0,1}^M, the k-th row of a table. One-hot and thermometer
+tables are fixed, P2BE's is the sign of a learned latent table. Everything downstream only sees the table.
+"""
+
+import math
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+ENCODINGS = ('p2be', 'onehot', 'thermometer')
+INITS = ('normal', 'thermometer', 'linear')
+LEVELS = 256
+
+_LINEAR_BITS = 9  # eight binary digits, and the bit that is always on
+
+
+def pixel_levels(images: Tensor) -> Tensor:
+    """Return the pixel levels of `images`.
+
+    Args:
+        images: uint8 levels, or floats in [0, 1] (float32, float16 or bfloat16), any shape.
+
+    Returns:
+        uint8 tensor of the same shape; floats become round(255 x), clamped to 0..255. Every k / 255 maps to k, also
+        when it was rounded to float16 or bfloat16.
+
+    Raises:
+        ValueError: `images` has another dtype.
+
+    Example:
+        >>> pixel_levels(torch.tensor([0.0, 0.5, 1.0, 2.0])).tolist()
+        [0, 128, 255, 255]
+    """
+    if images.dtype == torch.uint8:
+        return images
+    if not images.is_floating_point():
+        raise ValueError(
+            f'Got images of dtype {images.dtype}; allowed are uint8 levels (0..255) or floats in [0, 1]. '
+            'Convert with images.to(torch.uint8) if they hold levels.'
+        )
+    # in place: on large images the copies are what memory peaks at
+    return (images.detach().float() * 255).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def warn_if_not_pixels(images: Tensor) -> bool:
+    """Warn when float `images` lie far outside [0, 1], as an ImageNet-normalised batch does.
+
+    Args:
+        images: float tensor, nominally in [0, 1]; a margin of 0.5 is allowed to augmentations that overshoot.
+
+    Returns:
+        True if the images were out of range and the warning was given.
+    """
+    if images.numel() == 0:
+        return False
+    low, high = (bound.item() for bound in images.detach().aminmax())
+    if low >= -0.5 and high <= 1.5:
+        return False
+    warnings.warn(
+        f'The pixel encoding got values from {low:.3g} to {high:.3g}, but it reads pixels in [0, 1] (or uint8 levels) '
+        'and clamps the rest. Has the batch been normalised by a mean and std? Encoded models declare mean 0 and '
+        'std 1; pass --mean 0 0 0 --std 1 1 1, or use timm.data.resolve_data_config(model=model). (Random noise, on '
+        'which some scripts warm up, is harmless.)',
+        stacklevel=3,
+    )
+    return True
+
+
+def check_num_bits(num_bits: int) -> None:
+    """Raise unless `num_bits` can be a code length M.
+
+    Raises:
+        ValueError: `num_bits` is not a positive integer.
+    """
+    if isinstance(num_bits, bool) or not isinstance(num_bits, int) or num_bits < 1:
+        raise ValueError(f'Got num_bits={num_bits!r}; it must be an integer of at least 1 (the paper uses 64).')
+
+
+def _level_bins(num_bits: int) -> Tensor:
+    """Return the bin min(floor(k M / 255), M - 1) of every level k, (256,) int64, in exact integer arithmetic."""
+    levels = torch.arange(LEVELS)
+    return (levels * num_bits // (LEVELS - 1)).clamp(max=num_bits - 1)
+
+
+def onehot_codes(num_bits: int) -> Tensor:
+    """Return the one-hot table: bit i of level k is 1 iff i = min(floor(k M / 255), M - 1).
+
+    Eq. 1 of the paper with its last bin closed as in nutszebra/Pixel-to-Binary-Embedding, third_party/
+    ResNeXt_DenseNet_s/models/onehot.py; the reasons are in docs/protocol.md.
+
+    Args:
+        num_bits: M, at least 1.
+
+    Returns:
+        (256, num_bits) float32 tensor of 0 and 1.
+
+    Raises:
+        ValueError: `num_bits` is not a positive integer.
+
+    Example:
+        >>> onehot_codes(4)[128].tolist()
+        [0.0, 0.0, 1.0, 0.0]
+    """
+    check_num_bits(num_bits)
+    return nn.functional.one_hot(_level_bins(num_bits), num_bits).float()
+
+
+def thermometer_codes(num_bits: int) -> Tensor:
+    """Return the thermometer table: bit i of level k is 1 iff min(floor(k M / 255), M - 1) <= i (ones last).
+
+    Eq. 2 of the paper with its last bin closed as in nutszebra/Pixel-to-Binary-Embedding, third_party/
+    ResNeXt_DenseNet_s/models/thermometer.py; the reasons are in docs/protocol.md.
+
+    Args:
+        num_bits: M, at least 1.
+
+    Returns:
+        (256, num_bits) float32 tensor of 0 and 1.
+
+    Raises:
+        ValueError: `num_bits` is not a positive integer.
+
+    Example:
+        >>> thermometer_codes(4)[128].tolist()
+        [0.0, 0.0, 1.0, 1.0]
+    """
+    return onehot_codes(num_bits).cumsum(dim=1)
+
+
+def linear_codes(num_bits: int) -> Tensor:
+    """Return a table on whose codes every affine function of the level is linear: thermometer above, digits below.
+
+    The levels are cut into cells of equal size (or one more), the last bit is always on, and for t + d + 1 bits
+
+        level = sum over i < t of (width of cell i) * bit i  +  sum over i < d of 2^i * bit (t + i)
+
+    Thermometer bits say which cell a level lies in, d binary digits where in the cell; d is as small as M allows.
+    Neighbouring levels differ in at most d + 1 bits: 8 for M = 9 (t = 1, d = 7), 3 for M = 64 (t = 60, d = 3), 1 for
+    M = 256 (t = 255, d = 0). Beyond 256 bits some thermometer bits are equal.
+
+    Args:
+        num_bits: M, at least 9.
+
+    Returns:
+        (256, num_bits) float32 tensor of 0 and 1.
+
+    Raises:
+        ValueError: fewer than 9 bits.
+
+    Example:
+        >>> linear_codes(9)[130].tolist()
+        [1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]
+    """
+    check_num_bits(num_bits)
+    if num_bits < _LINEAR_BITS:
+        raise ValueError(
+            f'Got num_bits={num_bits}; a table on which the level is linear needs at least {_LINEAR_BITS} bits, eight '
+            'digits and one that is always on. Use more bits, or another init (in convert: preserve=False).'
+        )
+    digits = next(d for d in range(9) if math.ceil(LEVELS / (num_bits - d)) <= 2**d)
+    thermometer = num_bits - digits - 1
+    levels = torch.arange(LEVELS)[:, None]
+    starts = (torch.arange(thermometer + 1) * LEVELS // (thermometer + 1))[1:].clamp(min=1)
+    reached = levels >= starts
+    offsets = levels - (reached * starts).amax(dim=1, keepdim=True)
+    below = (offsets >> torch.arange(digits)) & 1
+    return torch.cat([reached, below.bool(), torch.ones(LEVELS, 1, dtype=torch.bool)], dim=1).float()
+
+
+def fixed_codes(encoding: str, num_bits: int) -> Tensor:
+    """Return the table of a fixed encoding.
+
+    Args:
+        encoding: 'onehot' or 'thermometer'.
+        num_bits: M, at least 1.
+
+    Returns:
+        (256, num_bits) float32 tensor of 0 and 1.
+    """
+    return {'onehot': onehot_codes, 'thermometer': thermometer_codes}[encoding](num_bits)
+
+
+def binarize(weight: Tensor) -> Tensor:
+    """Return the codes (sign(w) + 1) / 2 of latents w, with the approximate-sign gradient of the paper.
+
+    Forward: exactly 1 where w >= 0 and exactly 0 elsewhere (Eq. 4 and 5). Backward: 0.5 (2 - 2 |w|) inside (-1, 1)
+    and 0 outside, the product of the factor in Eq. 5 and the derivative in Eq. 6.
+
+    Args:
+        weight: latents, any shape, floating point.
+
+    Returns:
+        Tensor of 0 and 1 of the shape and dtype of `weight`.
+    """
+    clamped = weight.clamp(-1, 1)
+    smooth = clamped - 0.5 * clamped * clamped.abs()  # its derivative is 1 - |w|
+    return (weight >= 0).to(weight.dtype) + (smooth - smooth.detach())
