@@ -29,6 +29,7 @@ BACKBONES = {
     'resnet10t': True,  # a deep stem: the first of three convolutions, its norm beside it
     'convnext_atto': False,  # layer normalisation
     'vit_tiny_patch16_224': False,  # bias, kernel as large as its stride
+    'vgg11': False,  # an activation in place right after the stem
 }
 
 

@@ -259,10 +259,19 @@ def test_the_toy_network_itself_converts():
         assert model(_levels(2, 3, 8, 8)).shape == (2, 4, 8, 8)
 
 
+def test_no_init_is_the_papers():
+    stems = []
+    for init in (None, 'normal'):
+        torch.manual_seed(0)
+        stems.append(convert(_Network(_conv()), 'p2be', init=init).first.embedding)
+    assert stems[0].init == stems[1].init == 'normal'
+    assert torch.equal(stems[0].weight, stems[1].weight)
+
+
 def test_a_model_converts_once():
     model = convert(timm.create_model('test_resnet'), 'thermometer', num_bits=4)
     stem = model.conv1[0]
-    with pytest.raises(UnsupportedStemError, match='already reads thermometer codes'):
+    with pytest.raises(UnsupportedStemError, match='already reads pixel codes'):
         convert(model, 'p2be')
     assert model.conv1[0] is stem
 
@@ -271,6 +280,8 @@ def test_a_model_converts_once():
     ({'encoding': 'rgb'}, "Unknown encoding 'rgb'"),
     ({'encoding': 'p2be', 'num_bits': 0}, 'Got num_bits=0'),
     ({'encoding': 'onehot', 'init': 'thermometer'}, 'needs a learned table'),
+    ({'encoding': 'p2be', 'init': 'normal', 'preserve': True}, "Got init='normal' and preserve=True"),
+    ({'encoding': 'p2be', 'num_bits': 8, 'preserve': True}, r'Got num_bits=8; .* needs at least 9 bits'),
 ])  # fmt: skip
 def test_bad_arguments_leave_the_model_alone(args, message):
     model = timm.create_model('test_resnet')

@@ -156,10 +156,12 @@ def _folds_into(model: nn.Module, stem: EncodedConv2d, parent: nn.Module) -> str
         if type(module) in (nn.BatchNorm2d, BatchNormAct2d) and getattr(module, 'running_mean', None) is not None
     }
     marked: list[Tensor] = []
+    nodes: list[Any] = []
     readers: list[str] = []
 
     def mark(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        marked.append(output.detach().requires_grad_())
+        marked.append(output.detach().requires_grad_().clone())  # no leaf: an activation may work in place
+        nodes.append(marked[-1].grad_fn)
         return marked[-1]
 
     def record(name: str) -> Any:
@@ -174,13 +176,13 @@ def _folds_into(model: nn.Module, stem: EncodedConv2d, parent: nn.Module) -> str
     finally:
         for handle in handles:
             handle.remove()
-    if len(readers) != 1 or len(marked) != 1 or _edges_to(marked[0], output) != 1:
+    if len(readers) != 1 or len(marked) != 1 or _edges_to(nodes[0], output) != 1:
         return None
     return readers[0]
 
 
-def _edges_to(leaf: Tensor, outputs: Any) -> int:
-    """Return how many operations that led to `outputs` (a tensor or several) read `leaf`."""
+def _edges_to(made_by: Any, outputs: Any) -> int:
+    """Return how many operations that led to `outputs` (a tensor or several) read the result of the node `made_by`."""
     tensors = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     pending = [tensor.grad_fn for tensor in tensors if isinstance(tensor, Tensor) and tensor.grad_fn is not None]
     seen = set(pending)
@@ -189,7 +191,7 @@ def _edges_to(leaf: Tensor, outputs: Any) -> int:
         for node, _ in pending.pop().next_functions:
             if node is None:
                 continue
-            edges += getattr(node, 'variable', None) is leaf
+            edges += node is made_by
             if node not in seen:
                 seen.add(node)
                 pending.append(node)

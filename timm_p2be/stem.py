@@ -5,16 +5,15 @@ from typing import Any, cast
 
 import torch
 from timm.layers import Conv2dSame, register_notrace_module
-from timm.models import get_model_input_config
 from torch import Tensor, nn
 
 from timm_p2be.encodings import ENCODINGS, PixelEmbedding
+from timm_p2be.first_conv import UnsupportedStemError, check_sees_image, find_first_conv
 from timm_p2be.levels import LevelStem
 from timm_p2be.lookup import convolve_codes, lookup_conv2d
+from timm_p2be.warm_start import keep_function
 
-
-class UnsupportedStemError(ValueError):
-    """The model's first convolution cannot read pixel codes; the message says why."""
+__all__ = ['EncodedConv2d', 'UnsupportedStemError', 'convert', 'find_embedding']
 
 
 @register_notrace_module
@@ -32,7 +31,7 @@ class EncodedConv2d(LevelStem, nn.Conv2d):
         kernel_size: int or (height, width).
         encoding: 'p2be', 'onehot' or 'thermometer'.
         num_bits: M, code length.
-        init: start of a P2BE table, 'normal' or 'thermometer', see `PixelEmbedding`.
+        init: start of a P2BE table, see `PixelEmbedding`.
         stride: int or (height, width).
         padding: int or (height, width), 'valid' for none, or 'same' for TensorFlow's dynamic padding (timm's
             `Conv2dSame`).
@@ -112,52 +111,70 @@ class EncodedConv2d(LevelStem, nn.Conv2d):
         return f'{super().extra_repr()}{padding}'
 
 
-def convert(model: nn.Module, encoding: str, num_bits: int = 64, init: str = 'normal') -> nn.Module:
+def convert(
+    model: nn.Module, encoding: str, num_bits: int = 64, init: str | None = None, preserve: bool = False
+) -> nn.Module:
     """Make a timm model read binary pixel codes: replace its first convolution, in place, by an `EncodedConv2d`.
 
-    The model keeps its class and all other weights; the new stem starts afresh. Its `pretrained_cfg` becomes a copy of
-    its own with mean 0 and std 1, so that timm's loaders hand it pixels in [0, 1].
+    The model keeps its class and all other weights. Its `pretrained_cfg` becomes a copy of its own with mean 0 and
+    std 1, so that timm's loaders hand it pixels in [0, 1].
+
+    The new stem starts afresh, or, with `preserve`, computes on pixel levels what the old one computed on images
+    normalised by the mean and std of `pretrained_cfg`: up to rounding in the weights' dtype for P2BE, whose table
+    starts as `codes.linear_codes`, and for the fixed encodings from 256 bits on; with fewer bits these see the mean
+    value of each bin of levels (at 64 bits 1.5 levels off at most). Fine-tune it gently: a step of SGD moves the
+    stem's function in proportion to the bits that are on, about half of them in thermometer and such P2BE codes.
 
     Args:
         model: any timm model whose `pretrained_cfg['first_conv']` names one plain convolution of the image. Choose
             image and patch size before converting.
         encoding: 'p2be', 'onehot' or 'thermometer'.
-        num_bits: M, code length.
-        init: start of a P2BE table, 'normal' (the paper's N(0, 1)) or 'thermometer' (for short runs).
+        num_bits: M, code length; at least 9 for a P2BE table that preserves the function.
+        init: start of a P2BE table, see `PixelEmbedding`; None is 'normal', the paper's N(0, 1), or 'linear' with
+            `preserve`, which needs it.
+        preserve: keep the function the model computes; the weights it is to keep must be loaded. A weight-standardised
+            convolution becomes a plain one with the standardised weight.
 
     Returns:
         The same model.
 
     Raises:
-        ValueError: unknown encoding or init, or `num_bits` below 1.
-        UnsupportedStemError: no first convolution or several, a linear or weight-standardised one, a grouped one, one
-            that does not see the image itself (after space-to-depth, say), or an image that other layers read too.
+        ValueError: unknown encoding or init, `num_bits` too small, or, with `preserve`, another `init`, weights on the
+            meta device, or a mean and std that do not fit the channels.
+        UnsupportedStemError: no first convolution or several, a linear or grouped one, a weight-standardised one
+            without `preserve`, one that does not see the image itself (after space-to-depth, say), or an image that
+            other layers read too.
 
     Example:
         >>> import timm
         >>> convert(timm.create_model('resnet10t'), 'thermometer').conv1[0].embedding.encoding
         'thermometer'
     """
-    name, conv = _first_conv(model)
-    padding = 'same' if isinstance(conv, Conv2dSame) else conv.padding
-    _check_sees_image(model, name)
+    own = 'linear' if preserve and encoding == 'p2be' else 'normal'
+    if preserve and init not in (None, own):
+        raise ValueError(f'Got init={init!r} and preserve=True, which needs init={own!r}. Leave one of them out.')
+    name, conv = find_first_conv(model, standardised=preserve)
+    same = isinstance(conv, Conv2dSame) or getattr(conv, 'same_pad', False)
+    check_sees_image(model, name)
     stem = EncodedConv2d(
         conv.in_channels,
         conv.out_channels,
         cast(tuple[int, int], conv.kernel_size),
         encoding=encoding,
         num_bits=num_bits,
-        init=init,
+        init=init or own,
         stride=cast(tuple[int, int], conv.stride),
-        padding=cast(tuple[int, int] | str, padding),
+        padding='same' if same else cast(tuple[int, int] | str, conv.padding),
         dilation=cast(tuple[int, int], conv.dilation),
         bias=conv.bias is not None,
         device=conv.weight.device,
         dtype=conv.weight.dtype,
     )
+    cfg = copy.deepcopy(cast(dict[str, Any], model.pretrained_cfg))
+    if preserve:
+        keep_function(conv, stem, stem.embedding.codes(), cfg)
     parent, _, child = name.rpartition('.')
     setattr(model.get_submodule(parent), child, stem.train(conv.training))
-    cfg = copy.deepcopy(cast(dict[str, Any], model.pretrained_cfg))
     cfg.update(mean=(0.0,) * stem.in_chans, std=(1.0,) * stem.in_chans)
     model.pretrained_cfg = model.default_cfg = cfg  # type: ignore[assignment]
     return model
@@ -181,69 +198,3 @@ def find_embedding(model: nn.Module) -> PixelEmbedding:
         f'{type(model).__name__} has no pixel embedding: it reads pixel values. Create an encoded model '
         f'(names ending in {", ".join("_" + e for e in ENCODINGS)}) or convert this one with timm_p2be.convert.'
     )
-
-
-def _unsupported(model: nn.Module, problem: str) -> UnsupportedStemError:
-    arch = (getattr(model, 'pretrained_cfg', None) or {}).get('architecture') or type(model).__name__
-    return UnsupportedStemError(f'{arch} {problem}; convert needs exactly one plain convolution that reads the image.')
-
-
-def _first_conv(model: nn.Module) -> tuple[str, nn.Conv2d]:
-    """Return name and module of the one first convolution that the model declares."""
-    name = (getattr(model, 'pretrained_cfg', None) or {}).get('first_conv')
-    if not name:
-        raise _unsupported(model, "declares no first convolution (pretrained_cfg['first_conv'])")
-    if not isinstance(name, str):
-        raise _unsupported(model, f'declares {len(name)} first convolutions {list(name)}')
-    try:
-        conv = model.get_submodule(name)
-    except AttributeError:
-        raise _unsupported(
-            model,
-            f'declares the first convolution {name!r} but has no such module (features_only renames it: convert first)',
-        ) from None
-    if isinstance(conv, EncodedConv2d):
-        raise _unsupported(model, f'already reads {conv.embedding.encoding} codes')
-    if type(conv) not in (nn.Conv2d, Conv2dSame):  # a subclass may change the weight, as weight standardisation does
-        raise _unsupported(model, f'has a {type(conv).__name__} as its first convolution {name!r}')
-    if conv.groups != 1 or conv.padding_mode != 'zeros':
-        raise _unsupported(
-            model, f'has a first convolution of {conv.groups} groups and {conv.padding_mode!r} padding (1 and zeros)'
-        )
-    return name, cast(nn.Conv2d, conv)
-
-
-def _check_sees_image(model: nn.Module, first_conv: str) -> None:
-    """Run one forward and raise unless `first_conv`, and no other layer with weights, receives the image."""
-    weight = next(model.parameters())
-    size = get_model_input_config(model)['input_size']
-    image = torch.rand((1, *size), generator=torch.Generator().manual_seed(0)).to(weight.device, weight.dtype)
-    readers: list[str] = []
-
-    def record(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            seen = args[0] if args else None
-            if isinstance(seen, Tensor) and seen.shape == image.shape:
-                # a meta tensor has no values to compare
-                if seen is image or (not image.is_meta and torch.equal(seen, image)):
-                    readers.append(name)
-
-        return hook
-
-    layers = [(n, m) for n, m in model.named_modules() if not list(m.children()) and list(m.parameters())]
-    handles = [module.register_forward_pre_hook(record(name)) for name, module in layers]
-    training = [module for module in model.modules() if module.training]
-    try:
-        with torch.no_grad():
-            model.eval()(image)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise _unsupported(model, f'fails on a random image of shape {size} ({error})') from error
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module in training:
-            module.training = True
-    if first_conv not in readers:
-        raise _unsupported(model, f'transforms the image before its first convolution {first_conv!r}')
-    if set(readers) != {first_conv}:
-        raise _unsupported(model, f'reads the image in several layers {sorted(set(readers))}')

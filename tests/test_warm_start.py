@@ -1,0 +1,402 @@
+"""`convert(..., preserve=True)`: the encoded model computes what the RGB model computed, borders included."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from timm.layers import Conv2dSame, ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
+from torch import Tensor, nn
+
+from timm_p2be import convert, find_embedding, fold
+from timm_p2be.codes import linear_codes
+from timm_p2be.encodings import EmbeddingParameter, PixelEmbedding, onehot_codes, thermometer_codes
+from timm_p2be.stem import EncodedConv2d, UnsupportedStemError
+from timm_p2be.warm_start import applied_kernel, normalisation, plane_factors
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+EXACT = [('p2be', 9), ('p2be', 64), ('onehot', 256), ('thermometer', 256)]
+NETWORKS = Path(__file__).parents[1] / 'benchmarks' / 'networks'
+FIXED = {'onehot': onehot_codes, 'thermometer': thermometer_codes}
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def _levels(*shape: int) -> Tensor:
+    return torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def _normalised(levels: Tensor, cfg: dict[str, Any]) -> Tensor:
+    """Return what timm's loader hands to a model of pixel values, in float64."""
+    mean, std = (torch.tensor(cfg[name], dtype=torch.float64).view(1, -1, 1, 1) for name in ('mean', 'std'))
+    return (levels.double() / 255 - mean) / std
+
+
+def _values(mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> Tensor:
+    """Return the (256, C) normalised values of all levels."""
+    levels = torch.arange(256, dtype=torch.float64)[:, None] / 255
+    return (levels - torch.tensor(mean, dtype=torch.float64)) / torch.tensor(std, dtype=torch.float64)
+
+
+def _difference(found: Tensor, wanted: Tensor) -> float:
+    """Return the largest difference, relative to the largest value."""
+    assert found.shape == wanted.shape
+    return ((found.double() - wanted.double()).abs().max() / wanted.double().abs().max()).item()
+
+
+class _Network(nn.Module):
+    """One layer, in the shape that timm gives its models."""
+
+    def __init__(self, first: nn.Module, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> None:
+        super().__init__()
+        size = (first.in_channels, 24, 24)
+        self.pretrained_cfg = {
+            'architecture': 'toy', 'first_conv': 'first', 'input_size': size, 'mean': mean, 'std': std
+        }  # fmt: skip
+        self.default_cfg = self.pretrained_cfg
+        self.first = first
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.first(images)
+
+
+def _trained(network: nn.Module) -> nn.Module:
+    """Give a network weights, gains, biases and running statistics that differ from their start."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+            parameter.add_(noise * parameter.std(correction=0).clamp(min=0.05) * 0.3)
+        for name, buffer in network.named_buffers():
+            if name.endswith('running_mean'):
+                buffer.normal_(std=0.1, generator=generator)
+    return network
+
+
+# the table
+
+
+@pytest.mark.parametrize(
+    ('num_bits', 'digits', 'neighbours'),
+    [(9, 7, 8), (10, 6, 7), (33, 4, 4), (64, 3, 3), (128, 2, 2), (256, 0, 1)],
+)
+def test_every_level_is_linear_in_its_code_and_close_to_its_neighbours(num_bits, digits, neighbours):
+    codes = linear_codes(num_bits).double()
+    assert len(codes.unique(dim=0)) == 256
+    assert (codes[:, -1] == 1).all()
+    factors = plane_factors(codes, [0.0], [1 / 255])[:, 0]  # of the level itself
+    torch.testing.assert_close(codes @ factors, torch.arange(256.0, dtype=torch.float64), rtol=0, atol=1e-9)
+    # the cells' widths, then powers of two, and nothing on the plane that is always on: no large opposite weights
+    widths, below = factors[: num_bits - digits - 1], factors[num_bits - digits - 1 : -1]
+    assert widths.max() - widths.min() < 1 + 1e-9
+    torch.testing.assert_close(below, 2.0 ** torch.arange(digits, dtype=torch.float64), rtol=0, atol=1e-9)
+    assert abs(factors[-1]) < 1e-9
+    flips = (codes[1:] - codes[:-1]).abs().sum(dim=1)
+    assert flips.min() >= 1
+    assert flips.max() == neighbours <= digits + 1
+
+
+@pytest.mark.parametrize('num_bits', [9, 10, 33, 64, 128, 300])
+def test_float32_factors_give_the_normalised_value_of_every_level(num_bits):
+    codes = linear_codes(num_bits).float()
+    values = _values()
+    assert _difference(codes.double() @ plane_factors(codes, MEAN, STD), values) < 1e-12
+    assert _difference(codes @ plane_factors(codes, MEAN, STD).float(), values) < 2e-6
+
+
+def test_distance_grows_with_the_difference_of_levels():
+    """One bit for each cell of 4 or 5 levels, give or take three digits."""
+    codes = linear_codes(64).double()
+    distances = torch.cdist(codes, codes, p=1)
+    levels = torch.arange(256)
+    apart = (levels[:, None] - levels).abs()
+    assert ((distances - apart * 61 / 256).abs() < 4.5).all()
+
+
+def test_latents_can_be_learned():
+    latents = PixelEmbedding(init='linear').weight.detach()
+    assert latents.dtype == torch.float32
+    assert set(latents.unique().tolist()) == {-0.5, 0.5}
+    model = convert(_Network(nn.Conv2d(3, 4, 3)), 'p2be', preserve=True)
+    table = find_embedding(model).weight
+    assert type(table) is EmbeddingParameter
+    assert table.requires_grad
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, -1, -1)
+    model(levels).square().sum().backward()
+    assert (table.grad != 0).all()  # every bit of every level
+    assert model.first.weight.grad.abs().amax(dim=(0, 2, 3)).min() > 0  # every plane
+
+
+def test_bits_that_are_always_equal_share_their_weight():
+    codes = linear_codes(511).double()  # every cell but one twice
+    factors = plane_factors(codes, [0.0], [1 / 255])[:, 0]
+    same = torch.cdist(codes.T, codes.T, p=1) == 0
+    assert same.sum(dim=1).min() >= 1
+    assert same.sum() > 3 * 256
+    for index in range(511):
+        torch.testing.assert_close(factors[same[index]], factors[index].expand(int(same[index].sum())))
+    unused = onehot_codes(300).sum(dim=0) == 0
+    assert unused.sum() == 44
+    assert plane_factors(onehot_codes(300), MEAN, STD)[unused].abs().max() < 1e-12
+
+
+@pytest.mark.parametrize('encoding', FIXED)
+@pytest.mark.parametrize('num_bits', [10, 64, 100, 255])
+def test_a_bin_has_the_value_in_the_middle_of_its_levels(encoding, num_bits):
+    codes, values = FIXED[encoding](num_bits).double(), _values()
+    found = codes @ plane_factors(codes, MEAN, STD)
+    bins = onehot_codes(num_bits).argmax(dim=1)
+    for index in range(num_bits):
+        inside = values[bins == index]
+        middle = (inside.amin(dim=0) + inside.amax(dim=0)) / 2
+        torch.testing.assert_close(found[bins == index], middle.expand_as(inside))
+    largest = int(bins.bincount().max())
+    bound = (largest - 1) / 2 / 255 / torch.tensor(STD, dtype=torch.float64)
+    torch.testing.assert_close((found - values).abs().amax(dim=0), bound)
+
+
+@pytest.mark.parametrize('encoding', FIXED)
+@pytest.mark.parametrize('num_bits', [256, 300])
+def test_fixed_tables_of_256_bits_tell_all_levels_apart(encoding, num_bits):
+    codes = FIXED[encoding](num_bits)
+    assert len(codes.unique(dim=0)) == 256
+    assert _difference(codes.double() @ plane_factors(codes, MEAN, STD), _values()) < 1e-12
+
+
+# the function
+
+
+@pytest.mark.parametrize(('encoding', 'num_bits'), EXACT)
+@pytest.mark.parametrize(
+    ('name', 'size'),
+    [
+        ('test_resnet', (65, 64)),
+        ('tf_mobilenetv3_small_minimal_100', (65, 64)),
+        ('test_convnext', (66, 64)),
+        ('test_vit', (160, 160)),
+        ('test_nfnet', (64, 65)),
+    ],
+    ids=['plain', 'same padding', 'patches', 'ViT', 'standardised'],
+)
+def test_models_of_timm_keep_their_function(name, size, encoding, num_bits):
+    model = _trained(timm.create_model(name, num_classes=10)).eval()
+    cfg, levels = model.pretrained_cfg, _levels(2, 3, *size)
+    images = _normalised(levels, cfg)
+    with torch.no_grad():
+        features = model.get_submodule(cfg['first_conv'])(images.float())
+        logits = model(images.float())
+        assert convert(model, encoding, num_bits, preserve=True) is model
+        stem = model.get_submodule(cfg['first_conv'])
+        assert type(stem) is EncodedConv2d
+        assert _difference(stem(levels), features) < 1e-5
+        for found in (model(levels), model(levels.float() / 255)):
+            assert _difference(found, logits) < 1e-4
+    assert set(model.pretrained_cfg['mean']) == {0.0}
+    assert set(model.pretrained_cfg['std']) == {1.0}
+
+
+@pytest.mark.filterwarnings('ignore:Using padding=.same. with even kernel')  # torch's copy of the image
+@pytest.mark.parametrize('conv', [
+    nn.Conv2d(3, 5, 1),
+    nn.Conv2d(3, 5, (3, 2), stride=(1, 2), padding=(2, 0), bias=False),
+    nn.Conv2d(3, 5, 3, padding=2, dilation=2),
+    nn.Conv2d(3, 5, 4, padding='same'),
+    nn.Conv2d(3, 5, 5, stride=2, padding='valid'),
+    Conv2dSame(3, 5, 3, stride=2),
+    Conv2dSame(3, 5, (2, 5), stride=(1, 3), dilation=2, bias=False),
+    StdConv2d(3, 5, 3, stride=2, eps=0.1),
+    StdConv2d(3, 5, 3, bias=True),
+    StdConv2dSame(3, 5, 7, stride=2),
+    StdConv2dSame(3, 5, 3, bias=True),
+    ScaledStdConv2d(3, 5, 3, gamma=1.7),
+    ScaledStdConv2d(3, 5, 3, stride=2, padding=0, bias=False, eps=1e-2),
+    ScaledStdConv2dSame(3, 5, 3, stride=2, gamma=0.3),
+    ScaledStdConv2dSame(3, 5, 5, gain_init=2.0),
+], ids=lambda conv: f'{type(conv).__name__} {conv.kernel_size} {conv.padding}')  # fmt: skip
+def test_every_kind_of_first_convolution(conv):
+    conv = copy.deepcopy(conv)
+    conv.reset_parameters()
+    model = _trained(_Network(conv))
+    levels = _levels(2, 3, 23, 24)
+    wanted = copy.deepcopy(model).double()(_normalised(levels, model.pretrained_cfg))
+    convert(model, 'p2be', preserve=True)
+    assert type(model.first) is EncodedConv2d
+    assert (model.first.bias is None) == (conv.bias is None)
+    assert _difference(model(levels), wanted) < 3e-6
+
+
+def test_a_black_image_keeps_its_dark_border():
+    """Mean and std are in the planes: in the bias they would also act where the padding is."""
+    model = _trained(_Network(nn.Conv2d(3, 4, 5, padding=2)))
+    black = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+    wanted = model(_normalised(black, model.pretrained_cfg).float())
+    bias = model.first.bias.clone()
+    found = convert(model, 'p2be', preserve=True)(black)
+    assert torch.equal(model.first.bias, bias)
+    assert (wanted[..., 0, 0] - wanted[..., 4, 4]).abs().max() > 0.1
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('encoding', FIXED)
+def test_sixty_four_bits_are_off_by_their_bins_only(encoding):
+    model = _trained(_Network(nn.Conv2d(3, 4, 3, padding=1)))
+    levels = _levels(2, 3, 24, 24)
+    wanted = copy.deepcopy(model).double()(_normalised(levels, model.pretrained_cfg))
+    error = 1.5 / 255 / torch.tensor(STD)
+    bound = (model.first.weight.abs() * error.view(1, 3, 1, 1)).sum(dim=(1, 2, 3)).detach()
+    found = (convert(model, encoding, 64, preserve=True)(levels) - wanted).abs().amax(dim=(0, 2, 3))
+    assert (found < bound * (1 + 1e-5)).all()
+    assert (found > bound / 10).all()
+
+
+@pytest.mark.parametrize(('dtype', 'bound'), [
+    (torch.float64, 1e-12), (torch.float16, 2e-3), (torch.bfloat16, 1.5e-2),
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize(('encoding', 'num_bits'), EXACT)
+def test_other_precisions(encoding, num_bits, dtype, bound):
+    model = _trained(_Network(nn.Conv2d(3, 8, 3, padding=1))).to(dtype)
+    levels = _levels(2, 3, 24, 24)
+    wanted = copy.deepcopy(model).double()(_normalised(levels, model.pretrained_cfg))
+    found = convert(model, encoding, num_bits, preserve=True)(levels)
+    assert found.dtype == model.first.weight.dtype == dtype
+    assert find_embedding(model).codes().dtype == torch.float32
+    assert _difference(found, wanted) < bound
+
+
+@pytest.mark.parametrize('in_chans', [1, 4])
+@pytest.mark.parametrize('given', ['one value', 'a value for each channel'])
+def test_other_channels(in_chans, given):
+    model = _trained(timm.create_model('test_resnet', in_chans=in_chans)).eval()
+    mean, std = ((0.4,), (0.3,)) if given == 'one value' else ((0.1, 0.2, 0.3, 0.4), (1.0, 0.5, 0.25, 0.2))
+    model.pretrained_cfg.update(mean=mean[:in_chans], std=std[:in_chans])
+    levels = _levels(2, in_chans, 64, 64)
+    with torch.no_grad():
+        wanted = model(_normalised(levels, model.pretrained_cfg).float())
+        found = convert(model, 'p2be', preserve=True)(levels)
+    assert _difference(found, wanted) < 1e-4
+    assert model.pretrained_cfg['mean'] == (0.0,) * in_chans
+
+
+def test_everything_but_the_stem_stays():
+    model = _trained(timm.create_model('test_resnet')).train()
+    model.layer1.eval()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    flags = {name: module.training for name, module in model.named_modules()}
+    convert(model, 'p2be', preserve=True)
+    after = model.state_dict()
+    assert set(after) == set(state) | {'conv1.0.embedding.weight'}
+    for name in set(state) - {'conv1.0.weight'}:
+        assert torch.equal(after[name], state[name]), name
+    assert {name: module.training for name, module in model.named_modules() if name in flags} == flags
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+
+
+def test_conversion_is_deterministic():
+    model = _trained(timm.create_model('test_resnet'))
+    one, other = (convert(copy.deepcopy(model), 'p2be', preserve=True).state_dict() for _ in range(2))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(('encoding', 'num_bits'), [('p2be', 64), ('thermometer', 256)])
+def test_weights_load_into_the_registered_model(encoding, num_bits, tmp_path):
+    rgb = timm.create_model('wrn10_2').eval()
+    rgb.load_state_dict(load_file(NETWORKS / 'wrn10_2.safetensors'))
+    levels = _levels(4, 3, 32, 32)
+    with torch.no_grad():
+        wanted = rgb(levels / 255)
+        save_file(convert(rgb, encoding, num_bits, preserve=True).state_dict(), tmp_path / 'model.safetensors')
+        model = timm.create_model(
+            f'wrn10_2_{encoding}', num_bits=num_bits, checkpoint_path=str(tmp_path / 'model.safetensors')
+        ).eval()
+        assert torch.equal(model(levels), rgb(levels))
+        for found in (model(levels), fold(model)(levels)):
+            assert _difference(found, wanted) < 1e-5
+
+
+def test_photographs(p2be_data):
+    """A trained network keeps every decision, by logits within a thousandth of the largest."""
+    from timm_p2be.robustness.images import as_batch, read_images
+
+    data = read_images(f'hfds/{p2be_data}/cifar10', None, 'test', limit=200, input_key='img', target_key='label')
+    levels, _ = as_batch(data, range(200))
+    model = timm.create_model('wrn10_2').eval()
+    model.load_state_dict(load_file(NETWORKS / 'wrn10_2.safetensors'))
+    with torch.no_grad():
+        wanted = model(levels / 255)
+        found = convert(model, 'p2be', preserve=True)(levels)
+    assert _difference(found, wanted) < 1e-3
+    assert torch.equal(found.argmax(1), wanted.argmax(1))
+
+
+# parts, and what is refused
+
+
+def test_the_applied_kernel_of_a_plain_convolution_is_its_weight():
+    conv = nn.Conv2d(2, 3, (3, 5), stride=2, padding=1)
+    assert torch.equal(applied_kernel(conv), conv.weight.double())
+    assert conv.stride == (2, 2)
+    assert conv.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize('conv', [StdConv2d, StdConv2dSame, ScaledStdConv2d, ScaledStdConv2dSame])
+def test_standardised_convolutions_need_preserve(conv):
+    model = _Network(conv(3, 4, 3))
+    message = f"toy has a {conv.__name__} as its first convolution 'first' .preserve=True takes its standardised"
+    with pytest.raises(UnsupportedStemError, match=message):
+        convert(model, 'thermometer')
+    assert type(model.first) is conv
+
+
+@pytest.mark.parametrize(('args', 'message'), [
+    ({'encoding': 'p2be', 'num_bits': 8}, r'Got num_bits=8; .* at least 9 bits.*preserve=False'),
+    ({'encoding': 'p2be', 'num_bits': 0}, 'Got num_bits=0'),
+    ({'encoding': 'p2be', 'init': 'normal'}, "Got init='normal' and preserve=True, which needs init='linear'"),
+    ({'encoding': 'p2be', 'init': 'thermometer'}, "Got init='thermometer' and preserve=True"),
+    ({'encoding': 'onehot', 'init': 'thermometer'}, "Got init='thermometer' and preserve=True"),
+    ({'encoding': 'rgb'}, "Unknown encoding 'rgb'"),
+])  # fmt: skip
+def test_bad_arguments_leave_the_model_alone(args, message):
+    model = _Network(nn.Conv2d(3, 4, 3))
+    conv, cfg = model.first, copy.deepcopy(model.pretrained_cfg)
+    with pytest.raises(ValueError, match=message):
+        convert(model, preserve=True, **args)
+    assert model.first is conv
+    assert model.pretrained_cfg == cfg
+
+
+@pytest.mark.parametrize(('change', 'message'), [
+    ({'mean': (0.1, 0.2)}, r"Got pretrained_cfg\['mean'\]=\(0.1, 0.2\) in a model of 3 channels; allowed are 3 finite"),
+    ({'mean': None}, r"Got pretrained_cfg\['mean'\]=None"),
+    ({'std': ()}, r"Got pretrained_cfg\['std'\]=\(\)"),
+    ({'mean': (0.1, float('nan'), 0.2)}, r"Got pretrained_cfg\['mean'\]=\(0.1, nan"),
+    ({'std': (1.0, 0.0, 1.0)}, r"Got pretrained_cfg\['std'\]=\[1.0, 0.0, 1.0\]; the values must be positive"),
+    ({'std': (-1.0,)}, 'the values must be positive'),
+])  # fmt: skip
+def test_a_normalisation_that_does_not_fit(change, message):
+    model = _Network(nn.Conv2d(3, 4, 3))
+    model.pretrained_cfg.update(change)
+    conv = model.first
+    with pytest.raises(ValueError, match=message) as error:
+        convert(model, 'p2be', preserve=True)
+    assert str(error.value).endswith("Set model.pretrained_cfg['mean'] and ['std'] to what the model was trained with.")
+    assert model.first is conv
+    assert convert(model, 'p2be').first is not conv  # a fresh stem needs no mean
+
+
+def test_a_model_of_one_channel_does_not_guess_from_three_means():
+    with pytest.raises(ValueError, match=r'in a model of 1 channels; allowed are 1 finite values, or 1 for all'):
+        convert(timm.create_model('test_resnet', in_chans=1), 'p2be', preserve=True)
+    assert normalisation({'mean': [0], 'std': [2]}, 3) == ([0.0] * 3, [2.0] * 3)
+
+
+def test_weights_on_meta_cannot_be_kept():
+    with torch.device('meta'):
+        model = timm.create_model('test_resnet')
+    with pytest.raises(ValueError, match=r'these are on the meta device\. Load them first'):
+        convert(model, 'p2be', preserve=True)
