@@ -181,6 +181,18 @@ NO_EFFECT = [
     '--warmup-lr 0.1 --warmup-epochs 0',
     '--p2be-min-lr 0.1 --p2be-sched constant',
     '--p2be-reduction sum --p2be-smoothness 0',
+    '--p2be-lr 0.1 --p2be-freeze',
+    '--p2be-betas 0.9 0.9 --p2be-freeze',
+    '--p2be-weight-decay 0.1 --p2be-freeze',
+    '--p2be-sched follow --p2be-freeze',
+    '--p2be-sched follow --model-kwargs freeze_embedding=True',
+    '--p2be-min-lr 0.1 --p2be-freeze',
+    '--p2be-smoothness 1 --p2be-freeze',
+    '--p2be-reduction sum --p2be-freeze',
+    '--p2be-init normal --p2be-embedding a/b',
+    '--p2be-init normal --model-kwargs embedding=a/b',
+    '--p2be-embedding a/b --pretrained',
+    '--p2be-embedding a/b --initial-checkpoint f.pth',
 ]
 
 
@@ -190,9 +202,34 @@ def test_a_flag_without_effect_is_an_error(words: str, capsys: pytest.CaptureFix
     assert f'{first} has no effect with' in _error(capsys, *shlex.split(words))
 
 
+def test_weights_that_bring_a_table_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    for flag in ('--pretrained', '--initial-checkpoint f.pth'):
+        error = _error(capsys, *shlex.split(f'--p2be-embedding a/b {flag}'))
+        assert f'has no effect with {flag}: those weights bring their own table' in error
+
+
+def test_recipe_and_command_line_name_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / 'recipe.yaml'
+    words = ['-c', str(recipe), '--data-dir', 'data']
+    recipe.write_text('p2be_init: thermometer\np2be_lr: 0.1\n')
+    parsed = parse_args([*words, '--p2be-embedding', 'a/b', '--p2be-freeze'])
+    assert (parsed.args.p2be_init, parsed.args.p2be_lr) == (None, None)
+    assert [note.split(': ')[-1] for note in parsed.notes] == ['p2be_lr.', 'p2be_init.']
+    recipe.write_text('p2be_embedding: a/b\np2be_freeze: true\n')
+    parsed = parse_args([*words, '--p2be-init', 'thermometer'])
+    assert (parsed.args.p2be_embedding, parsed.args.p2be_init, parsed.args.p2be_freeze) == (None, 'thermometer', True)
+    assert parse_args([*words, '--pretrained']).args.p2be_embedding is None
+    assert '--p2be-lr has no effect with --p2be-freeze' in _error(capsys, *words, '--p2be-lr', '0.1', data=False)
+    recipe.write_text('model_kwargs:\n  embedding: a/b\n  freeze_embedding: true\n')
+    parsed = parse_args([*words, '--p2be-embedding', 'c/d'])
+    assert (parsed.args.p2be_embedding, parsed.args.p2be_freeze, parsed.args.model_kwargs) == ('c/d', True, {})
+
+
 @pytest.mark.parametrize(
     ('words', 'message'),
     [
+        ('--p2be-embedding c/d --model-kwargs embedding=a/b', '--p2be-embedding contradicts --model-kwargs embedding='),
+        ('--model-kwargs freeze_embedding=maybe', 'freeze_embedding=maybe: must be True or False'),
         ('--aug-splits 1', '--aug-splits 1: a clean and an augmented view make at least 2'),
         ('--aug-splits 3', '--jsd-loss and --aug-splits N go together'),
         ('--jsd-loss', '--jsd-loss and --aug-splits N go together'),
@@ -251,6 +288,11 @@ TIMM_ONLY = {'--mixup', '--bce-loss', '--device-modules'}
     [
         ("--model wrn40_2_p2be --mixup 0.2 --experiment 'a b'", ["--experiment 'a b'", '--mixup 0.2'], []),
         ('--opt=sgdp2be --p2be-lr 0.01 --p2be-betas 0.9 0.99 --bce-loss', ['embedding_lr=0.01', '(0.9,0.99)'], []),
+        (
+            '--model wrn40_2_p2be --model-kwargs num_bits=8 --p2be-embedding a/b --p2be-freeze --bce-loss',
+            ['--model-kwargs num_bits=8 embedding=a/b freeze_embedding=True'],
+            [],
+        ),
         (
             f'-c {RECIPES / "cifar10.yaml"} --p2be-lr 1e-3 --mixup 0.2 --lr 0.2',
             ['nesterov=True', 'embedding_lr=1e-3', '--lr 0.2', '--dataset=torch/cifar10'],

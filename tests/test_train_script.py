@@ -120,7 +120,6 @@ ERRORS = [
     (RGB, ('--p2be-lr', '0.1'), '--p2be-lr: test_resnet has no learned table'),
     (RGB, ('--p2be-smoothness', '1'), '--p2be-smoothness: test_resnet has no learned table'),
     ((*TINY, 'encoding=thermometer'), ('--p2be-init', 'normal'), '--p2be-init: encoded has no learned table'),
-    ((*TINY, 'freeze_embedding=True'), ('--p2be-sched', 'follow'), '--p2be-sched: encoded has no learned table'),
     (TINY, ('--opt', 'sgd', '--p2be-lr', '1'), '--p2be-lr: --opt sgd has one rule for all parameters'),
     (TINY, ('--p2be-min-lr', '1'), 'min_lr'),
     (TINY, ('--p2be-augmix', '11'), 'severity=11'),

@@ -14,11 +14,13 @@ import yaml
 from conflicts import settle_conflicts
 from flags import add_flags
 
-# settings of the table that timm's train.py can pass on to 'sgdp2be' and 'adamwp2be'
-_TABLE_KWARGS = {
-    '--p2be-lr': 'embedding_lr',
-    '--p2be-betas': 'embedding_betas',
-    '--p2be-weight-decay': 'embedding_weight_decay',
+# flags of the table that timm's train.py has as an argument of 'sgdp2be' and 'adamwp2be', or of the model
+_AS_KWARGS = {
+    '--p2be-lr': ('--opt-kwargs', 'embedding_lr'),
+    '--p2be-betas': ('--opt-kwargs', 'embedding_betas'),
+    '--p2be-weight-decay': ('--opt-kwargs', 'embedding_weight_decay'),
+    '--p2be-embedding': ('--model-kwargs', 'embedding'),
+    '--p2be-freeze': ('--model-kwargs', 'freeze_embedding'),
 }
 
 
@@ -150,20 +152,22 @@ def timm_command(words: Sequence[str]) -> str:
     ours = {flag for flag, _, _ in groups if flag.startswith('--p2be-')}
     if '--p2be-augmix' in ours:  # timm would take its views from --aa
         ours |= {'--aug-splits', '--jsd-loss'} & {flag for flag, _, _ in groups}
-    kwargs: list[str] = []
+    kwargs: dict[str, list[str]] = {'--model-kwargs': [], '--opt-kwargs': []}
     table: dict[str, str] = {}
     for flag, values, group in groups:
-        if flag in _TABLE_KWARGS and values:
-            value = values[0] if len(values) == 1 else f'({",".join(values)})'
-            table[flag] = f'{_TABLE_KWARGS[flag]}={value}'
-        elif flag == '--opt-kwargs':
-            kwargs = values
+        if flag in _AS_KWARGS and (values or flag == '--p2be-freeze'):
+            value = ','.join(values) or 'True'
+            table[flag] = f'{_AS_KWARGS[flag][1]}=' + (f'({value})' if len(values) > 1 else value)
+        elif flag in kwargs:
+            kwargs[flag] = values
         elif flag not in ours:
             kept += group
-    kwargs += table.values()
+    for flag, entry in table.items():
+        kwargs[_AS_KWARGS[flag][0]].append(entry)
     if '--device' not in {flag for flag, _, _ in groups} and not torch.cuda.is_available():
         kept += ['--device', 'cpu']
-    kept += ['--opt-kwargs', *kwargs] if kwargs else []
+    for flag, entries in kwargs.items():
+        kept += [flag, *entries] if entries else []
     command = ['python', 'train.py', '--device-modules', 'timm_p2be', *kept]
     lost = sorted(ours - table.keys())
     return shlex.join(command) + (f'\n(which has no counterpart of {", ".join(lost)})' if lost else '')

@@ -66,13 +66,12 @@ def build_device(args: argparse.Namespace, explicit: set[str]) -> torch.device:
 
 
 def learned_embedding(model: nn.Module) -> PixelEmbedding | None:
-    """Return the embedding whose table training will move, or None."""
+    """Return the embedding of a model with a learned table, frozen or not, else None."""
     try:
         embedding = find_embedding(model)
     except ValueError:
         return None
-    trainable = embedding.weight is not None and embedding.weight.requires_grad
-    return embedding if trainable else None
+    return None if embedding.weight is None else embedding
 
 
 def build_model(args: argparse.Namespace, explicit: set[str], device: torch.device) -> nn.Module:
@@ -83,13 +82,12 @@ def build_model(args: argparse.Namespace, explicit: set[str], device: torch.devi
     """
     model = _create_model(args)
     embedding = learned_embedding(model)
-    dropped = resolve_embedding_flags(args, explicit, trainable=embedding is not None)
+    trainable = embedding is not None and embedding.weight is not None and embedding.weight.requires_grad
+    dropped = resolve_embedding_flags(args, explicit, embedding is not None, trainable)
     if dropped and is_primary(args):
         _logger.info(f"{args.model} trains no table with --opt {args.opt}: the recipe's {dropped} do not apply.")
     if embedding is not None:
-        _settle_init(args, explicit, embedding)
-        if not args.opt.lower().endswith('p2be') and is_primary(args):
-            _logger.warning(f'--opt {args.opt} will train the table like any weight; the paper uses --opt sgdp2be.')
+        _settle_table(args, explicit, embedding, trainable)
     args.num_classes = args.num_classes if args.num_classes is not None else model.num_classes
     if args.grad_checkpointing:
         try:
@@ -120,6 +118,9 @@ def _create_model(args: argparse.Namespace) -> nn.Module:
     if args.pretrained_path:
         # as timm: the file goes before other sources, and -1 makes the head start afresh
         overlay = {'pretrained_cfg_overlay': {'file': args.pretrained_path, 'num_classes': -1}}
+    table: dict[str, Any] = {'freeze_embedding': True} if args.p2be_freeze else {}
+    if args.p2be_embedding and not args.resume:
+        table['embedding'] = args.p2be_embedding
     create = partial(
         create_model,
         args.model,
@@ -130,6 +131,7 @@ def _create_model(args: argparse.Namespace) -> nn.Module:
         drop_path_rate=args.drop_path,
         checkpoint_path=args.initial_checkpoint,
         **overlay,
+        **table,
         **args.model_kwargs,
     )
     size = args.input_size[1:] if args.input_size else [args.img_size] * 2 if args.img_size else None
@@ -147,6 +149,21 @@ def _create_model(args: argparse.Namespace) -> nn.Module:
         if args.pretrained and not files:
             advice = ' Leave --pretrained out, or name a file by --pretrained-path.'
         raise ValueError(f'Cannot create {args.model}: {str(error) or type(error).__name__}{advice}') from error
+
+
+def _settle_table(args: argparse.Namespace, explicit: set[str], embedding: PixelEmbedding, trainable: bool) -> None:
+    """Draw the table where none is loaded, record its size where one is, and log how it will be treated."""
+    if args.p2be_embedding:
+        # with this, flags of a checkpoint create the model that its weights fit, without the table's source
+        args.model_kwargs = {**args.model_kwargs, 'num_bits': embedding.num_bits}
+    else:
+        _settle_init(args, explicit, embedding)
+    if not is_primary(args):
+        return
+    if trainable and not args.opt.lower().endswith('p2be'):
+        _logger.warning(f'--opt {args.opt} will train the table like any weight; the paper uses --opt sgdp2be.')
+    if not (trainable or args.p2be_embedding or args.pretrained or args.initial_checkpoint or args.resume):
+        _logger.info(f'The table is frozen as it was drawn (--p2be-init {args.p2be_init}): nothing has been learned.')
 
 
 def _settle_init(args: argparse.Namespace, explicit: set[str], embedding: PixelEmbedding) -> None:

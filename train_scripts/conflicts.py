@@ -23,6 +23,10 @@ _AT_LEAST = {
     **dict.fromkeys(('train_num_samples', 'val_num_samples', 'in_chans'), 1),
     **dict.fromkeys(('workers', 'seed', 'start_epoch', 'recovery_interval', 'warmup_epochs', 'cooldown_epochs'), 0),
 }
+_TABLE_RULE = ('p2be_lr', 'p2be_betas', 'p2be_weight_decay', 'p2be_sched', 'p2be_min_lr')  # of the optimizer
+# arguments of the models that have a flag of their own here
+_MODEL_KWARGS = {'embedding': 'p2be_embedding', 'freeze_embedding': 'p2be_freeze'}
+_WEIGHTS = ('pretrained', 'initial_checkpoint')  # what a network can start from; --resume goes on with its own
 _PROBABILITIES = ('hflip', 'vflip', 'reprob', 'smoothing', 'drop', 'drop_path')
 
 Rule = tuple[str, tuple[str, ...]]
@@ -53,6 +57,7 @@ def settle_conflicts(
     Returns:
         What was put back, for the log.
     """
+    _adopt_model_kwargs(parser, args, explicit if 'model_kwargs' in explicit else recipe, explicit)
     _check_values(parser, args)
     dropped: dict[str, str] = {}
     for cause, names in _rules(args, explicit):
@@ -61,13 +66,36 @@ def settle_conflicts(
             if not (name in explicit or by_recipe) or not _claims_effect(args, name):
                 continue
             if name in explicit or cause not in explicit:
-                parser.error(f'{flag_name(name)} has no effect {_circumstance(args, cause)}')
+                owned = cause in _WEIGHTS and name == 'p2be_embedding'
+                reason = ': those weights bring their own table' if owned else ''
+                parser.error(f'{flag_name(name)} has no effect {_circumstance(args, cause)}{reason}')
             dropped[cause] = f'{dropped.get(cause, "")} {name}'
             setattr(args, name, parser.get_default(name))
     _check_views(parser, args)
     if not args.val_split:
         args.eval_metric = 'loss'
     return [f"Of the recipe's flags, these have no effect {_circumstance(args, c)}:{n}." for c, n in dropped.items()]
+
+
+def _adopt_model_kwargs(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, origin: set[str], explicit: set[str]
+) -> None:
+    """Turn what --model-kwargs says about the table into the flags that say the same, so that one rule serves both.
+
+    `origin` are the names of the flags from where --model-kwargs came from, command line or recipe.
+    """
+    for key in args.model_kwargs.keys() & _MODEL_KWARGS.keys():
+        name, value = _MODEL_KWARGS[key], args.model_kwargs[key]
+        if key == 'freeze_embedding' and not isinstance(value, bool):
+            parser.error(f'--model-kwargs {key}={value}: must be True or False')
+        if key == 'embedding':
+            value = str(value)  # a folder named 2024 was read as a number
+        if name in origin and value != getattr(args, name):
+            parser.error(f'{flag_name(name)} contradicts --model-kwargs {key}={value}')
+        if name not in explicit:
+            setattr(args, name, value)
+            origin.add(name)
+    args.model_kwargs = {key: value for key, value in args.model_kwargs.items() if key not in _MODEL_KWARGS}
 
 
 def _claims_effect(args: argparse.Namespace, name: str) -> bool:
@@ -88,6 +116,7 @@ def _rules(args: argparse.Namespace, explicit: set[str]) -> Iterator[Rule]:
     yield from _data_rules(args)
     yield from _augmentation_rules(args, explicit)
     yield from _optimizer_rules(args)
+    yield from _table_rules(args, explicit)
     if args.initial_checkpoint:
         yield 'initial_checkpoint', ('pretrained', 'pretrained_path')
     if args.input_size:
@@ -158,10 +187,21 @@ def _optimizer_rules(args: argparse.Namespace) -> Iterator[Rule]:
         yield 'sched', ('warmup_epochs', 'warmup_lr', 'warmup_prefix', 'sched_on_updates')
     if not args.warmup_epochs:
         yield 'warmup_epochs', ('warmup_lr', 'warmup_prefix')
+
+
+def _table_rules(args: argparse.Namespace, explicit: set[str]) -> Iterator[Rule]:
+    if args.p2be_freeze:
+        yield 'p2be_freeze', (*_TABLE_RULE, 'p2be_smoothness', 'p2be_reduction')
     if args.p2be_sched in ('constant', 'follow'):
         yield 'p2be_sched', ('p2be_min_lr',)
     if args.p2be_smoothness == 0:
         yield 'p2be_smoothness', ('p2be_reduction',)
+    for source in _WEIGHTS:
+        if getattr(args, source):
+            yield source, ('p2be_embedding',)
+    if args.p2be_embedding and args.p2be_init:
+        replaced = 'p2be_init' in explicit and 'p2be_embedding' not in explicit
+        yield ('p2be_init', ('p2be_embedding',)) if replaced else ('p2be_embedding', ('p2be_init',))
 
 
 def _check_values(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

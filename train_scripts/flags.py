@@ -7,6 +7,8 @@ import argparse
 
 from timm.utils import ParseKwargs
 
+from timm_p2be.codes import INITS
+
 DATASETS = ('torch', 'hfds', 'hfids', 'wds')  # readers of timm's that --dataset may name; an image folder has no name
 # timm's, without 'plateau', whose state is in no checkpoint
 SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'constant', 'poly', 'wsd', 'rsqrt', 'none')
@@ -156,7 +158,11 @@ def _p2be_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--p2be-alpha', type=float, default=12.0, help='weight of the JSD term (default: 12, Eq. 10)')
     group.add_argument('--p2be-smoothness', type=float, metavar='LAMBDA', help='weight of Eq. 9 (default: 1)')
     group.add_argument('--p2be-reduction', choices=['mean', 'sum'], help='of the smoothness loss (default: mean)')
-    group.add_argument('--p2be-init', choices=['normal', 'thermometer'], help='start of the table (default: normal)')
+    group.add_argument('--p2be-init', choices=INITS, help='start of the table (default: normal)')
+    group.add_argument(
+        '--p2be-embedding', metavar='ID_OR_FOLDER', help='start from this table: org/name[@revision] or a folder'
+    )
+    group.add_argument('--p2be-freeze', action='store_true', help='keep the table as it is')
     group.add_argument('--p2be-lr', type=float, help='AdamW on the table: learning rate (default: 1e-4)')
     group.add_argument('--p2be-betas', type=float, nargs=2, help='default: 0.999 0.999')
     group.add_argument('--p2be-weight-decay', type=float, help='default: 1e-4')

@@ -42,6 +42,7 @@ from checkpoints import (
     weights_are_finite,
     with_position,
 )
+from embedding_flags import settle_source
 from epoch import Diverged, Trainer
 from loading import build_loaders
 from schedules import Schedules
@@ -65,8 +66,8 @@ class Run:
     def __init__(self, arguments: Arguments, stopping: StopSignal) -> None:
         self.args = args = arguments.args
         device = building.build_device(args, arguments.explicit)
-        if is_primary(args):
-            for note in arguments.notes:
+        for note in [*arguments.notes, *settle_source(args, arguments.explicit)]:
+            if is_primary(args):
                 _logger.info(note)
         checkpoint = read_checkpoint(args.resume, args) if args.resume else None
         random_seed(args.seed, args.rank)

@@ -5,11 +5,15 @@ from typing import Any
 
 import torch
 from timm.layers import BatchNormAct2d, create_classifier, get_device_dtype
-from timm.models import build_model_with_cfg, checkpoint_seq
+from timm.models import checkpoint_seq
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from timm_p2be.models.pretrained import build_checked
+from timm_p2be.weights import weights_path
+
 _STAGES = ('layer1', 'layer2', 'layer3')
+_CIFAR10_LABELS = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck')
 
 
 def cifar_cfg(**fields: Any) -> dict[str, Any]:
@@ -33,6 +37,15 @@ def cifar_cfg(**fields: Any) -> dict[str, Any]:
     }
 
 
+def cifar10_weights(arch: str) -> dict[str, Any]:
+    """Return the cfg fields of the weights of `arch` that ship under the tag 'cifar10', for `cifar_cfg`."""
+    return {
+        'file': weights_path(f'{arch}.cifar10'),
+        'description': 'Trained by this project on a copy of CIFAR-10 whose images had been JPEG-compressed once.',
+        'label_names': _CIFAR10_LABELS,
+    }
+
+
 def cifar_feature_cfg(given: dict[str, Any] | None = None) -> dict[str, Any]:
     """Return timm's `feature_cfg`: `features_only=True` gives all four feature levels unless `given` says otherwise."""
     return {'out_indices': (0, 1, 2, 3), **(given or {})}
@@ -41,7 +54,7 @@ def cifar_feature_cfg(given: dict[str, Any] | None = None) -> dict[str, Any]:
 def create_cifar_net(model_cls: type['CifarNet'], variant: str, pretrained: bool, **kwargs: Any) -> Any:
     """Return timm's build of the registered RGB network `variant`, a `model_cls` made from `kwargs`."""
     feature_cfg = cifar_feature_cfg(kwargs.pop('feature_cfg', None))
-    return build_model_with_cfg(model_cls, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
+    return build_checked(model_cls, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
 
 
 def _absolute_indices(indices: int | Sequence[int] | None, levels: int) -> list[int]:

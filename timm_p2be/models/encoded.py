@@ -17,6 +17,9 @@ from timm.models import (
 )
 from torch import Tensor, nn
 
+from timm_p2be.encodings import PixelEmbedding
+from timm_p2be.models.pretrained import build_checked
+from timm_p2be.models.published_table import published_table
 from timm_p2be.stem import EncodedConv2d, convert, find_embedding
 
 __all__: list[str] = []
@@ -55,24 +58,31 @@ def encoded_cfg(**fields: Any) -> dict[str, Any]:
     }
 
 
+def _stem(model: nn.Module) -> tuple[str, EncodedConv2d]:
+    """Return name and module of the encoded first convolution."""
+    return next((name, module) for name, module in model.named_modules() if isinstance(module, EncodedConv2d))
+
+
 def _build(
     backbone: str,
     encoding: str,
-    num_bits: int = 64,
-    embedding_init: str = 'normal',
-    embedding: str | None = None,
+    table: PixelEmbedding | None,
+    num_bits: int | None = None,
+    embedding_init: str | None = None,
     freeze_embedding: bool = False,
     **kwargs: Any,
 ) -> nn.Module:
     """Return `backbone` without weights (RGB ones cannot fit), its first convolution replaced by an encoded one."""
-    if embedding is not None:
-        raise ValueError(
-            f'Got embedding={embedding!r}, which is not available yet: loading tables comes with the Hub support. '
-            'Leave it out, or copy a table into timm_p2be.find_embedding(model).weight.'
-        )
     arch, tag = split_model_name_tag(backbone)
     model = model_entrypoint(arch)(pretrained=False, pretrained_cfg=tag or None, **kwargs)
-    convert(model, encoding, num_bits=num_bits, init=embedding_init)
+    if table is not None:
+        num_bits = table.num_bits
+    convert(model, encoding, num_bits=64 if num_bits is None else num_bits, init=embedding_init or 'normal')
+    if table is not None:
+        stem = _stem(model)[1]
+        stem.embedding = table.to(stem.weight.device)
+        # timm saves these with its own: the weights can be loaded again without the table
+        model._model_args = {'num_bits': table.num_bits}
     if freeze_embedding:
         find_embedding(model).freeze()
     return model
@@ -86,10 +96,12 @@ def _fit_stem(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tens
     Raises:
         ValueError: the checkpoint's codes have another length than the model's.
     """
-    name, stem = next((n, m) for n, m in model.named_modules() if isinstance(m, EncodedConv2d))
+    name, stem = _stem(model)
     bits, table, weight = stem.embedding.num_bits, f'{name}.embedding.weight', f'{name}.weight'
     if weight not in state_dict:
         return state_dict
+    # of float16 weights too, sums over channels are rounded once, in the model
+    state_dict = {**state_dict, weight: state_dict[weight].float()}
     fits = state_dict[weight].shape[1] == stem.weight.shape[1]
     outputs, planes, *kernel = state_dict[weight].shape
     input_size = cast(dict[str, Any], model.pretrained_cfg)['input_size']  # the weights'
@@ -104,7 +116,30 @@ def _fit_stem(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tens
     return {**state_dict, weight: adapted.reshape(outputs, bits * stem.in_chans, *kernel)}
 
 
-def create_encoded(variant: str, backbone: str, encoding: str, pretrained: bool = False, **kwargs: Any) -> Any:
+def _is_fetched(embedding: str, pretrained: bool, recorded: dict[str, Any] | None) -> bool:
+    """Return whether a model needs its `embedding`: not with weights that were saved with it, which hold the table.
+
+    timm hands the arguments `recorded` with the weights in again among the caller's.
+
+    Raises:
+        ValueError: weights, and an embedding of the caller's own.
+    """
+    if pretrained and (recorded or {}).get('embedding') != embedding:
+        raise ValueError(
+            f'Got embedding={embedding!r} and pretrained=True, whose weights bring their own table. Leave out '
+            'embedding to use that one, or pretrained to start the network afresh.'
+        )
+    return not pretrained
+
+
+def create_encoded(
+    variant: str,
+    backbone: str,
+    encoding: str,
+    pretrained: bool = False,
+    embedding: str | None = None,
+    **kwargs: Any,
+) -> Any:
     """Return timm's build of the encoded model `variant`.
 
     timm resolves the cfg, loads weights and wraps for `features_only`; inside it, the backbone's own entrypoint builds
@@ -115,15 +150,22 @@ def create_encoded(variant: str, backbone: str, encoding: str, pretrained: bool 
         backbone: timm name of the RGB network, with or without a tag.
         encoding: 'p2be', 'onehot' or 'thermometer'.
         pretrained: load the weights `variant` (not `backbone`) has.
-        **kwargs: `num_bits` (64); for P2BE also `embedding_init` ('normal' or 'thermometer') and `freeze_embedding`
-            (False); timm's build arguments; everything else goes to the backbone.
+        embedding: P2BE only: table to start from, 'org/name[@revision]' on the Hub or a folder. Not fetched where a
+            saved model that recorded it is loaded with its weights.
+        **kwargs: `num_bits` (64, or the table's); for P2BE also `embedding_init` ('normal' or 'thermometer') and
+            `freeze_embedding` (False); timm's build arguments; everything else goes to the backbone.
 
     Raises:
-        ValueError: unknown encoding, bad `num_bits`, an argument for a learned table given to a fixed encoding, or a
-            backbone whose first convolution cannot read codes (`timm_p2be.stem.UnsupportedStemError`).
+        ValueError: unknown encoding, bad `num_bits`, an argument for a learned table given to a fixed encoding, a
+            backbone whose first convolution cannot read codes (`timm_p2be.stem.UnsupportedStemError`), an `embedding`
+            that cannot be used, or weights that fail their check.
     """
-    build = partial(_build, backbone, encoding)
-    return build_model_with_cfg(build, variant, pretrained, pretrained_filter_fn=_fit_stem, **kwargs)
+    table = None
+    if embedding is not None and _is_fetched(embedding, pretrained, kwargs.get('pretrained_model_args')):
+        wanted = {name: kwargs.get(name) for name in ('num_bits', 'embedding_init', 'cache_dir')}
+        table = published_table(embedding, encoding, **wanted)
+    build = partial(_build, backbone, encoding, table)
+    return build_checked(build, variant, pretrained, pretrained_filter_fn=_fit_stem, **kwargs)
 
 
 default_cfgs = generate_default_cfgs({'encoded': encoded_cfg()})

@@ -1,0 +1,385 @@
+"""A published table under another network: `embedding` and `freeze_embedding` of the models, flags of train.py."""
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import published
+import pytest
+import timm
+import torch
+import yaml
+from hub_server import HubServer
+from runs import SGD, VIEWS, assert_same_state, checkpoint, command, write_images
+from timm.models import list_models, model_entrypoint, save_for_hf
+from torch import Tensor, nn
+
+import train
+from arguments import parse_args
+from stopping import StopSignal
+from timm_p2be.encodings import EmbeddingParameter
+from timm_p2be.sources import SourceError
+from timm_p2be.stem import find_embedding
+
+ROOT = Path(__file__).parents[1]
+ID = 'someone/table'
+BITS = 16
+NET = ('--img-size', '32', '--model', 'encoded', '--model-kwargs', 'backbone=test_resnet')
+LEARNED = [name for name in list_models('*_p2be') if model_entrypoint(name).__module__.startswith('timm_p2be.')]
+pytestmark = [
+    pytest.mark.filterwarnings('ignore:unclosed file:ResourceWarning'),  # timm's readers leave images open
+    pytest.mark.filterwarnings('ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning'),
+]
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp('images'))
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """A folder with a published table."""
+    published.embedding(tmp_path / 'table', BITS)
+    return tmp_path / 'table'
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    return tmp_path / 'out' / 'run'
+
+
+def latents(model: nn.Module) -> Tensor:
+    weight = find_embedding(model).weight
+    assert weight is not None
+    return weight
+
+
+def same_bytes(one: Tensor, other: Tensor) -> bool:
+    return one.detach().numpy().tobytes() == other.detach().numpy().tobytes()
+
+
+def build(*words: str) -> train.Run:
+    return train.Run(parse_args(words), StopSignal())
+
+
+def saved_table(path: Path, key: str = 'state_dict') -> Tensor:
+    state = checkpoint(path)[key]
+    return next(value for name, value in state.items() if name.endswith('embedding.weight'))
+
+
+# models
+
+
+@pytest.mark.parametrize(
+    'name', ['encoded', *(n if n.startswith('wrn10') else pytest.param(n, marks=pytest.mark.slow) for n in LEARNED)]
+)
+def test_every_learned_model_takes_a_table(table: Path, name: str) -> None:
+    backbone = {'backbone': 'resnet10t'} if name == 'encoded' else {}
+    model = timm.create_model(name, embedding=str(table), freeze_embedding=True, **backbone)
+    embedding = find_embedding(model)
+    assert same_bytes(latents(model), published.latents(BITS))
+    assert isinstance(embedding.weight, EmbeddingParameter)
+    assert (embedding.num_bits, embedding.init, embedding.weight.requires_grad) == (BITS, 'normal', False)
+    assert embedding.provenance == published.PROVENANCE
+    assert latents(timm.create_model(name, embedding=str(table), num_bits=BITS, **backbone)).requires_grad
+
+
+def test_the_rest_of_the_network_starts_as_without_a_table(table: Path) -> None:
+    states = []
+    for kwargs in ({'embedding': str(table)}, {'num_bits': BITS}):
+        torch.manual_seed(0)
+        states.append(timm.create_model('wrn10_2_p2be', **kwargs).state_dict())
+    differing = {name for name in states[0] if not torch.equal(states[0][name], states[1][name])}
+    assert differing == {'conv1.embedding.weight'}
+
+
+def test_hub_table_is_fetched_once_and_pinned(hub: HubServer, tmp_path: Path) -> None:
+    hub.put(ID, published.embedding(tmp_path / 'one', BITS), tag='v1')
+    hub.put(ID, published.embedding(tmp_path / 'two', 8, seed=1))
+    for _ in range(2):
+        model = timm.create_model('wrn10_2_p2be', embedding=f'{ID}@v1', freeze_embedding=True)
+        assert same_bytes(latents(model), published.latents(BITS))
+    assert hub.count('GET .*/model.safetensors') == 1
+    assert same_bytes(latents(timm.create_model('wrn10_2_p2be', embedding=ID)), published.latents(8, seed=1))
+
+
+def test_cache_dir_is_timms(hub: HubServer, tmp_path: Path) -> None:
+    hub.put(ID, published.embedding(tmp_path / 'one', BITS))
+    timm.create_model('wrn10_2_p2be', embedding=ID, cache_dir=tmp_path / 'elsewhere')
+    assert list((tmp_path / 'elsewhere').rglob('model.safetensors'))
+
+
+@pytest.mark.parametrize(
+    ('name', 'kwargs', 'message'),
+    [
+        ('wrn10_2_p2be', {'num_bits': 8}, 'Got num_bits=8, but the table .* has codes of 16 bits. Use 16, or leave'),
+        ('wrn10_2_p2be', {'embedding_init': 'thermometer'}, "and embedding_init='thermometer': the table is loaded"),
+        ('wrn10_2_onehot', {}, "needs a learned table; encoding 'onehot' is fixed. Use 'p2be'"),
+        ('encoded', {'backbone': 'wrn10_2', 'encoding': 'thermometer'}, "encoding 'thermometer' is fixed"),
+        ('wrn10_2_p2be', {'pretrained': True}, 'whose weights bring their own table. Leave out embedding'),
+    ],
+)
+def test_bad_arguments(table: Path, name: str, kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        timm.create_model(name, embedding=str(table), **kwargs)
+
+
+def test_fixed_table_is_refused(tmp_path: Path) -> None:
+    published.embedding(tmp_path / 'table', 8, encoding='onehot')
+    with pytest.raises(ValueError, match='holds a fixed onehot table; a p2be model takes a p2be table'):
+        timm.create_model('wrn10_2_p2be', embedding=str(tmp_path / 'table'))
+
+
+def test_errors_of_the_source_come_through(table: Path, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match='HF_HUB_OFFLINE'):
+        timm.create_model('wrn10_2_p2be', embedding='nobody/nothing')
+    config = json.loads((table / 'config.json').read_text())
+    (table / 'config.json').write_text(json.dumps(config | {'format_version': 99}))
+    with pytest.raises(ValueError, match='timm-p2be'):
+        timm.create_model('wrn10_2_p2be', embedding=str(table))
+
+
+@pytest.mark.parametrize('features_only', [False, True])
+def test_saved_model_does_not_need_its_table(hub: HubServer, tmp_path: Path, features_only: bool) -> None:
+    """timm records `embedding` among the model's arguments; with the weights it is never fetched again."""
+    hub.put(ID, published.embedding(tmp_path / 'table', BITS))
+    model = timm.create_model('encoded', backbone='wrn10_2', embedding=ID, freeze_embedding=True)
+    with torch.no_grad():
+        latents(model).add_(0.125)  # as if it had been trained
+    save_for_hf(model, tmp_path / 'net', safe_serialization=True)
+    assert json.loads((tmp_path / 'net' / 'config.json').read_text())['model_args']['embedding'] == ID
+    asked = len(hub.requests)
+    loaded = timm.create_model(f'local-dir:{tmp_path}/net', pretrained=True, features_only=features_only)
+    assert same_bytes(latents(loaded), latents(model))
+    assert not latents(loaded).requires_grad
+    assert len(hub.requests) == asked
+    fresh = timm.create_model(f'local-dir:{tmp_path}/net', features_only=features_only)
+    assert same_bytes(latents(fresh), published.latents(BITS))
+    assert len(hub.requests) > asked
+
+
+def test_saved_model_after_its_folder_is_gone(table: Path, tmp_path: Path) -> None:
+    model = timm.create_model('wrn10_2_p2be', embedding=str(table))
+    save_for_hf(model, tmp_path / 'net', safe_serialization=True)
+    shutil.rmtree(table)
+    loaded = timm.create_model(f'local-dir:{tmp_path}/net', pretrained=True)
+    assert same_bytes(latents(loaded), published.latents(BITS))
+    with pytest.raises(SourceError, match='no folder'):
+        timm.create_model(f'local-dir:{tmp_path}/net')
+    with pytest.raises(ValueError, match='whose weights bring their own table'):
+        timm.create_model(f'local-dir:{tmp_path}/net', pretrained=True, embedding='someone/other')
+
+
+# training
+
+OPTIMIZERS = [SGD, ('--opt', 'adamwp2be', '--lr', '0.01'), ('--opt', 'sgd', '--lr', '0.1'), ('--opt', 'adamw')]
+
+
+@pytest.mark.parametrize('opt', OPTIMIZERS, ids=' '.join)
+def test_frozen_table_does_not_move(data: Path, table: Path, output: Path, opt: tuple[str, ...]) -> None:
+    """Through weight decay, moving average, half precision, views and a resumed run; the same run moves a free one."""
+    flags = (*VIEWS, '--epochs', '2', '--weight-decay', '0.5', '--model-ema', '--model-ema-decay', '0.5')
+    flags += ('--amp', '--amp-dtype', 'bfloat16', '--p2be-embedding', str(table))
+    frozen = ('--p2be-freeze',)
+    assert train.main(command(data, output, *flags, *frozen, model=NET, opt=opt)) == 0
+    again = output.with_name('again')
+    resumed = ('--resume', str(output / 'checkpoint-0.pth.tar'))
+    assert train.main(command(data, again, *flags, *frozen, *resumed, model=NET, opt=opt)) == 0
+    assert_same_state(output / 'last.pth.tar', again / 'last.pth.tar')
+    for run in (output, again):
+        for key in ('state_dict', 'state_dict_ema'):
+            assert same_bytes(saved_table(run / 'last.pth.tar', key), published.latents(BITS)), key
+    state = checkpoint(output / 'last.pth.tar')
+    names = {name for name in state['state_dict'] if 'num_batches' not in name and 'running' not in name}
+    assert sum(len(group['params']) for group in state['optimizer']['param_groups']) == len(names) - 1
+    moved = output.with_name('moved')
+    rate = ('--p2be-lr', '0.01') if opt[1].endswith('p2be') else ()
+    assert train.main(command(data, moved, *flags, *rate, model=NET, opt=opt)) == 0
+    for key in ('state_dict', 'state_dict_ema'):
+        assert not same_bytes(saved_table(moved / 'last.pth.tar', key), published.latents(BITS))
+
+
+@pytest.mark.slow
+def test_frozen_table_does_not_move_in_two_processes(data: Path, table: Path, output: Path) -> None:
+    words = command(
+        data, output, '--p2be-embedding', str(table), '--p2be-freeze', '--batch-size', '4', '--model-ema', model=NET
+    )
+    launcher = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
+    script = str(ROOT / 'train_scripts' / 'train.py')
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
+    result = subprocess.run([*launcher, script, *words], env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    for key in ('state_dict', 'state_dict_ema'):
+        assert same_bytes(saved_table(output / 'last.pth.tar', key), published.latents(BITS))
+
+
+def test_run_records_the_commit_and_repeats_it(
+    hub: HubServer, data: Path, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From args.yaml the same table comes again, even after the branch has moved on; --resume asks nobody."""
+    first = hub.put(ID, published.embedding(tmp_path / 'one', BITS))
+    flags = ('--p2be-embedding', ID, '--p2be-freeze')
+    assert train.main(command(data, output, *flags, '--epochs', '2', model=NET)) == 0
+    assert hub.count('GET .*/model.safetensors') == 1
+    hub.put(ID, published.embedding(tmp_path / 'two', 8, seed=1))
+    recorded = yaml.safe_load((output / 'args.yaml').read_text())
+    assert (recorded['p2be_embedding'], recorded['p2be_freeze']) == (f'{ID}@{first}', True)
+    assert recorded['model_kwargs'] == {'backbone': 'test_resnet', 'num_bits': BITS}
+    assert recorded['p2be_init'] is None
+    args = checkpoint(output / 'last.pth.tar')['args']
+    assert (args.p2be_embedding, args.model_kwargs) == (recorded['p2be_embedding'], recorded['model_kwargs'])
+
+    asked = len(hub.requests)
+    assert train.main(['-c', str(output / 'args.yaml'), '--experiment', 'again']) == 0
+    assert_same_state(output / 'last.pth.tar', output.with_name('again') / 'last.pth.tar')
+    assert len(hub.requests) == asked  # a commit in the cache
+
+    shutil.rmtree(tmp_path / 'hub-cache')
+    parts = output.with_name('parts')
+    resumed = (*flags, '--epochs', '2', '--resume', str(output / 'checkpoint-0.pth.tar'))
+    assert train.main(command(data, parts, *resumed, model=NET)) == 0
+    assert len(hub.requests) == asked
+    assert_same_state(output / 'last.pth.tar', parts / 'last.pth.tar')
+    again = yaml.safe_load((parts / 'args.yaml').read_text())
+    assert (again['p2be_embedding'], again['model_kwargs']) == (f'{ID}@{first}', recorded['model_kwargs'])
+    assert_same_state(output / 'last.pth.tar', _resume(data, parts, model=NET) / 'last.pth.tar')  # a second time
+    # without the source: a model of the recorded arguments takes the weights
+    model = timm.create_model(
+        'encoded', num_classes=2, checkpoint_path=output / 'last.pth.tar', **recorded['model_kwargs']
+    )
+    assert same_bytes(latents(model), published.latents(BITS))
+
+
+def _resume(data: Path, run: Path, model: tuple[str, ...]) -> Path:
+    output = run.with_name(f'{run.name}-resumed')
+    path = str(run.with_name('run') / 'checkpoint-0.pth.tar')
+    flags = ('--p2be-freeze', '--epochs', '2', '--resume', path)  # what is left out is the checkpoint's
+    assert train.main(command(data, output, *flags, model=model)) == 0
+    return output
+
+
+def test_resume_when_the_folder_is_gone(data: Path, table: Path, output: Path) -> None:
+    """A table that is trained on: the checkpoint's, not the published one."""
+    flags = ('--p2be-embedding', str(table), '--p2be-lr', '0.01', '--epochs', '2')
+    assert train.main(command(data, output, *flags, model=NET)) == 0
+    shutil.rmtree(table)
+    parts = output.with_name('parts')
+    resumed = ('--resume', str(output / 'checkpoint-0.pth.tar'))
+    assert train.main(command(data, parts, *flags, *resumed, model=NET)) == 0
+    assert_same_state(output / 'last.pth.tar', parts / 'last.pth.tar')
+
+
+def test_model_kwargs_say_the_same(data: Path, table: Path, output: Path) -> None:
+    """As timm's own train.py has them; here they become the flags, with all that follows from these."""
+    run = build(*command(data, output, model=(*NET, f'embedding={table}', 'freeze_embedding=True')))
+    assert (run.args.p2be_embedding, run.args.p2be_freeze) == (str(table), True)
+    assert run.args.model_kwargs == {'backbone': 'test_resnet', 'num_bits': BITS}
+    assert same_bytes(latents(run.task.trainable_module), published.latents(BITS))
+    assert run.args.p2be_smoothness is None
+
+
+def test_frozen_random_table_is_an_ablation_that_is_logged(
+    data: Path, output: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        run = build(*command(data, output, '--p2be-freeze', '--p2be-init', 'thermometer', model=NET))
+    assert 0.4 < latents(run.task.trainable_module).abs().mean() < 0.6
+    assert 'The table is frozen as it was drawn (--p2be-init thermometer): nothing has been learned.' in caplog.messages
+    assert (run.args.p2be_init, run.args.p2be_lr) == ('thermometer', None)
+
+
+def test_recipe_gives_way(
+    data: Path, table: Path, output: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """To the model, which may have no table, and to the command line."""
+    recipe = tmp_path / 'recipe.yaml'
+    recipe.write_text(f'p2be_embedding: {table}\np2be_freeze: true\n')
+    with caplog.at_level(logging.INFO):
+        for model in (('--model', 'test_resnet', '--img-size', '32'), (*NET, 'encoding=onehot')):
+            run = build(*command(data, output, model=model), '-c', str(recipe))
+            assert (run.args.p2be_embedding, run.args.p2be_freeze) == (None, False)
+    assert any("the recipe's ['p2be_embedding', 'p2be_freeze'] do not apply" in text for text in caplog.messages)
+    recipe.write_text('p2be_init: thermometer\np2be_lr: 0.01\np2be_smoothness: 2.0\n')
+    run = build(*command(data, output, '--p2be-embedding', str(table), '--p2be-freeze', model=NET), '-c', str(recipe))
+    assert (run.args.p2be_init, run.args.p2be_lr, run.args.p2be_smoothness) == (None, None, None)
+    assert (
+        sum(
+            'p2be_' in note
+            for note in parse_args(
+                [*command(data, output, '--p2be-embedding', str(table), '--p2be-freeze', model=NET), '-c', str(recipe)]
+            ).notes
+        )
+        == 2
+    )
+
+
+def test_saved_models_are_known_by_their_config(
+    data: Path, table: Path, output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their architecture, and whether they were saved frozen."""
+    for name, kwargs in (('wrn10_2_p2be', {'freeze_embedding': True}), ('wrn10_2', {})):
+        save_for_hf(timm.create_model(name, **kwargs), tmp_path / name, safe_serialization=True)
+    learned, rgb = (('--img-size', '32', '--model', f'local-dir:{tmp_path / n}') for n in ('wrn10_2_p2be', 'wrn10_2'))
+    run = build(*command(data, output, '--p2be-embedding', str(table), model=learned))
+    assert same_bytes(latents(run.task.trainable_module), published.latents(BITS))
+    shutil.rmtree(output)
+    assert train.main(command(data, output, '--p2be-sched', 'follow', model=learned)) == 2
+    assert 'is frozen; leave the flags out' in capsys.readouterr().err
+    assert train.main(command(data, output, '--p2be-embedding', str(table), model=rgb)) == 2
+    assert 'has no learned table' in capsys.readouterr().err
+
+
+RGB = ('--model', 'test_resnet', '--img-size', '32')
+ERRORS = [
+    (RGB, ('--p2be-freeze',), '--p2be-freeze: test_resnet has no learned table'),
+    (RGB, ('--p2be-embedding', 'a/b'), '--p2be-embedding: test_resnet has no learned table'),
+    ((*NET, 'encoding=onehot'), ('--p2be-embedding', 'a/b', '--p2be-freeze'), '--p2be-embedding, --p2be-freeze: enc'),
+    (NET, ('--p2be-embedding', 'nobody/nothing'), 'HF_HUB_OFFLINE'),
+    (NET, ('--p2be-embedding', '{table}/../nowhere'), 'no folder'),
+    ((*NET, 'num_bits=8'), ('--p2be-embedding', '{table}'), 'has codes of 16 bits. Use 16'),
+    ((*NET, 'embedding_init=normal'), ('--p2be-embedding', '{table}'), "embedding_init='normal': the table is loaded"),
+]
+
+
+@pytest.mark.parametrize(('model', 'flags', 'message'), ERRORS)
+def test_errors_come_before_anything_is_written(
+    data: Path,
+    table: Path,
+    output: Path,
+    capsys: pytest.CaptureFixture[str],
+    model: tuple[str, ...],
+    flags: tuple[str, ...],
+    message: str,
+) -> None:
+    words = [flag.format(table=table) for flag in flags]
+    assert train.main(command(data, output, *words, model=model)) == 2
+    assert message in capsys.readouterr().err
+    assert not output.parent.exists()
+
+
+def test_resume_with_another_table_is_refused(
+    data: Path, table: Path, output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = ('--p2be-embedding', str(table))
+    frozen, fresh = output, output.with_name('fresh')
+    assert train.main(command(data, frozen, *source, '--p2be-freeze', model=NET)) == 0
+    assert train.main(command(data, fresh, model=NET)) == 0
+    for run, flags, message in (
+        (frozen, ('--p2be-embedding', 'a/b', '--p2be-freeze'), f'started from {table}. Leave the flag as it was.'),
+        (fresh, source, 'which started afresh. Leave the flag out.'),
+        (frozen, source, 'its run froze its table; add --p2be-freeze, or start the optimizer afresh by --no-resume'),
+        (fresh, ('--p2be-freeze',), 'its run trained its table; leave out --p2be-freeze, or start'),
+    ):
+        words = command(data, output.with_name('x'), *flags, '--resume', str(run / 'last.pth.tar'), model=NET)
+        assert train.main(words) == 2
+        assert message in capsys.readouterr().err
+        assert not output.with_name('x').exists()
+    thawed = ('--resume', str(frozen / 'last.pth.tar'), '--no-resume-opt', '--epochs', '2', '--p2be-lr', '0.01')
+    assert train.main(command(data, output.with_name('x'), *thawed, model=NET)) == 0
+    assert not same_bytes(saved_table(output.with_name('x') / 'last.pth.tar'), published.latents(BITS))

@@ -1,0 +1,256 @@
+"""Pretrained weights: those that ship, and those of folders and Hub repositories; checked before use, no pickles."""
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import published
+import pytest
+import timm
+import torch
+from hub_server import HubServer
+from safetensors.torch import load_file, save_file
+from timm.models import get_arch_pretrained_cfgs, list_models, model_entrypoint
+from torch import Tensor, nn
+
+from timm_p2be import weights
+from timm_p2be.provenance import check_provenance
+from timm_p2be.stem import EncodedConv2d, find_embedding
+
+RELEASED = set(weights.shipped_weights())
+NAME = 'someone/net'
+PLANTED = ('wrn10_2', 'wrn10_2_p2be', 'wrn10_2_onehot', 'wrn10_2_thermometer')  # small ones, of no use
+
+Create = Callable[..., nn.Module]
+
+
+def as_shipped(name: str, tensor: Tensor) -> Tensor:
+    """Convolutions and linear layers are shipped in float16; latents and BatchNorm stay float32."""
+    half = tensor.ndim in (2, 4) and not name.endswith('embedding.weight')
+    return tensor.half() if half or name == 'fc.bias' else tensor
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Take the place of the folder of shipped weights; it has weights of the networks `PLANTED`."""
+    where = tmp_path / 'weights'
+    where.mkdir()
+    listed = {}
+    for number, name in enumerate(PLANTED):
+        torch.manual_seed(number)
+        state = timm.create_model(name).state_dict()
+        state['bn1.running_mean' if 'bn1.running_mean' in state else 'norm.running_mean'] += 1 / 3
+        path = where / f'{name}.planted.safetensors'
+        save_file({key: as_shipped(key, value) for key, value in state.items()}, path)
+        listed[f'{name}.planted'] = {'sha256': weights.file_sha256(path), 'provenance': {'model': name}}
+    (where / 'shipped.json').write_text(json.dumps(listed))
+    monkeypatch.setattr(weights, 'FOLDER', where)
+    return where
+
+
+@pytest.fixture(params=[*PLANTED, *sorted(RELEASED)])
+def shipped(request: pytest.FixtureRequest) -> tuple[Create, dict[str, Tensor]]:
+    """How to create a network with shipped weights, and these as they are in the file."""
+    if '.' in request.param:
+        path, overlay, name = weights.weights_path(request.param), {}, request.param
+    else:
+        request.getfixturevalue('folder')
+        path, name = weights.weights_path(f'{request.param}.planted'), request.param
+        overlay = {'pretrained_cfg_overlay': {'file': path}}
+
+    def create(**kwargs: Any) -> nn.Module:
+        return timm.create_model(name, pretrained=True, **overlay, **kwargs)
+
+    return create, load_file(path)
+
+
+def test_what_ships_is_listed_and_nothing_else() -> None:
+    """File, sha256 and a tag that timm lists go together."""
+    assert {path.stem for path in weights.FOLDER.glob('*.safetensors')} == RELEASED
+    ours = [name for name in list_models() if model_entrypoint(name).__module__.startswith('timm_p2be.')]
+    tags = {tag: cfg for name in ours for tag, cfg in get_arch_pretrained_cfgs(name).items() if cfg.has_weights}
+    assert {tag: cfg.file for tag, cfg in tags.items()} == {name: weights.weights_path(name) for name in RELEASED}
+    assert all(cfg.license and cfg.description and 'CIFAR-10' in cfg.description for cfg in tags.values())
+    for name in RELEASED:
+        check_provenance(weights.shipped_provenance(name))
+    assert sum(path.stat().st_size for path in weights.FOLDER.iterdir()) < 20e6
+
+
+def test_shipped_weights_arrive(shipped: tuple[Create, dict[str, Tensor]]) -> None:
+    create, saved = shipped
+    state = create().state_dict()
+    assert state.keys() == saved.keys()
+    for name, value in state.items():
+        assert value.is_floating_point() == saved[name].is_floating_point()
+        assert value.dtype in (torch.float32, torch.int64)
+        assert torch.equal(value, saved[name].to(value.dtype)), name
+        half = saved[name].dtype == torch.float16
+        assert not (half and (name.endswith('embedding.weight') or 'norm' in name or 'bn' in name)), name
+
+
+def test_shipped_weights_adapt(shipped: tuple[Create, dict[str, Tensor]]) -> None:
+    """To other classes and channels, and to feature extraction: what fits stays, bit for bit."""
+    create, saved = shipped
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    plain = create().eval()
+    with torch.no_grad():
+        body = plain.forward_features(images)  # type: ignore[operator]
+        features = create(features_only=True).eval()(images)
+        assert torch.equal(features[-1], body)
+        for classes, shape in ((100, (2, 100)), (0, (2, plain.num_features))):
+            other = create(num_classes=classes).eval()
+            assert other(images).shape == shape
+            assert torch.equal(other.forward_features(images), body)  # type: ignore[operator]
+    stem = next(module for name, module in plain.named_modules() if name == 'conv1')
+    bits = stem.embedding.num_bits if isinstance(stem, EncodedConv2d) else 1
+    colours = saved['conv1.weight'].float().unflatten(1, (bits, 3))
+    rounding = {} if bits > 1 else {'rtol': 2e-3, 'atol': 1e-3}  # timm sums float16 stems of RGB in float16
+    for chans, wanted in ((1, colours.sum(2)), (4, colours[:, :, [0, 1, 2, 0]] * 3 / 4)):
+        adapted = create(in_chans=chans)
+        kernel = adapted.get_parameter('conv1.weight').detach()
+        torch.testing.assert_close(kernel.unflatten(1, (bits, chans)).squeeze(2), wanted.squeeze(2), **rounding)
+        if bits > 1 and 'conv1.embedding.weight' in saved:
+            assert torch.equal(adapted.get_parameter('conv1.embedding.weight'), saved['conv1.embedding.weight'])
+
+
+def _load(name: str = 'wrn10_2_p2be', **kwargs: Any) -> nn.Module:
+    overlay = {'file': weights.weights_path(f'{name}.planted')}
+    return timm.create_model(name, pretrained_cfg_overlay=overlay, **kwargs)
+
+
+@pytest.mark.parametrize('name', ['wrn10_2', 'wrn10_2_p2be'])
+def test_damaged_shipped_weights_are_refused(folder: Path, name: str) -> None:
+    path = folder / f'{name}.planted.safetensors'
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r'are damaged: their sha256 is .* Reinstall: pip install'):
+        _load(name, pretrained=True)
+    path.unlink()
+    with pytest.raises(ValueError, match=r'cannot be read: .*No such file.* Reinstall: pip install'):
+        _load(name, pretrained=True)
+    assert _load(name, pretrained=False)  # nobody asks for the file
+
+
+@pytest.mark.parametrize('text', ['{', '[]', '{"wrn10_2_p2be.planted": {"sha256": "0"}}', None])
+def test_damaged_list_of_shipped_weights(folder: Path, text: str | None) -> None:
+    (folder / 'shipped.json').unlink()
+    if text is not None:
+        (folder / 'shipped.json').write_text(text)
+    with pytest.raises(ValueError, match=r'list of shipped weights, .* Reinstall: pip install'):
+        _load(pretrained=True)
+
+
+def test_unlisted_weights_in_the_folder_are_refused(folder: Path) -> None:
+    (folder / 'shipped.json').write_text('{"wrn10_2.planted": {"sha256": "0", "provenance": {}}}')
+    problem = r"wrn10_2_p2be.planted do not ship with this version; it has \['wrn10_2"
+    with pytest.raises(ValueError, match=problem):
+        _load(pretrained=True)
+    with pytest.raises(ValueError, match=problem):
+        weights.shipped_provenance('wrn10_2_p2be.planted')
+    assert weights.shipped_provenance('wrn10_2.planted') == {}
+
+
+class Bomb:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.trace,))
+
+
+def test_bomb_works(tmp_path: Path) -> None:
+    pickle.loads(pickle.dumps(Bomb(tmp_path / 'trace')))
+    assert (tmp_path / 'trace').exists()
+
+
+@pytest.mark.parametrize('name', ['wrn10_2', 'wrn10_2_p2be'])
+@pytest.mark.parametrize('kind', ['alone', 'beside', 'named in the config'])
+@pytest.mark.parametrize('place', ['folder', 'hub'])
+def test_a_pickle_is_never_opened(hub: HubServer, tmp_path: Path, name: str, kind: str, place: str) -> None:
+    where, trace = tmp_path / 'net', tmp_path / 'trace'
+    published.model(where, name)
+    for file in ('pytorch_model.bin', 'model.pth', 'evil.bin'):
+        (where / file).write_bytes(pickle.dumps(Bomb(trace)))
+    if kind != 'beside':
+        (where / 'model.safetensors').unlink()
+    if kind == 'named in the config':
+        config = json.loads((where / 'config.json').read_text())
+        config['pretrained_cfg'] |= {'hf_hub_filename': 'evil.bin', 'custom_load': 'hf', 'file': 'evil.bin'}
+        (where / 'config.json').write_text(json.dumps(config))
+    hub.put(NAME, published.contents(where))
+    source = f'local-dir:{where}' if place == 'folder' else f'hf-hub:{NAME}'
+    if kind == 'beside':
+        assert timm.create_model(source, pretrained=True)
+    else:
+        with pytest.raises(ValueError, match=r"has no file 'model.safetensors'.*never from a pickle"):
+            timm.create_model(source, pretrained=True)
+    assert not trace.exists()
+    assert not hub.count(r'\.(bin|pth)$')
+
+
+@pytest.mark.parametrize('name', ['wrn10_2', 'wrn10_2_p2be'])
+def test_revisions_are_pinned_to_the_commit_that_was_checked(hub: HubServer, tmp_path: Path, name: str) -> None:
+    first = hub.put(NAME, published.model(tmp_path / 'one', name), tag='v1')
+    second = hub.put(NAME, _other(tmp_path / 'two', name))
+    for revision, commit, where in (('@v1', first, 'one'), ('', second, 'two'), (f'@{first}', first, 'one')):
+        model = timm.create_model(f'hf-hub:{NAME}{revision}', pretrained=True)
+        saved = load_file(tmp_path / where / 'model.safetensors')
+        assert all(torch.equal(value, saved[key]) for key, value in model.state_dict().items())
+        assert model.pretrained_cfg['hf_hub_id'] == f'{NAME}@{commit}'  # type: ignore[index]
+    assert hub.count(f'GET .*{first}/model.safetensors') == 1
+
+
+def _other(where: Path, name: str) -> dict[str, bytes]:
+    """Return the files of a model with other weights."""
+    published.model(where, name)
+    state = load_file(where / 'model.safetensors')
+    save_file({key: value + 1 for key, value in state.items()}, where / 'model.safetensors')
+    published.amend(where, {})
+    return published.contents(where)
+
+
+def test_what_was_downloaded_is_there_offline(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    hub.put(NAME, published.model(tmp_path / 'net'), tag='v1')
+    online = timm.create_model(f'hf-hub:{NAME}@v1', pretrained=True)
+    asked = len(hub.requests)
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    offline = timm.create_model(f'hf-hub:{NAME}@v1', pretrained=True)
+    assert len(hub.requests) == asked
+    assert all(torch.equal(value, offline.state_dict()[key]) for key, value in online.state_dict().items())
+
+
+@pytest.mark.parametrize('place', ['folder', 'hub'])
+@pytest.mark.parametrize(
+    ('damage', 'message'),
+    [
+        ('another sha256', r'model.safetensors has the sha256 .*, but config.json states 00: the two do not belong'),
+        ('cut off', r'model.safetensors is damaged'),
+        ('no header', r'model.safetensors is damaged'),
+    ],
+)
+def test_damaged_weights_are_refused(hub: HubServer, tmp_path: Path, place: str, damage: str, message: str) -> None:
+    where = tmp_path / 'net'
+    published.model(where, **({'weights_sha256': '00'} if damage == 'another sha256' else {}))
+    path = where / 'model.safetensors'
+    if damage != 'another sha256':
+        path.write_bytes(path.read_bytes()[:-1] if damage == 'cut off' else b'x' * 100)
+    hub.put(NAME, published.contents(where))
+    source = f'local-dir:{where}' if place == 'folder' else f'hf-hub:{NAME}'
+    with pytest.raises(ValueError, match=message):
+        timm.create_model(source, pretrained=True)
+
+
+def test_weights_that_state_no_sha256_are_taken(tmp_path: Path) -> None:
+    """timm's own save_for_hf writes none."""
+    published.model(tmp_path / 'net')
+    path = tmp_path / 'net' / 'config.json'
+    for ours in (None, 'text', {'weights_sha256': None}):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {'timm_p2be': ours}))
+        assert find_embedding(timm.create_model(f'local-dir:{tmp_path / "net"}', pretrained=True)).num_bits == 8

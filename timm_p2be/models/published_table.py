@@ -1,0 +1,49 @@
+"""A table from a folder or the Hub for a new model: the argument `embedding` of the encoded models."""
+
+from pathlib import Path
+
+import torch
+
+from timm_p2be.encodings import PixelEmbedding
+
+
+def published_table(
+    embedding: str,
+    encoding: str,
+    num_bits: int | None = None,
+    embedding_init: str | None = None,
+    cache_dir: str | Path | None = None,
+) -> PixelEmbedding:
+    """Return the table that a model is to start from.
+
+    Args:
+        embedding: 'org/name[@revision]' or a folder, see `PixelEmbedding.from_pretrained`.
+        encoding: the model's.
+        num_bits: M the caller asked for; None takes the table's.
+        embedding_init: start the caller asked for; a loaded table has no use for one.
+        cache_dir: cache of the Hub's files, None for the usual one.
+
+    Raises:
+        ValueError: the model's encoding or the table's is fixed, another M, an `embedding_init`, or a table that
+            cannot be fetched or is damaged.
+    """
+    if encoding != 'p2be':
+        raise ValueError(f"embedding={embedding!r} needs a learned table; encoding {encoding!r} is fixed. Use 'p2be'.")
+    if embedding_init is not None:
+        raise ValueError(
+            f'Got embedding={embedding!r} and embedding_init={embedding_init!r}: the table is loaded, so it is not '
+            'drawn. Leave one of them out.'
+        )
+    with torch.random.fork_rng(devices=[]):  # the network starts as it would with a table drawn at random
+        table = PixelEmbedding.from_pretrained(embedding, cache_dir=cache_dir)
+    if table.weight is None:
+        raise ValueError(
+            f'Got embedding={embedding!r}, which holds a fixed {table.encoding} table; a p2be model takes a p2be '
+            f"table. Use a model with encoding='{table.encoding}' and no embedding."
+        )
+    if num_bits not in (None, table.num_bits):
+        raise ValueError(
+            f'Got num_bits={num_bits}, but the table {embedding!r} has codes of {table.num_bits} bits. Use '
+            f'{table.num_bits}, or leave num_bits out.'
+        )
+    return table
