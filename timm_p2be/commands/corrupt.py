@@ -10,6 +10,7 @@ from PIL import Image
 
 from timm_p2be.commands.flags import add_data_flags, images_from
 from timm_p2be.commands.interruption import terminated_as_interrupt
+from timm_p2be.commands.picture_files import save_picture
 from timm_p2be.robustness.contact_sheet import contact_sheet
 from timm_p2be.robustness.corrupted_data import check_severities, choose_names
 from timm_p2be.robustness.corrupted_sets import GeneratedSet
@@ -17,7 +18,6 @@ from timm_p2be.robustness.corrupted_writing import write_set
 from timm_p2be.robustness.corruptions import SEVERITIES, SUITES, corrupt
 from timm_p2be.robustness.images import RESIZE, ImageSet
 from timm_p2be.robustness.progress import Progress
-from timm_p2be.robustness.results import whole_file
 
 _EPILOG = """\
 IMAGE files are written to OUTPUT as <image>_<corruption>_<severity>.png. A data set is written in the layout that
@@ -91,7 +91,7 @@ def _run(args: argparse.Namespace, data_flags: Sequence[str]) -> None:
         first = images[args.image[0]]
     if args.contact_sheet is not None:
         names = choose_names(None, args.name, args.name is None or args.extra, 'The benchmark')
-        _save(args.contact_sheet, contact_sheet(first, args.suite, args.seed, names), args.overwrite)
+        save_picture(contact_sheet(first, args.suite, args.seed, names), args.contact_sheet, args.overwrite)
 
 
 def _write_data(args: argparse.Namespace, clean: ImageSet) -> None:
@@ -116,7 +116,8 @@ def _write_files(args: argparse.Namespace, images: dict[Path, NDArray[np.uint8]]
         for name in names:
             for severity in severities:
                 made = corrupt(pixels, name, severity, args.suite, (args.seed, number))
-                _save(args.output / f'{path.stem}_{name}_{severity}.png', Image.fromarray(made), args.overwrite)
+                target = args.output / f'{path.stem}_{name}_{severity}.png'
+                save_picture(Image.fromarray(made), target, args.overwrite)
     print(f'{len(images) * len(names) * len(severities)} images written to {args.output}')
 
 
@@ -132,13 +133,3 @@ def _read(path: Path, suite: str) -> NDArray[np.uint8]:
     side = SUITES[suite]
     resize = None if image.size == (side, side) else RESIZE[suite]
     return ImageSet([(image, 0)], path.name, side, resize)[0][0]
-
-
-def _save(path: Path, image: Image.Image, overwrite: bool) -> None:
-    if path.exists() and not overwrite:
-        raise ValueError(f'{path} is there already. Choose another place, or pass --overwrite.')
-    known = Image.registered_extensions()
-    if path.suffix.lower() not in known:
-        raise ValueError(f'{path}: unknown kind of image {path.suffix!r}; name a .png or .jpg file.')
-    with whole_file(path) as file:
-        image.save(file, known[path.suffix.lower()])

@@ -1,0 +1,684 @@
+"""`timm-p2be publish`: from a run of train.py to a repository, by the real client to a Hub on loopback."""
+
+import argparse
+import copy
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import yaml
+from hub_server import HubServer
+from huggingface_hub import constants
+from runs import checkpoint, command, summary, write_images
+from safetensors.torch import load_file
+
+import timm_p2be
+import train
+from timm_p2be import PixelEmbedding
+from timm_p2be.checkpoints import read_checkpoint
+from timm_p2be.cli import main
+from timm_p2be.hub.publishing import publish
+from timm_p2be.hub.release import RELEASE_FILES, Release, prepare
+from timm_p2be.hub.run_record import Dataset
+from timm_p2be.provenance import check_provenance
+from timm_p2be.whole_files import write_json
+
+pytestmark = [
+    pytest.mark.filterwarnings('ignore:unclosed file:ResourceWarning'),  # timm's readers leave images open
+    pytest.mark.filterwarnings('ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning'),
+]
+ROOT = Path(__file__).parents[1]
+REPO = 'tester/net'
+NAMED = ('--repo-id', REPO, '--dataset-name', 'Noise')
+RELEASE = Release(REPO, dataset=Dataset('Noise'))
+LOAD = """\
+import sys, timm, timm_p2be, torch
+name, images, output = sys.argv[1:]
+model = timm.create_model(name, pretrained=True).eval()
+config = timm.data.resolve_data_config(model=model)
+torch.save({'logits': model(torch.load(images)), 'config': config}, output)
+"""
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp('images'))
+
+
+@pytest.fixture(scope='module')
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Output folder of a run of two epochs with recovery files, by a recipe."""
+    folder = tmp_path_factory.mktemp('runs')
+    recipe = folder / 'tiny.yaml'
+    recipe.write_text('p2be_smoothness: 0.5\n')
+    flags = ('--config', str(recipe), '--epochs', '2', '--recovery-interval', '2', '--mean', '0', '--std', '1')
+    assert train.main(command(data, folder / 'run', *flags)) == 0
+    return folder / 'run'
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the run that a test may damage."""
+    return shutil.copytree(trained, tmp_path / 'a run')
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run `publish` with arguments that fail, and return what it said."""
+
+    def call(*args: str | Path) -> str:
+        with pytest.raises(SystemExit) as stop:
+            main(['publish', *map(str, args)])
+        assert stop.value.code == 2
+        said = capsys.readouterr()
+        assert HubServer.token not in said.err + said.out
+        return ' '.join(said.err.split())
+
+    return call
+
+
+def network(run: Path, name: str = 'last.pth.tar') -> torch.nn.Module:
+    """The run's network as train.py had it."""
+    model = timm.create_model('encoded', backbone='test_resnet', num_bits=8, num_classes=2)
+    model.load_state_dict(checkpoint(run / name)['state_dict'])
+    return model.eval()
+
+
+def rewrite(path: Path, content: Any) -> None:
+    """Save a checkpoint in place of one that timm may have mapped into memory."""
+    torch.save(content, path.with_suffix('.new'))
+    path.with_suffix('.new').replace(path)
+
+
+def texts(folder: Path) -> str:
+    return ''.join(path.read_text() for path in folder.iterdir() if path.suffix != '.safetensors')
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def uploaded(hub: HubServer, repo_id: str = REPO) -> dict[str, bytes]:
+    files = hub.repos[repo_id].head.files
+    return {path: file.content for path, file in files.items() if path != '.gitattributes'}
+
+
+def test_a_model_from_run_to_logits_in_another_process(
+    hub: HubServer, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(['publish', str(trained), *NAMED, '--tag', 'v1']) == 0
+    said = capsys.readouterr().out
+    repo = hub.repos[REPO]
+    assert uploaded(hub).keys() == set(RELEASE_FILES)
+    assert len(repo.commits) == 2  # the Hub's own first one and ours
+    assert repo.tags == {'v1': repo.head.sha}
+    assert f'Published {REPO}@v1 at commit {repo.head.sha}: {hub.url}/{REPO}' in said
+    for name, file in repo.head.files.items():
+        assert name == '.gitattributes' or f'{name}: {len(file.content):,} bytes, sha256 {file.sha256}' in said
+    images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    torch.save(images, tmp_path / 'images.pt')
+    words = (sys.executable, '-c', LOAD, f'hf-hub:{REPO}@v1', tmp_path / 'images.pt', tmp_path / 'logits.pt')
+    threads = {'OMP_NUM_THREADS': str(torch.get_num_threads())}  # sums are split among them
+    subprocess.run(words, check=True, env=os.environ | hub.environment(tmp_path / 'other cache') | threads)
+    loaded = torch.load(tmp_path / 'logits.pt')
+    with torch.no_grad():
+        assert torch.equal(loaded['logits'], network(trained)(images))
+    assert loaded['config']['input_size'] == (3, 32, 32)
+    assert (tuple(loaded['config']['mean']), tuple(loaded['config']['std'])) == ((0.0,) * 3, (1.0,) * 3)
+
+
+def test_a_dry_run_writes_what_would_be_uploaded_and_asks_nobody(hub: HubServer, trained: Path, tmp_path: Path) -> None:
+    assert main(['publish', str(trained), *NAMED, '--tag', 'v1', '--dry-run', str(tmp_path / 'release')]) == 0
+    assert not hub.requests
+    assert main(['publish', str(trained), *NAMED, '--tag', 'v1', '--dry-run', str(tmp_path / 'release')]) == 0
+    assert [*tmp_path.glob('.release*')] == []
+    assert main(['publish', str(trained), *NAMED, '--tag', 'v1']) == 0
+    assert contents(tmp_path / 'release') == uploaded(hub)
+
+
+def test_the_record_of_a_run(trained: Path, tmp_path: Path) -> None:
+    prepare(trained, tmp_path / 'release', RELEASE)
+    config = json.loads((tmp_path / 'release/config.json').read_text())
+    results = json.loads((tmp_path / 'release/results.json').read_text())
+    ours, provenance = config['timm_p2be'], config['timm_p2be']['provenance']
+    check_provenance(provenance)
+    assert config['architecture'] == provenance['model'] == 'encoded'
+    assert config['model_args'].items() >= {'backbone': 'test_resnet', 'num_bits': 8, 'num_classes': 2}.items()
+    assert (ours['encoding'], ours['num_bits'], ours['package_version']) == ('p2be', 8, timm_p2be.__version__)
+    assert provenance['dataset'] == {'name': 'Noise', 'id': None, 'split': 'train', 'note': None}
+    assert provenance['recipe'] == 'tiny.yaml'
+    assert (provenance['seed'], provenance['epochs']) == (42, 2)
+    assert (provenance['smoothness'], provenance['reduction']) == (0.5, 'mean')
+    assert provenance['flags'].items() >= {'opt': 'sgdp2be', 'lr': 0.05, 'batch_size': 8, 'img_size': 32}.items()
+    top1 = float(summary(trained)[-1]['eval_top1'])
+    assert results['clean'] == {
+        'error': 100 - top1,
+        'images': None,
+        'split': 'validation',
+        'weights': 'as published',
+        'source': 'summary.csv of the run, after epoch 1',
+    }
+    assert results == {**provenance['results'], 'files': {}}
+    codes = timm_p2be.find_embedding(network(trained)).codes().detach()
+    levels = [set(code.nonzero().flatten().tolist()) for code in codes]
+    unlike = sum(len(level ^ set(range(k * 8 // 256, 8))) for k, level in enumerate(levels))
+    assert results['codes'] == {
+        'distinct': len(set(map(frozenset, levels))),
+        'bits': 2048,
+        'unlike_thermometer': unlike,
+    }
+    assert f'| {100 - top1:.2f} |' in (tmp_path / 'release/README.md').read_text()
+
+
+def test_nothing_tells_where_or_by_whom_it_was_trained(trained: Path, data: Path, tmp_path: Path) -> None:
+    prepare(trained, tmp_path / 'release', RELEASE)
+    said = texts(tmp_path / 'release')
+    for place in (trained, data, Path.home(), ROOT, trained.parent / 'tiny.yaml'):
+        assert str(place) not in said
+    assert trained.parent.parent.name not in said
+    with pytest.raises(ValueError, match=f'README.md would publish the path {data}|config.json would publish the path'):
+        prepare(trained, tmp_path / 'other', Release(REPO, dataset=Dataset('Noise', note=f'from {data}')))
+    assert not (tmp_path / 'other').exists()
+
+
+def test_best_and_other_checkpoints_have_their_own_error(run: Path, tmp_path: Path) -> None:
+    rows = ['epoch,eval_top1', '0,62.5', '1,12.5', '1,25.0']  # the last row of an epoch counts
+    (run / 'summary.csv').write_text('\n'.join(rows) + '\n')
+    shutil.copy(run / 'checkpoint-0.pth.tar', run / 'model_best.pth.tar')
+    for name, error, epochs in (
+        ('best', 37.5, 1),
+        ('last', 75.0, 2),
+        (str(run / 'checkpoint-0.pth.tar'), 37.5, 1),
+    ):
+        prepare(run, tmp_path / 'release', Release(REPO, checkpoint=name, dataset=Dataset('Noise')))
+        provenance = json.loads((tmp_path / 'release/config.json').read_text())['timm_p2be']['provenance']
+        assert (provenance['results']['clean']['error'], provenance['epochs']) == (error, epochs)
+        assert ('epochs' in provenance['flags']) == (epochs == 1)  # a run that was to be longer
+
+
+def test_averaged_weights_are_published(run: Path, tmp_path: Path) -> None:
+    content = checkpoint(run / 'last.pth.tar')
+    content['state_dict_ema'] = {name: tensor * 0.5 for name, tensor in content['state_dict'].items()}
+    rewrite(run / 'last.pth.tar', content)
+    prepare(run, tmp_path / 'release', RELEASE)
+    state = load_file(tmp_path / 'release/model.safetensors')
+    assert torch.equal(state['fc.weight'], content['state_dict']['fc.weight'] * 0.5)
+
+
+def test_a_table_alone(hub: HubServer, trained: Path, tmp_path: Path) -> None:
+    words = ('--embedding-only', '--base-model', f'{REPO}@v1', '--tag', 'v2', '--test-images', '8')
+    assert main(['publish', str(trained), *NAMED, *words]) == 0
+    assert uploaded(hub).keys() == {'README.md', 'config.json', 'model.safetensors'}
+    table = PixelEmbedding.from_pretrained(f'{REPO}@v2')
+    assert table.weight is not None
+    assert torch.equal(table.weight, timm_p2be.find_embedding(network(trained)).weight)
+    assert table.provenance is not None
+    assert table.provenance['base_model'] == f'{REPO}@v1'
+    assert table.provenance['results']['clean']['images'] == 8
+    card = uploaded(hub)['README.md'].decode()
+    assert f'base_model: {REPO}\n' in card
+    assert f"embedding='{REPO}@v2'" in card
+
+
+def test_rounding_leaves_latents_and_vectors(trained: Path, tmp_path: Path) -> None:
+    prepare(trained, tmp_path / 'half', Release(REPO, half=True, dataset=Dataset('Noise')))
+    exact, state = network(trained).state_dict(), load_file(tmp_path / 'half/model.safetensors')
+    assert state.keys() == exact.keys()
+    rounded = {name for name, tensor in state.items() if tensor.dtype == torch.float16}
+    assert rounded == {name for name, tensor in exact.items() if tensor.ndim > 1 and 'embedding' not in name}
+    assert all(torch.equal(state[name], exact[name]) for name in state.keys() - rounded)
+    assert all(torch.equal(state[name], exact[name].half()) for name in rounded)
+    clean = json.loads((tmp_path / 'half/results.json').read_text())['clean']
+    assert clean['weights'] == 'before rounding to float16'
+    model = timm.create_model(f'local-dir:{tmp_path / "half"}', pretrained=True)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_weights_beyond_float16_are_not_rounded(run: Path, tmp_path: Path) -> None:
+    content = checkpoint(run / 'last.pth.tar')
+    content['state_dict']['fc.weight'][0, 0] = 1e5
+    rewrite(run / 'last.pth.tar', content)
+    with pytest.raises(ValueError, match=r'fc\.weight has values beyond the range of float16'):
+        prepare(run, tmp_path / 'half', Release(REPO, half=True, dataset=Dataset('Noise')))
+    assert [path.name for path in tmp_path.iterdir()] == ['a run']
+
+
+def imitate(trained: Path, folder: Path, model: str, state: dict[str, torch.Tensor], **flags: Any) -> Path:
+    """Write a run of another network, with the flags of `trained` where there are no others."""
+    folder.mkdir()
+    flags = {**yaml.safe_load((trained / 'args.yaml').read_text()), 'model': model, 'model_kwargs': {}, **flags}
+    (folder / 'args.yaml').write_text(yaml.safe_dump(flags))
+    (folder / 'summary.csv').write_text('epoch,eval_top1\n7,79.69\n')
+    content = {'arch': model, 'epoch': 7, 'args': argparse.Namespace(**flags), 'state_dict': state}
+    torch.save(content, folder / 'last.pth.tar')
+    return folder
+
+
+@pytest.fixture
+def measured_run(trained: Path, tmp_path: Path) -> Path:
+    """A run whose weights are those that the committed benchmark files measured."""
+    state = load_file(ROOT / 'benchmarks/networks/wrn10_2_p2be.safetensors')
+    return imitate(trained, tmp_path / 'run', 'wrn10_2_p2be', state, num_classes=10, dataset='torch/cifar10')
+
+
+CORRUPTIONS = ROOT / 'benchmarks/results/corruptions/results.json'
+ATTACKS = ROOT / 'benchmarks/results/attacks/p2be.attacks.json'
+
+
+def test_benchmarks_of_these_weights(measured_run: Path, tmp_path: Path) -> None:
+    prepare(measured_run, tmp_path / 'release', Release(REPO, results=[CORRUPTIONS, ATTACKS]))
+    results = json.loads((tmp_path / 'release/results.json').read_text())
+    assert results['clean']['images'] == 10_000  # all of torchvision's, so before the benchmarks' 2,000 and 1,000
+    assert results['clean']['error'] == 20.31
+    summary = json.loads(CORRUPTIONS.read_text())['summary']['p2be']
+    assert results['corruptions']['mean_corruption_error'] == round(100 * summary['mean_corruption_error'], 4)
+    assert results['corruptions']['mce'] == round(100 * summary['mce_alexnet'], 4)
+    assert results['attacks'][-1]['name'] == 'worst case of all'
+    assert (results['attacks'][-1]['images'], results['attacks'][-1]['accuracy']) == (1000, 0.0)
+    assert {entry['weights'] for entry in (results['corruptions'], *results['attacks'])} == {'as published'}
+    assert results['files'].keys() == {CORRUPTIONS.name, ATTACKS.name}
+    card = (tmp_path / 'release/README.md').read_text()
+    assert 'The strongest leaves 0.00 % of the images right' in card
+    assert 'datasets:\n- uoft-cs/cifar10\n' in card
+
+
+def test_benchmarks_of_rounded_weights_go_before_the_runs_own(measured_run: Path, tmp_path: Path) -> None:
+    release = Release(REPO, half=True, results=[CORRUPTIONS])
+    prepare(measured_run, tmp_path / 'release', release)
+    results = json.loads((tmp_path / 'release/results.json').read_text())
+    assert results['corruptions']['weights'] == results['clean']['weights'] == 'before rounding to float16'
+    content = json.loads(CORRUPTIONS.read_text())
+    model = next(model for model in content['config']['models'] if model['name'] == 'p2be')
+    weights = json.loads((tmp_path / 'release/config.json').read_text())['timm_p2be']['weights_sha256']
+    model |= {'checkpoint_sha256': weights, 'weights_sha256': '0' * 64}
+    write_json(tmp_path / 'rounded.json', content)
+    prepare(measured_run, tmp_path / 'release', Release(REPO, half=True, results=[tmp_path / 'rounded.json']))
+    results = json.loads((tmp_path / 'release/results.json').read_text())
+    assert results['corruptions']['weights'] == results['clean']['weights'] == 'as published'
+    assert (results['clean']['images'], results['clean']['source']) == (2000, 'rounded.json')
+    same = json.loads((tmp_path / 'release/config.json').read_text())['timm_p2be']['weights_sha256']
+    assert same == weights
+
+
+def test_results_of_other_weights_are_refused(trained: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    said = refused(trained, *NAMED, '--results', ATTACKS, '--dry-run', tmp_path / 'release')
+    assert 'measured other weights' in said
+    assert json.loads(ATTACKS.read_text())['model']['checkpoint_sha256'] in said
+    run = read_checkpoint(trained / 'last.pth.tar')
+    assert run.raw['epoch'] == 1
+    assert subprocess.check_output(['sha256sum', trained / 'last.pth.tar'], text=True).split()[0] in said
+    assert not (tmp_path / 'release').exists()
+
+
+def _change(content: dict[str, Any], kind: str) -> None:
+    if kind == 'incomplete':
+        content['complete'] = False
+    elif kind == 'newer':
+        content['schema_version'] = 9
+    elif kind == 'damaged':
+        del content['config']['data']
+
+
+@pytest.mark.parametrize(
+    ('kind', 'message'),
+    [
+        ('incomplete', 'is incomplete. Run the benchmark to its end'),
+        ('newer', 'not a result file'),
+        ('damaged', "is damaged (KeyError('data'))"),
+        ('missing', 'not a result file'),
+        ('twice', 'is a second file of corruptions'),
+    ],
+)
+def test_unfit_result_files(
+    measured_run: Path, tmp_path: Path, refused: Callable[..., str], kind: str, message: str
+) -> None:
+    content = json.loads(CORRUPTIONS.read_text())
+    _change(content, kind)
+    files = [tmp_path / 'changed.json']
+    if kind != 'missing':
+        write_json(files[0], content)
+    files += [CORRUPTIONS] if kind == 'twice' else []
+    assert message in refused(measured_run, '--repo-id', REPO, '--dry-run', tmp_path / 'out', '--results', *files)
+
+
+def test_an_unfinished_attack_is_refused(measured_run: Path, tmp_path: Path) -> None:
+    content = json.loads(ATTACKS.read_text())
+    del content['alone']['square']['accuracy']
+    write_json(tmp_path / 'a.json', content)
+    with pytest.raises(ValueError, match=r'a\.json is incomplete'):
+        prepare(measured_run, tmp_path / 'out', Release(REPO, results=[tmp_path / 'a.json']))
+
+
+def _spoil(run: Path, kind: str) -> tuple[str, ...]:
+    """Damage a run and return further flags."""
+    path = run / 'last.pth.tar'
+    content = checkpoint(path)
+    flags = yaml.safe_load((run / 'args.yaml').read_text())
+    if kind == 'no validation':
+        (run / 'summary.csv').write_text('epoch,train_loss\n0,1.0\n1,1.0\n')
+    elif kind == 'no summary':
+        (run / 'summary.csv').unlink()
+    elif kind == 'damaged summary':
+        (run / 'summary.csv').write_text('epoch,eval_top1\n1,seven\n')
+    elif kind == 'impossible summary':
+        (run / 'summary.csv').write_text('epoch,eval_top1\n1,nan\n')
+    elif kind == 'recovery':
+        recovery = next(run.glob('recovery-*'))
+        return '--checkpoint', str(recovery)
+    elif kind == 'no flags':
+        (run / 'args.yaml').unlink()
+    elif kind == 'other yaml':
+        (run / 'args.yaml').write_text('- 1\n')
+    elif kind == 'no checkpoint':
+        path.unlink()
+    elif kind == 'bare':
+        rewrite(path, content['state_dict'])
+    elif kind == 'diverged':
+        content['state_dict']['fc.weight'][0, 0] = float('nan')
+    elif kind == 'other arch':
+        content['arch'] = 'resnet18'
+    elif kind == 'other model':
+        content['arch'] = content['args'].model = 'resnet18'
+    elif kind == 'other arguments':
+        content['args'].model_kwargs = {'backbone': 'test_resnet', 'num_bits': 16}
+    elif kind == 'other shape':
+        content['state_dict']['fc.weight'] = torch.zeros(3, 3)
+    elif kind == 'pickle':
+        content['args'] = os.getcwd
+    elif kind == 'fine-tuned':
+        flags['initial_checkpoint'] = 'elsewhere.pth'
+    elif kind == 'frozen':
+        flags |= {'p2be_freeze': True, 'p2be_embedding': 'someone/table@v1'}
+    if path.exists() and kind != 'bare':
+        rewrite(path, content)
+    if (run / 'args.yaml').exists() and kind != 'other yaml':
+        (run / 'args.yaml').write_text(yaml.safe_dump(flags))
+    return ('--embedding-only',) if kind == 'frozen' else ()
+
+
+@pytest.mark.parametrize(
+    ('kind', 'message'),
+    [
+        ('no validation', 'There are no results for'),
+        ('no summary', 'There are no results for'),
+        ('recovery', 'There are no results for'),
+        ('damaged summary', "summary.csv cannot be read: could not convert string to float: 'seven'"),
+        ('impossible summary', 'has eval_top1=nan at epoch 1'),
+        ('no flags', 'args.yaml cannot be read'),
+        ('other yaml', "args.yaml lacks ['model', 'num_classes', 'seed']"),
+        ('no checkpoint', 'last.pth.tar: no such file'),
+        ('bare', 'is no training checkpoint'),
+        ('diverged', 'fc.weight has values that are not finite, so the run diverged'),
+        ('other arch', 'Name one of that run.'),
+        ('other model', 'is a checkpoint of resnet18 {'),
+        ('other arguments', '"num_bits": 16}, but'),
+        ('other shape', 'does not fit encoded as args.yaml describes it'),
+        ('pickle', 'it holds Python objects, which are never loaded'),
+        ('fine-tuned', 'started from other weights (--initial-checkpoint); name them by --base-model'),
+        ('frozen', 'froze its table (--p2be-freeze), so it is the one it started from, someone/table@v1'),
+    ],
+)
+def test_unfit_runs_are_refused(
+    run: Path, tmp_path: Path, refused: Callable[..., str], kind: str, message: str
+) -> None:
+    flags = _spoil(run, kind)
+    assert message in refused(run, *NAMED, *flags, '--dry-run', tmp_path / 'release')
+    assert not (tmp_path / 'release').exists()
+
+
+def test_a_base_model_stands_for_other_weights(run: Path, tmp_path: Path) -> None:
+    _spoil(run, 'fine-tuned')
+    prepare(run, tmp_path / 'release', Release(REPO, dataset=Dataset('Noise'), base_model='someone/base@v1'))
+    assert 'base_model: someone/base\n' in (tmp_path / 'release/README.md').read_text()
+
+
+@pytest.mark.parametrize('source', ['hf-hub', 'local-dir'])
+def test_runs_that_started_from_a_release(
+    hub: HubServer, trained: Path, release: Path, tmp_path: Path, source: str
+) -> None:
+    publish(release, REPO, 'v1')
+    name = f'{source}:{REPO}@v1' if source == 'hf-hub' else f'{source}:{release}'
+    run = imitate(trained, tmp_path / 'run', name, network(trained).state_dict(), pretrained=True)
+    other = Release('tester/tuned', dataset=Dataset('Noise'))
+    if source == 'local-dir':
+        with pytest.raises(ValueError, match=r'started from other weights \(--pretrained\); name them by --base-model'):
+            prepare(run, tmp_path / 'tuned', other)
+        other = dataclasses.replace(other, base_model=f'{REPO}@v1')
+    prepare(run, tmp_path / 'tuned', other)
+    config = json.loads((tmp_path / 'tuned/config.json').read_text())
+    assert config['architecture'] == config['timm_p2be']['provenance']['model'] == 'encoded'
+    assert config['timm_p2be']['provenance']['base_model'] == f'{REPO}@v1'
+    assert str(tmp_path) not in texts(tmp_path / 'tuned')
+    assert (tmp_path / 'tuned/model.safetensors').read_bytes() == (release / 'model.safetensors').read_bytes()
+
+
+def test_a_run_from_a_hub_that_is_not_there(hub: HubServer, trained: Path, tmp_path: Path) -> None:
+    run = imitate(trained, tmp_path / 'run', f'hf-hub:{REPO}', network(trained).state_dict(), pretrained=True)
+    with pytest.raises(ValueError, match=r'There is no hf-hub:tester/net on .* \(404\)'):
+        prepare(run, tmp_path / 'tuned', RELEASE)
+
+
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        (('--repo-id', REPO), 'args.yaml says where the data set was, not what it was. Pass --dataset-name'),
+        (('--repo-id', 'net', *NAMED[2:]), "write 'organisation/name'"),
+        (('--repo-id', f'{REPO}@v1', *NAMED[2:]), 'name the repository alone, and the release by --tag'),
+        ((*NAMED, '--tag', 'a..b'), "Got the revision 'a..b'"),
+        ((*NAMED, '--tag', 'main'), "Got the tag 'main', which is the name of the branch"),
+        ((*NAMED, '--private'), 'Got --dry-run and --private'),
+        ((*NAMED, '--test-images', '0'), 'Got --test-images 0'),
+        ((*NAMED, '--embedding-only', '--half'), 'its latents stay float32. Leave out --half'),
+        ((*NAMED, '--license', 'MIT!'), "Got licence 'MIT!'"),
+        ((*NAMED, '--base-model', '/a/path'), "Got base_model='/a/path'"),
+        ((*NAMED, '--dataset-id', 'a/b/c'), 'no id of the Hub'),
+        ((*NAMED, '--dataset-note', 'two\nlines'), 'provenance.dataset.note'),
+    ],
+)
+def test_unfit_flags_are_refused(
+    trained: Path, tmp_path: Path, refused: Callable[..., str], words: tuple[str, ...], message: str
+) -> None:
+    assert message in refused(trained, *words, '--dry-run', tmp_path / 'release')
+    assert not (tmp_path / 'release').exists()
+
+
+@pytest.mark.parametrize(('name', 'what'), [('wrn10_2_onehot', 'fixed codes'), ('wrn10_2', 'pixel values')])
+def test_only_learned_tables_are_published_alone(
+    trained: Path, tmp_path: Path, refused: Callable[..., str], name: str, what: str
+) -> None:
+    state = timm.create_model(name, num_classes=2).state_dict()
+    run = imitate(trained, tmp_path / 'run', name, state)
+    said = refused(run, *NAMED, '--embedding-only', '--dry-run', tmp_path / 'table')
+    assert f'{name} reads {what}; only a p2be model has a learned table' in said
+    prepare(run, tmp_path / 'release', RELEASE)
+    ours = json.loads((tmp_path / 'release/config.json').read_text())['timm_p2be']
+    assert ours['encoding'] == ('onehot' if 'onehot' in name else 'rgb')
+    assert ours['provenance']['smoothness'] is None
+    assert not [flag for flag in ours['provenance']['flags'] if flag.startswith('p2be_')]
+
+
+def test_a_folder_with_other_things_is_left_alone(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / 'release').mkdir()
+    (tmp_path / 'release/thesis.tex').write_text('precious')
+    with pytest.raises(ValueError, match=r"holds \['thesis\.tex'\], which is no release"):
+        prepare(trained, tmp_path / 'release', RELEASE)
+    assert contents(tmp_path / 'release') == {'thesis.tex': b'precious'}
+
+
+@pytest.fixture
+def release(trained: Path, tmp_path: Path) -> Path:
+    prepare(trained, tmp_path / 'release', RELEASE)
+    return tmp_path / 'release'
+
+
+def test_only_the_four_files_are_ever_uploaded(hub: HubServer, release: Path, trained: Path) -> None:
+    shutil.copy(trained / 'last.pth.tar', release)
+    shutil.copy(trained / 'args.yaml', release)
+    publish(release, REPO)
+    assert uploaded(hub).keys() == set(RELEASE_FILES)
+    assert hub.repos[REPO].tags == {}
+
+
+def test_a_tag_that_is_taken_is_refused_before_anything_is_sent(hub: HubServer, release: Path) -> None:
+    publish(release, REPO, 'v1')
+    before = copy.deepcopy(uploaded(hub)), len(hub.requests)
+    with pytest.raises(ValueError, match=r"tester/net has the tag 'v1' already.*Choose another tag"):
+        publish(release, REPO, 'v1')
+    assert uploaded(hub) == before[0]
+    assert not [path for _, path in hub.requests[before[1] :] if 'preupload' in path or 'commit' in path]
+
+
+def test_another_kind_of_release_leaves_no_stale_file(
+    hub: HubServer, release: Path, trained: Path, tmp_path: Path
+) -> None:
+    publish(release, REPO, 'v1')
+    prepare(trained, tmp_path / 'table', Release(REPO, embedding_only=True, dataset=Dataset('Noise')))
+    publish(tmp_path / 'table', REPO, 'v2')
+    assert uploaded(hub) == contents(tmp_path / 'table')
+    repo = hub.repos[REPO]
+    assert len(repo.commits) == 3
+    assert 'results.json' in repo.at('v1').files
+
+
+def test_private_stays_private(hub: HubServer, release: Path) -> None:
+    publish(release, REPO, private=True)
+    assert hub.repos[REPO].private
+    hub.put('tester/open', {})
+    with pytest.raises(ValueError, match='tester/open exists and is public'):
+        publish(release, 'tester/open', private=True)
+    assert uploaded(hub, 'tester/open') == {}
+
+
+def test_an_interrupted_release_is_completed(hub: HubServer, release: Path) -> None:
+    hub.fail('POST .*/tag/', 503)
+    with pytest.raises(ValueError, match='out of order'):
+        publish(release, REPO, 'v1')
+    hub.heal()
+    whole, commits = uploaded(hub), len(hub.repos[REPO].commits)
+    published = publish(release, REPO, 'v1')
+    assert (uploaded(hub), len(hub.repos[REPO].commits)) == (whole, commits) == (contents(release), 2)
+    assert hub.repos[REPO].tags == {'v1': published.commit}
+
+
+@pytest.mark.parametrize(('where', 'files'), [('PUT /lfs/', set()), ('POST .*/commit/', set(RELEASE_FILES))])
+def test_a_killed_release_is_completed(
+    hub: HubServer, release: Path, trained: Path, tmp_path: Path, where: str, files: set[str]
+) -> None:
+    hub.slow(where, 60, times=1)  # the answer: what was asked for is done
+    words = [sys.executable, '-m', 'timm_p2be.cli', 'publish', str(trained), *NAMED]
+    with subprocess.Popen(words, env=os.environ | hub.environment(tmp_path / 'cache'), stdout=subprocess.PIPE) as child:
+        deadline = time.monotonic() + 120
+        while not hub.count(where) and child.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        child.send_signal(signal.SIGKILL)
+    assert child.returncode == -signal.SIGKILL
+    with hub.lock:
+        assert uploaded(hub).keys() == files
+        assert hub.repos[REPO].tags == {}
+    assert publish(release, REPO, 'v1').commit == hub.repos[REPO].head.sha
+    assert uploaded(hub) == contents(release)
+    assert len(hub.repos[REPO].commits) == 2
+    assert hub.repos[REPO].tags == {'v1': hub.repos[REPO].head.sha}
+
+
+@pytest.mark.parametrize(
+    ('match', 'status', 'message'),
+    [
+        ('POST /api/repos/create', 401, r'The Hub refused tester/net \(401\).*hf auth login'),
+        ('POST /api/repos/create', 403, r'The Hub refused tester/net \(403\).*hf auth login'),
+        ('GET /api/models', 404, r'\(404\)|answered 404'),
+        ('POST .*/commit/', 409, r'Somebody changed tester/net meanwhile \(409\)'),
+        ('POST .*/commit/', 429, r'Too many requests .*\(429\)'),
+        ('POST .*/commit/', 500, r'out of order for tester/net \(500\)'),
+        ('POST .*/objects/batch', 403, r'The Hub refused tester/net \(403\)'),
+        ('POST /api/validate-yaml', 503, r'out of order for tester/net \(503\)'),
+    ],
+)
+def test_refusals_of_the_hub(
+    hub: HubServer, release: Path, caplog: pytest.LogCaptureFixture, match: str, status: int, message: str
+) -> None:
+    hub.fail(match, status)
+    with pytest.raises(ValueError, match=message) as error:
+        publish(release, REPO, 'v1')
+    assert hub.token not in f'{error.getrepr(style="long", showlocals=False)} {error.value} {caplog.text}'
+    if REPO in hub.repos:
+        assert uploaded(hub) == {}
+        assert hub.repos[REPO].tags == {}
+
+
+def test_metadata_that_the_hub_refuses(hub: HubServer, release: Path) -> None:
+    hub.fail('POST /api/validate-yaml', 400)
+    with pytest.raises(ValueError, match='a fault for the test'):
+        publish(release, REPO)
+    assert REPO not in hub.repos
+
+
+def test_somebody_elses_commit_in_between_is_not_overwritten(hub: HubServer, release: Path) -> None:
+    put, answers = hub.put, []
+
+    class Meanwhile(dict):  # type: ignore[type-arg]
+        """Commits as soon as the client uploads weights."""
+
+        def __setitem__(self, key: str, value: bytes) -> None:
+            super().__setitem__(key, value)
+            answers.append(put(REPO, {'notes.txt': b'mine'}))
+
+    hub.lfs = Meanwhile()
+    with pytest.raises(ValueError, match=r'Somebody changed tester/net meanwhile \(412\)'):
+        publish(release, REPO, 'v1')
+    assert answers
+    assert uploaded(hub) == {'notes.txt': b'mine'}
+
+
+def test_a_wrong_or_missing_token(
+    hub: HubServer, trained: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv('HF_TOKEN', 'hf_wrong_secret')
+    said = refused(trained, *NAMED)
+    assert '(401)' in said
+    assert 'hf_wrong_secret' not in said
+    monkeypatch.delenv('HF_TOKEN')
+    said = refused(trained, *NAMED)
+    assert '(401)' in said
+    assert 'hf auth login' in said
+    assert hub.repos == {}
+
+
+def test_no_hub(hub: HubServer, trained: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    assert 'HF_HUB_OFFLINE=1' in refused(trained, *NAMED)
+    assert hub.requests == []
+
+
+def test_a_hub_that_is_down(trained: Path, tmp_path: Path) -> None:
+    with HubServer() as hub:
+        environment = os.environ | hub.environment(tmp_path)
+    words = [sys.executable, '-m', 'timm_p2be.cli', 'publish', str(trained), *NAMED]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f'{hub.url} cannot be reached for {REPO}' in ' '.join(done.stderr.split())
+    assert 'Traceback' not in done.stderr
+    assert hub.token not in done.stderr + done.stdout
+
+
+def test_only_sound_releases_are_uploaded(hub: HubServer, release: Path) -> None:
+    weights = (release / 'model.safetensors').read_bytes()
+    (release / 'model.safetensors').write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    with pytest.raises(ValueError, match='sha256'):
+        publish(release, REPO)
+    (release / 'model.safetensors').write_bytes(weights)
+    (release / 'README.md').unlink()
+    with pytest.raises(ValueError, match=r'has no README\.md'):
+        publish(release, REPO)
+    assert hub.requests == []

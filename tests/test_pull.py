@@ -1,0 +1,397 @@
+"""`timm-p2be pull` by the real client from a Hub on loopback: pinned, verified, whole or not at all."""
+
+import errno
+import json
+import platform
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import published
+import pytest
+import timm
+import torch
+from hub_server import HubServer
+from safetensors.torch import load, save
+
+import timm_p2be
+from timm_p2be.cli import main
+from timm_p2be.hub.pulling import pull
+
+COMMAND = [sys.executable, '-m', 'timm_p2be.cli', 'pull']
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Run `pull` with arguments that fail, and return what it said."""
+
+    def run(*args: str) -> str:
+        with pytest.raises(SystemExit) as stop:
+            main(['pull', *args])
+        assert stop.value.code == 2
+        said = capsys.readouterr()
+        assert not said.out
+        assert HubServer.token not in said.err
+        return said.err
+
+    return run
+
+
+def _files(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_an_embedding_by_tag_into_the_cache(hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    commit = hub.put('tester/table', published.embedding(tmp_path / 'a'), tag='v1')
+    hub.put('tester/table', published.embedding(tmp_path / 'b', seed=1))
+    assert main(['pull', 'tester/table@v1']) == 0
+    said = capsys.readouterr().out
+    assert 'embedding, p2be codes of 16 bits' in said
+    assert f'pinned  tester/table@{commit}\n' in said
+    for name in ('config.json', 'model.safetensors', 'README.md'):
+        assert f'{hub.repos["tester/table"].commits[commit].files[name].sha256}  {name}' in said
+    # what is printed for Python works, and without the Hub
+    hub.fail('.', 503)
+    lines = [line.removeprefix('use').strip() for line in said.splitlines() if line.startswith('use')]
+    assert lines[0] == 'import timm_p2be'
+    namespace: dict[str, Any] = {}
+    exec('\n'.join(lines), namespace)
+    assert torch.equal(namespace['embedding'].weight.detach(), published.latents(16))
+    assert not (tmp_path / 'hub-cache' / 'models--tester--table' / 'snapshots' / commit / 'results.json').exists()
+
+
+def test_a_model_by_commit_into_the_cache(hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    commit = hub.put('tester/net', published.model(tmp_path / 'net') | {'results.json': b'{}'})
+    hub.put('tester/net', published.model(tmp_path / 'other', weights_sha256='0' * 64))
+    assert main(['pull', 'tester/net', '--revision', commit]) == 0
+    said = capsys.readouterr().out
+    assert 'model wrn10_2_p2be on p2be codes of 8 bits' in said
+    assert 'results.json' in said
+    assert f"timm.create_model('hf-hub:tester/net@{commit}', pretrained=True)" in said
+    lines = [line.removeprefix('use').strip() for line in said.splitlines() if line.startswith('use')]
+    namespace: dict[str, Any] = {}
+    exec('\n'.join(lines), namespace)
+    local = timm.create_model(f'local-dir:{tmp_path / "net"}', pretrained=True).eval()
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(namespace['model'].eval()(images), local(images))
+
+
+@pytest.mark.parametrize('kind', ['embedding', 'model'])
+def test_into_a_folder(hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    files = getattr(published, kind)(tmp_path / 'source')
+    hub.put('tester/it', files | {'pytorch_model.bin': b'a pickle'})
+    output = tmp_path / 'deep' / 'output'
+    assert main(['pull', 'tester/it', '--output', str(output)]) == 0
+    said = capsys.readouterr().out
+    assert published.contents(output) == files
+    assert all(not path.is_symlink() for path in output.iterdir())
+    assert _files(output.parent) == {'output'}
+    lines = [line.removeprefix('use').strip() for line in said.splitlines() if line.startswith('use')]
+    exec('\n'.join(lines), {})
+    # a second pull finds it
+    before = output.stat().st_mtime_ns
+    assert main(['pull', 'tester/it', '--output', str(output)]) == 0
+    assert 'there already, identical' in capsys.readouterr().out
+    assert output.stat().st_mtime_ns == before
+
+
+def test_overwriting(hub: HubServer, tmp_path: Path, refused: Refused) -> None:
+    output = tmp_path / 'output'
+    old, new = published.embedding(tmp_path / 'a'), published.embedding(tmp_path / 'b', seed=1)
+    hub.put('tester/table', old | {'results.json': b'{}'}, tag='v1')
+    pull('tester/table@v1', output=output)
+    hub.put('tester/table', new)
+    assert 'holds another version already. Choose another --output, or pass --overwrite' in refused(
+        'tester/table', '--output', str(output)
+    )
+    assert published.contents(output) == old | {'results.json': b'{}'}
+    assert main(['pull', 'tester/table', '--output', str(output), '--overwrite']) == 0
+    assert published.contents(output) == new | {'results.json': b'{}'}
+    assert _files(tmp_path) == {'a', 'b', 'output', 'hub-cache'}
+
+
+def test_folders_of_others_are_never_replaced(hub: HubServer, tmp_path: Path, refused: Refused) -> None:
+    hub.put('tester/table', published.embedding(tmp_path / 'a'))
+    mine = tmp_path / 'mine'
+    mine.mkdir()
+    (mine / 'thesis.tex').write_text('years')
+    said = refused('tester/table', '--output', str(mine), '--overwrite')
+    assert "holds files that no pull wrote, such as 'thesis.tex'" in said
+    assert _files(mine) == {'thesis.tex'}
+    file = mine / 'thesis.tex'
+    assert 'is not a folder' in refused('tester/table', '--output', str(file), '--overwrite')
+    assert file.read_text() == 'years'
+    link = tmp_path / 'link'
+    link.symlink_to(mine)
+    assert 'is not a folder' in refused('tester/table', '--output', str(link), '--overwrite')
+    (tmp_path / 'empty').mkdir()
+    assert pull('tester/table', output=tmp_path / 'empty').is_new
+
+
+def _config(files: dict[str, bytes], **changes: Any) -> dict[str, bytes]:
+    return files | {'config.json': json.dumps(json.loads(files['config.json']) | changes).encode()}
+
+
+def _poisoned_table(files: dict[str, bytes]) -> dict[str, bytes]:
+    tensors = load(files['model.safetensors'])
+    tensors['weight'][0, 0] = float('nan')
+    return files | {'model.safetensors': save(tensors, metadata={'format': 'pt'})}
+
+
+BROKEN = {
+    'embedding: sha256': (
+        lambda folder: _config(published.embedding(folder), codes_sha256='0' * 64),
+        'the codes have sha256 .*config.json says 000',
+    ),
+    'embedding: newer format': (
+        lambda folder: _config(published.embedding(folder), format_version=2),
+        'format version 2, .*Update timm-p2be',
+    ),
+    'embedding: NaN': (lambda folder: _poisoned_table(published.embedding(folder)), 'finite'),
+    'model: sha256': (
+        lambda folder: published.model(folder, weights_sha256='0' * 64),
+        'has sha256 .*, but config.json states 000',
+    ),
+    'model: newer format': (lambda folder: published.model(folder, format_version=2), 'format version 2; .*Update'),
+    'model: NaN': (
+        lambda folder: published.model(folder) and published.poison(folder),
+        'layer1.0.conv1.weight holds values that are not finite',
+    ),
+    'model: cut off': (
+        lambda folder: (
+            _config(files := published.model(folder), timm_p2be={'weights_sha256': None})
+            | {'model.safetensors': files['model.safetensors'][:5000]}
+        ),
+        'truncated or no safetensors',
+    ),
+    'model: unknown architecture': (
+        lambda folder: _config(published.model(folder), architecture='wrn_of_tomorrow'),
+        "'wrn_of_tomorrow', unknown to timm and timm-p2be here. Update",
+    ),
+    'model: sha256 of another kind': (
+        lambda folder: published.model(folder, weights_sha256=7),
+        'weights_sha256 must be 64 hexadecimal digits',
+    ),
+    'model: provenance': (
+        lambda folder: published.model(folder, provenance={'seed': 1}),
+        'provenance lacks',
+    ),
+    'model: fetches a table': (
+        lambda folder: _config(published.model(folder), model_args={'embedding': '../../secret'}),
+        'model_args must not name an embedding',
+    ),
+    'neither': (
+        lambda folder: _config(published.model(folder), architecture=None),
+        'neither an embedding .* nor a model of timm',
+    ),
+    'no JSON': (
+        lambda folder: published.embedding(folder) | {'config.json': b'[' * 100000},
+        'config.json cannot be read as a record',
+    ),
+}
+
+
+@pytest.mark.parametrize('fault', BROKEN)
+def test_what_is_not_what_it_claims_is_refused(hub: HubServer, tmp_path: Path, refused: Refused, fault: str) -> None:
+    files, message = BROKEN[fault]
+    hub.put('tester/it', files(tmp_path / 'source'))
+    output = tmp_path / 'output'
+    said = refused('tester/it', '--output', str(output)).replace('\n', ' ')
+    assert re.search(message, said), said
+    assert _files(tmp_path) == {'source', 'hub-cache'}, 'no folder, and nothing half beside it'
+
+
+def test_weights_are_not_asked_for_if_the_record_cannot_be_used(
+    hub: HubServer, tmp_path: Path, refused: Refused
+) -> None:
+    hub.put('tester/it', published.model(tmp_path / 'source', format_version=2))
+    refused('tester/it')
+    assert hub.count('resolve/.*/config.json')
+    assert not hub.count('model.safetensors')
+
+
+def test_a_damaged_cache_is_mended(hub: HubServer, tmp_path: Path) -> None:
+    commit = hub.put('tester/table', published.embedding(tmp_path / 'a'), tag='v1')
+    weights = pull('tester/table@v1').folder / 'model.safetensors'
+    whole = weights.read_bytes()
+    weights.resolve().write_bytes(whole[:-8] + bytes(8))
+    pulled = pull(f'tester/table@{commit}')
+    assert (pulled.folder / 'model.safetensors').read_bytes() == whole
+
+
+def test_a_damaged_cache_is_reported_offline(
+    hub: HubServer, tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.put('tester/table', published.embedding(tmp_path / 'a'), tag='v1')
+    weights = pull('tester/table@v1').folder / 'model.safetensors'
+    weights.resolve().write_bytes(weights.read_bytes()[:-8] + bytes(8))
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
+    assert 'model.safetensors' in refused('tester/table@v1')
+
+
+def test_offline(hub: HubServer, tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = hub.put('tester/table', published.embedding(tmp_path / 'a'), tag='v1')
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
+    assert 'is not in the cache' in refused('tester/table@v1')
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', False)
+    pull('tester/table@v1')
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
+    assert pull('tester/table@v1', output=tmp_path / 'output').commit == commit
+    assert timm_p2be.PixelEmbedding.from_pretrained(str(tmp_path / 'output')).num_bits == 16
+
+
+@pytest.mark.parametrize(
+    ('args', 'said'),
+    [
+        (['tester/nowhere'], 'tester/nowhere'),
+        (['tester/table@v9'], 'no such revision'),
+        (['tester/bare'], "has no file 'config.json'"),
+        (['tester/table@v1', '--revision', 'main'], 'Got two revisions'),
+        (['table'], "write 'organisation/name'"),
+        (['../table'], "write 'organisation/name'"),
+        (['tester/table', '--overwrite'], '--overwrite needs --output'),
+        ([], 'the following arguments are required'),
+    ],
+)
+def test_misuse_and_what_is_not_there(
+    hub: HubServer, tmp_path: Path, refused: Refused, args: list[str], said: str
+) -> None:
+    hub.put('tester/table', published.embedding(tmp_path / 'a'), tag='v1')
+    hub.put('tester/bare', {'README.md': b'nothing else'})
+    assert said in refused(*args)
+
+
+@pytest.mark.parametrize(('status', 'said'), [(401, 'hf auth login'), (429, '429'), (503, '503')])
+def test_refusals_of_the_hub(hub: HubServer, tmp_path: Path, refused: Refused, status: int, said: str) -> None:
+    hub.put('tester/table', published.embedding(tmp_path / 'a'))
+    hub.fail('tester/table', status)
+    assert said in refused('tester/table')
+
+
+def test_a_broken_download_leaves_no_folder(hub: HubServer, tmp_path: Path, refused: Refused) -> None:
+    hub.put('tester/table', published.embedding(tmp_path / 'a'))
+    hub.truncate('GET .*model.safetensors', 1000)
+    assert 'broke off' in refused('tester/table', '--output', str(tmp_path / 'output'))
+    assert _files(tmp_path) == {'a', 'hub-cache'}
+    hub.heal()
+    assert pull('tester/table', output=tmp_path / 'output').is_new
+
+
+@pytest.mark.parametrize('signals', [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_a_killed_pull_leaves_no_folder(hub: HubServer, tmp_path: Path, signals: signal.Signals) -> None:
+    hub.put('tester/net', published.model(tmp_path / 'net'))
+    hub.slow('GET .*model.safetensors', 60, after=2000)
+    environment = hub.environment(tmp_path / 'child') | {'PATH': '/usr/bin:/bin', 'OMP_NUM_THREADS': '1'}
+    output = tmp_path / 'output'
+    process = subprocess.Popen(
+        [*COMMAND, 'tester/net', '--output', str(output)], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.time() + 60
+    while not hub.count('GET .*model.safetensors') and time.time() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signals)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == (130 if signals is signal.SIGTERM else -signal.SIGKILL)
+    if signals is signal.SIGTERM:
+        assert said.endswith('interrupted; nothing was written to --output.\n')
+    assert _files(tmp_path) == {'net', 'child'}
+    hub.heal()
+    assert pull('tester/net', output=output).is_new
+    assert published.contents(output) == published.contents(tmp_path / 'net')
+
+
+def test_what_a_pull_killed_while_writing_left_is_removed(hub: HubServer, tmp_path: Path) -> None:
+    hub.put('tester/table', published.embedding(tmp_path / 'a'))
+    with subprocess.Popen([sys.executable, '-c', '']) as process:
+        process.wait()
+    left = tmp_path / f'.output.{platform.node()}.{process.pid}' / 'new'
+    left.mkdir(parents=True)
+    (left / 'config.json').write_text('{')
+    pull('tester/table', output=tmp_path / 'output')
+    assert _files(tmp_path) == {'a', 'output', 'hub-cache'}
+
+
+def test_a_failed_replacement_keeps_the_old_folder(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
+) -> None:
+    old = published.embedding(tmp_path / 'a')
+    hub.put('tester/table', old)
+    output = tmp_path / 'output'
+    pull('tester/table', output=output)
+    hub.put('tester/table', published.embedding(tmp_path / 'b', seed=1))
+    rename = Path.rename
+
+    def full(path: Path, target: Path) -> Path:
+        if path.name == 'new':
+            raise OSError(errno.ENOSPC, 'No space left on device', str(target))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, 'rename', full)
+    assert 'No space left' in refused('tester/table', '--output', str(output), '--overwrite')
+    assert published.contents(output) == old
+    assert _files(tmp_path) == {'a', 'b', 'output', 'hub-cache'}
+
+
+def test_two_pulls_at_once_into_one_folder(hub: HubServer, tmp_path: Path) -> None:
+    hub.put('tester/net', published.model(tmp_path / 'net'))
+    environment = hub.environment(tmp_path / 'child') | {'PATH': '/usr/bin:/bin', 'OMP_NUM_THREADS': '1'}
+    output = tmp_path / 'output'
+    both = [
+        subprocess.Popen(
+            [*COMMAND, 'tester/net', '--output', str(output)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    said = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert sum('there already, identical' in out for out, _ in said) == 1
+    assert published.contents(output) == published.contents(tmp_path / 'net')
+    assert _files(tmp_path) == {'net', 'child', 'output'}
+
+
+@pytest.mark.parametrize('same', [True, False])
+def test_another_pull_finishes_while_ours_writes(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same: bool
+) -> None:
+    """The other one's folder appears between our check and our rename; it stays either way."""
+    hub.put('tester/table', published.embedding(tmp_path / 'a'))
+    output = tmp_path / 'output'
+    theirs = published.contents(tmp_path / 'a') if same else published.embedding(tmp_path / 'b', seed=1)
+    rename = Path.rename
+
+    def late(path: Path, target: Path) -> Path:
+        output.mkdir()
+        for name, content in theirs.items():
+            (output / name).write_bytes(content)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, 'rename', late)
+    if same:
+        assert not pull('tester/table', output=output).is_new
+    else:
+        with pytest.raises(ValueError, match='Another process wrote other files'):
+            pull('tester/table', output=output)
+    assert published.contents(output) == theirs
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith('.')]
+
+
+def test_a_plain_model_of_timm_is_taken_with_a_note(
+    hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As timm's own push_to_hf_hub writes it: no key of ours, hence no sha256 to compare with."""
+    files = published.model(tmp_path / 'net')
+    config = json.loads(files['config.json'])
+    del config['timm_p2be']
+    hub.put('tester/net', files | {'config.json': json.dumps(config).encode()})
+    assert main(['pull', 'tester/net']) == 0
+    assert 'config.json states no sha256 of the weights' in capsys.readouterr().out

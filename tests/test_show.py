@@ -1,0 +1,232 @@
+"""`timm-p2be show`: every kind of source, its figures against the table, the picture, and what is refused."""
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import published
+import pytest
+import timm
+import torch
+from hub_server import HubServer
+from PIL import Image
+from safetensors.torch import save_file
+
+from timm_p2be.artefact import codes_sha256
+from timm_p2be.cli import main
+from timm_p2be.code_statistics import code_statistics, latent_statistics
+from timm_p2be.codes import binarize, onehot_codes, thermometer_codes
+from timm_p2be.pictures import codes_picture
+from timm_p2be.stem import find_embedding
+
+Show = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def show(capsys: pytest.CaptureFixture[str]) -> Show:
+    def run(*args: str) -> dict[str, Any]:
+        assert main(['show', *args, '--json']) == 0
+        return json.loads(capsys.readouterr().out)
+
+    return run
+
+
+def _text(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    capsys.readouterr()
+    assert main(['show', *args]) == 0
+    return capsys.readouterr().out
+
+
+def _refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main(['show', *args])
+    assert stop.value.code == 2
+    said = capsys.readouterr()
+    assert not said.out
+    return said.err
+
+
+def _expected(codes: torch.Tensor) -> dict[str, Any]:
+    return json.loads(json.dumps(asdict(code_statistics(codes))))
+
+
+@pytest.mark.parametrize(
+    ('args', 'codes'),
+    [
+        (['thermometer'], thermometer_codes(64)),
+        (['thermometer', '--num-bits', '8'], thermometer_codes(8)),
+        (['onehot', '--num-bits', '256'], onehot_codes(256)),
+        (['wrn10_2_onehot'], onehot_codes(64)),
+    ],
+)
+def test_fixed_tables(show: Show, args: list[str], codes: torch.Tensor) -> None:
+    shown = show(*args)
+    assert shown['statistics'] == _expected(codes)
+    assert shown['codes_sha256'] == codes_sha256(codes)
+    assert shown['latents'] is None
+    assert shown['source'] == args[0]
+
+
+def test_an_embedding_from_the_hub_and_from_a_folder(
+    hub: HubServer, tmp_path: Path, show: Show, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commit = hub.put('tester/table', published.embedding(tmp_path / 'table'), tag='v1')
+    hub.put('tester/table', published.embedding(tmp_path / 'later', seed=1))
+    weight = published.latents(16)
+    remote = show('tester/table@v1')
+    assert remote['statistics'] == _expected(binarize(weight))
+    assert remote['latents'] == asdict(latent_statistics(weight))
+    assert remote['provenance'] == published.PROVENANCE
+    assert remote['commit'] == commit
+    requests = len(hub.requests)
+    for source in (str(tmp_path / 'table'), f'local-dir:{tmp_path / "table"}'):
+        assert show(source) == {**remote, 'source': source, 'commit': None}
+    assert len(hub.requests) == requests, 'a folder needs no Hub'
+
+    text = _text(capsys, 'tester/table@v1')
+    statistics = code_statistics(binarize(weight))
+    assert f'256 levels of 16 bits, {statistics.distinct} different codes' in text
+    assert f'{100 * latent_statistics(weight).saturated:.1f} % have |w| >= 1' in text
+    for line in (
+        'data set    CIFAR-10, uoft-cs/cifar10, split train, compressed once',
+        'trained as  wrn10_2_p2be, cifar10_plain_cpu.yaml, seed 42, 15 epochs',
+        'smoothness  1.0, mean',
+        'clean       8.4 % error, 10000 images, test, weights as published',
+        'corruptions 34.4 % mean error, 2000 images, CIFAR-10-C-style',
+        'attack      lspga-official, eps 8, 0.0 % accuracy, 200 images',
+        f'commit      {commit}',
+        f'sha256      {codes_sha256(binarize(weight))} of the packed codes',
+    ):
+        assert f'\n{line}\n' in text
+    figures = dict(zip((1, 2, 4, 8, 16, 32, 64, 128), text.split('mean bits')[1].split()[:8], strict=True))
+    assert figures == {apart: f'{statistics.distances[apart]:.2f}' for apart in figures}
+
+
+def test_a_fixed_embedding(tmp_path: Path, show: Show) -> None:
+    published.embedding(tmp_path, encoding='onehot')
+    assert show(str(tmp_path))['statistics'] == _expected(onehot_codes(16))
+
+
+@pytest.mark.parametrize('name', ['wrn10_2_p2be', 'wrn10_2_thermometer'])
+def test_the_table_in_a_model(hub: HubServer, tmp_path: Path, show: Show, name: str) -> None:
+    commit = hub.put('tester/net', published.model(tmp_path / 'net', name))
+    model = timm.create_model(f'local-dir:{tmp_path / "net"}', pretrained=True)
+    codes = find_embedding(model).codes().detach()
+    shown = show('tester/net')
+    assert shown['statistics'] == _expected(codes)
+    assert shown['commit'] == commit
+    assert shown['provenance'] == published.PROVENANCE
+    assert (shown['latents'] is None) == (name == 'wrn10_2_thermometer')
+
+
+@pytest.mark.parametrize('suffix', ['.pth.tar', '.pt', '.safetensors'])
+def test_the_table_in_a_checkpoint(tmp_path: Path, show: Show, suffix: str) -> None:
+    model = timm.create_model('wrn10_2_p2be', num_bits=8)
+    path = tmp_path / f'last{suffix}'
+    state = model.state_dict()
+    if suffix == '.safetensors':
+        save_file(state, path)
+    else:
+        training = {'state_dict': state, 'args': argparse.Namespace(model='wrn10_2_p2be'), 'epoch': 3}
+        torch.save(training if suffix == '.pth.tar' else state, path)
+    shown = show(str(path))
+    assert shown['statistics'] == _expected(find_embedding(model).codes())
+    assert shown['origin'].endswith("of 'wrn10_2_p2be'" if suffix == '.pth.tar' else 'file of weights')
+
+
+def test_the_averaged_table_is_shown_where_there_is_one(tmp_path: Path, show: Show) -> None:
+    now, averaged = (timm.create_model('wrn10_2_p2be', num_bits=8) for _ in range(2))
+    torch.save({'state_dict': now.state_dict(), 'state_dict_ema': averaged.state_dict()}, tmp_path / 'last.pth.tar')
+    assert show(str(tmp_path / 'last.pth.tar'))['statistics'] == _expected(find_embedding(averaged).codes())
+
+
+def test_shipped_weights(show: Show) -> None:
+    names = [name for name in timm.list_pretrained('*_p2be*') if 'wrn' in name]
+    if not names:
+        pytest.skip('no weights of a P2BE model ship with this version')
+    shown = show(names[0])
+    embedding = find_embedding(timm.create_model(names[0], pretrained=True))
+    assert shown['statistics'] == _expected(embedding.codes().detach())
+    assert shown['latents'] is not None
+
+
+def test_constant_bits_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = timm.create_model('wrn10_2_p2be', num_bits=12)
+    weight = find_embedding(model).weight
+    assert weight is not None
+    with torch.no_grad():
+        weight[:, :10] = -0.5
+        weight[:, 10] = 0.5
+    torch.save(model.state_dict(), tmp_path / 'a.pt')
+    assert 'never on: 10 (bits 0, 1, 2, 3, 4, 5, 6, 7, ...); always on: 1 (bit 10)' in _text(
+        capsys, str(tmp_path / 'a.pt')
+    )
+
+
+def test_the_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / 'codes.png'
+    assert f'picture     {path}\n' in _text(capsys, 'thermometer', '--num-bits', '8', '--output', str(path))
+    with Image.open(path) as picture:
+        title = 'thermometer   thermometer, M = 8'
+        np.testing.assert_array_equal(np.asarray(picture), np.asarray(codes_picture(thermometer_codes(8), title)))
+    assert 'is there already' in _refused(capsys, 'onehot', '--output', str(path))
+    assert _text(capsys, 'onehot', '--output', str(path), '--overwrite')
+    with Image.open(path) as picture:
+        assert picture.size == codes_picture(onehot_codes(64)).size
+    assert 'unknown kind of image' in _refused(capsys, 'onehot', '--output', str(tmp_path / 'codes.xyz'))
+    assert {entry.name for entry in tmp_path.iterdir()} == {'codes.png'}
+
+
+@pytest.mark.parametrize(
+    ('args', 'said'),
+    [
+        (['thermometer', '--num-bits', '0'], 'num_bits=0'),
+        (['wrn10_2_onehot', '--num-bits', '8'], 'only onehot and thermometer come in any length'),
+        (['wrn10_2_p2be'], 'its table would be random. Name a checkpoint'),
+        (['wrn10_2'], 'has no pixel embedding'),
+        (['p2be'], "Unknown table 'p2be'"),
+        (['nonsense'], "Unknown table 'nonsense'"),
+        (['./nowhere'], 'nowhere'),
+        (['onehot', '--overwrite'], '--overwrite needs --output'),
+        (['onehot', '--num-bits', 'x'], 'invalid int value'),
+        ([], 'the following arguments are required'),
+    ],
+)
+def test_misuse(args: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert said in _refused(capsys, *args)
+
+
+def test_what_has_no_table(hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hub.put('tester/rgb', published.model(tmp_path / 'rgb', 'wrn10_2'))
+    assert 'it has no table. Name an encoded model' in _refused(capsys, 'tester/rgb')
+    assert 'has 0 learned tables' in _refused(capsys, str(tmp_path / 'rgb' / 'model.safetensors'))
+    (tmp_path / 'run').mkdir()
+    assert 'config.json' in _refused(capsys, str(tmp_path / 'run'))
+    (tmp_path / 'text.pt').write_text('no checkpoint')
+    assert 'text.pt' in _refused(capsys, str(tmp_path / 'text.pt'))
+    assert 'tester/nowhere' in _refused(capsys, 'tester/nowhere')
+
+
+def test_what_fails_its_check_is_not_shown(hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hub.put('tester/net', published.model(tmp_path / 'net', weights_sha256='0' * 64))
+    assert 'but config.json states' in _refused(capsys, 'tester/net')
+    model = timm.create_model('wrn10_2_p2be', num_bits=8)
+    state = model.state_dict()
+    state['conv1.embedding.weight'][0, 0] = float('inf')
+    torch.save(state, tmp_path / 'inf.pt')
+    assert 'not finite' in _refused(capsys, str(tmp_path / 'inf.pt'))
+
+
+def test_a_folder_with_the_name_of_a_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], show: Show, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """train.py's output folder is often called so; it counts only once it holds something to show."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'wrn10_2_onehot').mkdir()
+    assert show('wrn10_2_onehot')['statistics'] == _expected(onehot_codes(64))
+    published.embedding(tmp_path / 'wrn10_2_onehot')
+    assert show('wrn10_2_onehot')['statistics'] == _expected(binarize(published.latents(16)))

@@ -1,0 +1,114 @@
+"""Statistics of a table of codes: how many differ, which bits say nothing, how distance grows with the levels apart."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class CodeStatistics:
+    """What `code_statistics` measures of a table of L codes of M bits.
+
+    Attributes:
+        num_bits: M.
+        distinct: number of different codes, 1..L.
+        ones: mean number of bits set in a code, 0..M.
+        never_on: indices of the bits that are 0 at every level.
+        always_on: indices of the bits that are 1 at every level.
+        neighbours: smallest, mean and largest Hamming distance of levels k and k + 1.
+        distances: mean Hamming distance of all pairs of levels d apart, in bits; entry d, d = 0..L - 1.
+    """
+
+    num_bits: int
+    distinct: int
+    ones: float
+    never_on: tuple[int, ...]
+    always_on: tuple[int, ...]
+    neighbours: tuple[float, float, float]
+    distances: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class LatentStatistics:
+    """What `latent_statistics` measures of the latents w behind a learned table.
+
+    Attributes:
+        mean_magnitude: mean |w|.
+        smallest_magnitude: the |w| nearest to its bit's flip at 0.
+        largest_magnitude: largest |w|.
+        saturated: share (0..1) of |w| >= 1, where the approximate sign has no gradient (Eq. 6 of the paper).
+    """
+
+    mean_magnitude: float
+    smallest_magnitude: float
+    largest_magnitude: float
+    saturated: float
+
+
+def hamming_distances(codes: Tensor) -> Tensor:
+    """Return the number of bits in which each pair of codes differs.
+
+    Args:
+        codes: (L, M) tensor of 0 and 1.
+
+    Returns:
+        (L, L) float32 tensor of whole numbers, on the CPU.
+
+    Example:
+        >>> hamming_distances(torch.eye(256))[3, :5].tolist()
+        [2.0, 2.0, 2.0, 0.0, 2.0]
+    """
+    bits = codes.detach().float().cpu()
+    shared = bits @ bits.T  # exact: counts stay below 2**24
+    ones = bits.sum(dim=1)
+    return ones[:, None] + ones[None, :] - 2 * shared
+
+
+def code_statistics(codes: Tensor) -> CodeStatistics:
+    """Return the statistics of a table of codes.
+
+    Args:
+        codes: (L, M) tensor of 0 and 1; level k is row k, L >= 2.
+
+    Raises:
+        ValueError: another shape, or values other than 0 and 1.
+
+    Example:
+        >>> statistics = code_statistics(torch.eye(256))
+        >>> statistics.distinct, statistics.ones, statistics.distances[:3]
+        (256, 1.0, (0.0, 2.0, 2.0))
+    """
+    bits = codes.detach().float().cpu()
+    if bits.ndim != 2 or len(bits) < 2 or bits.shape[1] < 1 or not bool(((bits == 0) | (bits == 1)).all()):
+        raise ValueError(
+            f'Got codes of shape {list(codes.shape)}; allowed is a (levels, bits) table of 0 and 1, as '
+            'PixelEmbedding.codes() returns it.'
+        )
+    distances = hamming_distances(bits)
+    neighbours = distances.diagonal(1)
+    levels_on = bits.sum(dim=0)
+    return CodeStatistics(
+        num_bits=bits.shape[1],
+        distinct=len(bits.unique(dim=0)),
+        ones=bits.sum(dim=1).mean().item(),
+        never_on=tuple((levels_on == 0).nonzero().flatten().tolist()),
+        always_on=tuple((levels_on == len(bits)).nonzero().flatten().tolist()),
+        neighbours=(neighbours.min().item(), neighbours.mean().item(), neighbours.max().item()),
+        distances=tuple(distances.diagonal(apart).mean().item() for apart in range(len(bits))),
+    )
+
+
+def latent_statistics(latents: Tensor) -> LatentStatistics:
+    """Return the statistics of a table of latents, any shape with at least one value.
+
+    Example:
+        >>> latent_statistics(torch.tensor([[0.5, -1.5]])).saturated
+        0.5
+    """
+    magnitudes = latents.detach().float().cpu().abs()
+    return LatentStatistics(
+        mean_magnitude=magnitudes.mean().item(),
+        smallest_magnitude=magnitudes.min().item(),
+        largest_magnitude=magnitudes.max().item(),
+        saturated=(magnitudes >= 1).float().mean().item(),
+    )

@@ -1,0 +1,88 @@
+"""`timm-p2be list`: what is shipped, what is in the Hub cache, or what a namespace of the Hub offers."""
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+
+from timm_p2be.hub.browsing import MAX_REMOTE, TAG, Entry, cached_entries, remote_entries, shipped_entries
+
+_EPILOG = f"""\
+Without --remote: models whose weights ship with timm-p2be, and models and embeddings in the Hub cache. With it: the
+repositories of NAMESPACE that carry the tag {TAG}, at most {MAX_REMOTE}; only their config.json is downloaded. M is the
+code length, ERROR the error on clean test images in percent, as the repository states it.
+
+examples:
+  timm-p2be list
+  timm-p2be list --remote org --json
+"""
+
+
+def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    """Add the flags of `list` and return the command."""
+    parser.epilog = _EPILOG
+    parser.add_argument('--remote', metavar='NAMESPACE', help='a user or an organisation of the Hub')
+    parser.add_argument('--json', action='store_true', help='for programs: everything known of each, as JSON')
+
+    def command(args: argparse.Namespace) -> int:
+        try:
+            entries = [*shipped_entries(), *cached_entries()] if args.remote is None else remote_entries(args.remote)
+        except (ValueError, OSError) as error:
+            parser.error(str(error))
+        if args.json:
+            print(json.dumps([asdict(entry) for entry in entries], indent=1))
+        elif entries:
+            print(_table(entries))
+        elif args.remote is None:
+            print(
+                'Nothing yet: no shipped weights, and nothing of ours in the Hub cache. Look for something with '
+                'timm-p2be list --remote NAMESPACE, fetch it with timm-p2be pull ORG/NAME.'
+            )
+        else:
+            print(
+                f'Nothing found: {args.remote} has no repository with the tag {TAG} that you may see, or is no name of '
+                'the Hub. Check the spelling; for private repositories log in with hf auth login.'
+            )
+        return 0
+
+    return command
+
+
+_HEADS = ('WHERE', 'NAME', 'KIND', 'ENCODING', 'M', 'DATA SET', 'ERROR', 'SIZE', 'REVISION', 'TAGS')
+_TO_THE_RIGHT = ('M', 'ERROR', 'SIZE')
+
+
+def _table(entries: Sequence[Entry]) -> str:
+    """Return aligned columns, without those that are empty."""
+    rows = [_cells(entry) for entry in entries]
+    columns = [column for column in zip(_HEADS, *rows, strict=True) if any(column[1:])]
+    lines: list[list[str]] = [[] for _ in range(1 + len(rows))]
+    for column in columns:
+        width = max(map(len, column))
+        for line, cell in zip(lines, column, strict=True):
+            line.append(cell.rjust(width) if column[0] in _TO_THE_RIGHT else cell.ljust(width))
+    return '\n'.join('  '.join(line).rstrip() for line in lines)
+
+
+def _cells(entry: Entry) -> tuple[str, ...]:
+    revision = ' '.join([*([entry.commit[:12]] if entry.commit else []), *entry.revisions])
+    cells = (
+        entry.where,
+        entry.name,
+        entry.kind or '?',
+        entry.encoding or '',
+        '' if entry.num_bits is None else str(entry.num_bits),
+        entry.dataset or '',
+        '' if entry.clean_error is None else f'{entry.clean_error:.2f}',
+        _size(entry.size),
+        revision,
+        entry.problem or ' '.join(tag for tag in entry.tags if tag != TAG),
+    )
+    # what a stranger wrote must not move the cursor
+    return tuple(''.join(char if char.isprintable() else '?' for char in cell) for cell in cells)
+
+
+def _size(size: int | None) -> str:
+    if size is None:
+        return ''
+    return f'{size / 1e6:.1f} MB' if size >= 1e6 else f'{size / 1e3:.1f} kB'

@@ -1,0 +1,23 @@
+"""Writing pictures where a flag says."""
+
+from pathlib import Path
+
+from PIL import Image
+
+from timm_p2be.whole_files import whole_file
+
+
+def save_picture(image: Image.Image, path: Path, overwrite: bool) -> None:
+    """Write a picture, whole or not at all, in the format that the file's name ends in.
+
+    Raises:
+        ValueError: the file is there and `overwrite` is False, or its name ends in no known kind of image.
+        OSError: the disk is full or the folder is not writable.
+    """
+    if path.exists() and not overwrite:
+        raise ValueError(f'{path} is there already. Choose another place, or pass --overwrite.')
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind not in Image.SAVE:
+        raise ValueError(f'{path}: unknown kind of image {path.suffix!r}; name a .png or .jpg file.')
+    with whole_file(path) as file:
+        image.save(file, kind)

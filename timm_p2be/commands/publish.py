@@ -1,0 +1,100 @@
+"""`timm-p2be publish`: what a run of train.py trained, as a repository on the Hub."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from timm_p2be.cards import LICENCE
+from timm_p2be.commands.interruption import terminated_as_interrupt
+from timm_p2be.hub.publishing import check_names, publish
+from timm_p2be.hub.release import RELEASE_FILES, Release, prepare
+from timm_p2be.hub.run_record import Dataset
+from timm_p2be.weights import file_sha256
+
+_EPILOG = """\
+Uploads model.safetensors, config.json, results.json and README.md in one commit, then sets the tag. Never uploaded:
+checkpoints, args.yaml, paths, and anything else in the folder. The card is rendered from args.yaml, summary.csv and the
+files of --results, which have to be measurements of these very weights. Without results nothing is published.
+
+The token is that of `hf auth login`, or of the variable HF_TOKEN.
+
+examples:
+  timm-p2be publish output/train/RUN --repo-id org/wrn40_2_p2be --tag v1 --dataset-name CIFAR-10 --dry-run release
+  timm-p2be publish output/train/RUN --repo-id org/wrn40_2_p2be --tag v1 --dataset-name CIFAR-10 \\
+      --results corruptions.json attacks/wrn40_2_p2be.attacks.json
+  timm-p2be publish output/train/RUN --repo-id org/p2be-m64 --embedding-only --tag v1 --dataset-name CIFAR-10
+"""
+
+
+def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    """Add the flags of `publish` and return the command."""
+    parser.epilog = _EPILOG
+    parser.add_argument('run_folder', type=Path, metavar='RUN_FOLDER', help='output folder of train.py')
+    parser.add_argument('--repo-id', required=True, metavar='ORG/NAME', help='repository; created if it is not there')
+    parser.add_argument('--tag', help='name of the release, such as v1')
+    parser.add_argument('--private', action='store_true', help='create the repository private')
+    parser.add_argument('--dry-run', type=Path, metavar='FOLDER', help='write the release here, upload nothing')
+    group = parser.add_argument_group('what to publish')
+    group.add_argument('--checkpoint', default='last', metavar='NAME', help='last, best or a file (default: last)')
+    group.add_argument('--embedding-only', action='store_true', help='the learned table alone')
+    group.add_argument('--half', action='store_true', help='convolution and linear weights in float16')
+    group.add_argument(
+        '--results', type=Path, nargs='+', default=[], metavar='FILE', help='result files of timm-p2be benchmark'
+    )
+    group = parser.add_argument_group('what the card states')
+    group.add_argument('--dataset-name', metavar='NAME', help='data set of the run (default: known for torch/ ones)')
+    group.add_argument('--dataset-id', metavar='ID', help='its id on the Hub')
+    group.add_argument('--dataset-note', metavar='TEXT', help='what is particular about this copy')
+    group.add_argument('--test-images', type=int, metavar='N', help='images in the validation split')
+    group.add_argument('--base-model', metavar='ID', help='what it started from; of a table, its published network')
+    group.add_argument('--license', default=LICENCE, metavar='ID', help='default: %(default)s')
+
+    def command(args: argparse.Namespace) -> int:
+        try:
+            with terminated_as_interrupt():
+                _run(args)
+        except ValueError as error:
+            parser.error(str(error))
+        except OSError as error:
+            parser.error(f'{error}. Nothing incomplete was kept.')
+        except KeyboardInterrupt:
+            parser.exit(130, f'{parser.prog}: interrupted; run it again to complete the release.\n')
+        return 0
+
+    return command
+
+
+def _run(args: argparse.Namespace) -> None:
+    if args.dry_run is not None and args.private:
+        raise ValueError('Got --dry-run and --private; a dry run creates no repository. Leave one of them out.')
+    if args.test_images is not None and args.test_images < 1:
+        raise ValueError(f'Got --test-images {args.test_images}; allowed is at least 1.')
+    check_names(args.repo_id, args.tag)
+    release = Release(
+        repo_id=args.repo_id,
+        tag=args.tag,
+        checkpoint=args.checkpoint,
+        embedding_only=args.embedding_only,
+        half=args.half,
+        dataset=Dataset(args.dataset_name, args.dataset_id, args.dataset_note, args.test_images),
+        results=args.results,
+        base_model=args.base_model,
+        licence=args.license,
+    )
+    if args.dry_run is not None:
+        _prepare(args.run_folder, args.dry_run, release)
+        print(f'The release of {release.name} is in {args.dry_run}; nothing was uploaded.')
+        return
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary) / 'release'
+        _prepare(args.run_folder, folder, release)
+        published = publish(folder, args.repo_id, args.tag, args.private)
+    print(f'Published {release.name} at commit {published.commit}: {published.url}')
+
+
+def _prepare(run_folder: Path, folder: Path, release: Release) -> None:
+    prepare(run_folder, folder, release)
+    for path in sorted(folder / name for name in RELEASE_FILES):
+        if path.is_file():
+            print(f'{path.name}: {path.stat().st_size:,} bytes, sha256 {file_sha256(path)}')

@@ -1,0 +1,130 @@
+"""What there is: weights shipped with the package, repositories in the Hub cache, repositories on the Hub."""
+
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import timm
+from huggingface_hub import CacheNotFound, HfApi, ModelInfo, constants, scan_cache_dir
+
+from timm_p2be.artefact import FILES, MAX_CONFIG_BYTES
+from timm_p2be.hub.repositories import DEFAULT_BITS, Record, encoding_of, read_record
+from timm_p2be.sources import SourceError, clear_errors, fetch
+from timm_p2be.weights import shipped_provenance, shipped_weights
+
+TAG = 'timm-p2be'  # of the cards of ours
+MAX_REMOTE = 100  # repositories of a namespace that are looked into
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One thing that can be used.
+
+    Attributes:
+        where: 'package', 'cache' or 'hub'.
+        name: what to type: a name of timm, or 'org/name'.
+        kind: 'embedding' or 'model'; None if `problem` says why it is unknown.
+        encoding: 'p2be', 'onehot', 'thermometer', 'rgb', or None likewise.
+        num_bits: M; None for 'rgb'.
+        dataset: name of the data set it was trained on, if known.
+        clean_error: error on clean test images in percent, if known.
+        commit: 40 hexadecimal digits; None in the package.
+        revisions: branches and tags that mean this commit, where known.
+        size: bytes, where known.
+        tags: of a timm name what follows the dot, on the Hub those of the card.
+        problem: why config.json could not be used.
+    """
+
+    where: str
+    name: str
+    kind: str | None = None
+    encoding: str | None = None
+    num_bits: int | None = None
+    dataset: str | None = None
+    clean_error: float | None = None
+    commit: str | None = None
+    revisions: tuple[str, ...] = ()
+    size: int | None = None
+    tags: tuple[str, ...] = ()
+    problem: str | None = None
+
+
+def shipped_entries() -> list[Entry]:
+    """Return the models of this package that have weights without a download, by name."""
+    entries = []
+    for name in timm.list_pretrained():
+        architecture, _, tag = name.partition('.')
+        if not timm.model_entrypoint(architecture).__module__.startswith('timm_p2be.'):
+            continue
+        path = Path(timm.get_pretrained_cfg(name).file or '')
+        size = path.stat().st_size if path.is_file() else None
+        encoding = encoding_of(architecture, {})
+        num_bits = None if encoding == 'rgb' else DEFAULT_BITS
+        sha256 = shipped_weights()[name]
+        record = Record('model', architecture, encoding, num_bits, sha256, None, shipped_provenance(name), True)
+        entries.append(replace(_entry('package', name, record, None), size=size, tags=(tag,) if tag else ()))
+    return entries
+
+
+def cached_entries(cache_dir: Path | None = None) -> list[Entry]:
+    """Return what lies whole in the Hub cache and is of ours, by name; other repositories are passed over.
+
+    Args:
+        cache_dir: None takes the one huggingface_hub uses.
+    """
+    try:
+        found = scan_cache_dir(cache_dir or constants.HF_HUB_CACHE)
+    except CacheNotFound:
+        return []
+    entries = []
+    for repo in sorted(found.repos, key=lambda repo: repo.repo_id):
+        for revision in sorted(repo.revisions, key=lambda revision: -revision.last_modified):
+            # browsing leaves snapshots without weights
+            if repo.repo_type != 'model' or not all((revision.snapshot_path / name).is_file() for name in FILES):
+                continue
+            try:
+                record = read_record(revision.snapshot_path)
+            except ValueError:  # most caches are full of other people's models
+                continue
+            if record.is_ours:
+                entry = _entry('cache', repo.repo_id, record, revision.commit_hash)
+                entries.append(replace(entry, revisions=tuple(sorted(revision.refs)), size=revision.size_on_disk))
+    return entries
+
+
+def remote_entries(namespace: str) -> list[Entry]:
+    """Return the repositories of a user or an organisation on the Hub that carry our tag, at most `MAX_REMOTE`.
+
+    Only their config.json is downloaded; one that cannot be used becomes an entry that says so.
+
+    Args:
+        namespace: as 'org' in 'org/name'.
+
+    Raises:
+        ValueError: `namespace` is no name the Hub could have.
+        SourceError: the Hub cannot be reached or refuses.
+    """
+    if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9_.-]{0,95}', namespace):
+        raise ValueError(f"Got the namespace {namespace!r}; name a user or an organisation, the 'org' of 'org/name'.")
+    with clear_errors(f'the models of {namespace}'):
+        found = list(HfApi().list_models(author=namespace, filter=TAG, full=True, limit=MAX_REMOTE))
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(_remote_entry, sorted(found, key=lambda info: info.id)))
+
+
+def _remote_entry(info: ModelInfo) -> Entry:
+    tags = tuple(info.tags or ())
+    try:
+        folder = fetch(f'hf-hub:{info.id}', FILES[:1], info.sha, max_bytes=MAX_CONFIG_BYTES)
+    except SourceError as error:
+        return Entry('hub', info.id, commit=info.sha, tags=tags, problem=str(error))
+    try:
+        return replace(_entry('hub', info.id, read_record(folder), info.sha), tags=tags)
+    except ValueError as error:
+        return Entry('hub', info.id, commit=info.sha, tags=tags, problem=str(error).replace(f'{folder}{os.sep}', ''))
+
+
+def _entry(where: str, name: str, record: Record, commit: str | None) -> Entry:
+    return Entry(where, name, record.kind, record.encoding, record.num_bits, record.dataset, record.clean_error, commit)

@@ -1,0 +1,136 @@
+"""Pulling a model or an embedding from the Hub: one commit of it, verified, into the cache or a folder."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from timm_p2be.artefact import FILES
+from timm_p2be.hub.repositories import Record, read_record, verify
+from timm_p2be.sources import SourceError, fetch, resolved_commit, split_revision
+from timm_p2be.weights import file_sha256
+from timm_p2be.whole_files import temporary_beside
+
+_OPTIONAL = ('README.md', 'results.json')
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """A repository that was pulled and verified.
+
+    Attributes:
+        repo_id: 'org/name'.
+        commit: 40 hexadecimal digits.
+        folder: where its files lie.
+        record: what config.json says.
+        sha256: file name -> sha256 of its bytes, hexadecimal.
+        is_new: False if the output folder held exactly these files already.
+    """
+
+    repo_id: str
+    commit: str
+    folder: Path
+    record: Record
+    sha256: dict[str, str]
+    is_new: bool = True
+
+    @property
+    def pinned(self) -> str:
+        """'org/name@commit', which means the same files for ever."""
+        return f'{self.repo_id}@{self.commit}'
+
+
+def pull(source: str, revision: str | None = None, output: Path | None = None, overwrite: bool = False) -> Pulled:
+    """Download a repository at one commit, verify it, and say where it lies.
+
+    Files in the cache that fail the verification are downloaded once more, in case the disk damaged them.
+
+    Args:
+        source: 'org/name' or 'org/name@revision'; never a local folder.
+        revision: branch, tag or commit; None takes the one in `source`, or the default branch.
+        output: folder to write plain files to, all of them or none; None leaves them in the cache.
+        overwrite: replace what an earlier pull wrote to `output`.
+
+    Raises:
+        ValueError: what arrived is not what it claims to be, or `output` holds other files.
+        SourceError: two revisions, or it could not be downloaded.
+        OSError: the disk is full or `output` is not writable.
+    """
+    repo_id, _ = split_revision(source.removeprefix('hf-hub:'))
+    try:
+        folder, record = _fetch_verified(source, revision)
+    except SourceError:
+        raise
+    except ValueError as damage:
+        try:
+            folder, record = _fetch_verified(source, revision, force_download=True)
+        except SourceError as error:
+            raise damage from error
+    commit = resolved_commit(folder)
+    assert commit is not None, 'what comes from the Hub has a commit'
+    is_new = output is None or _write_folder(folder, output.absolute(), overwrite)
+    place = folder if output is None else output.absolute()
+    return Pulled(repo_id, commit, place, record, _digests(place), is_new)
+
+
+def _fetch_verified(source: str, revision: str | None, force_download: bool = False) -> tuple[Path, Record]:
+    """Return folder and record of a repository; its weights are asked for only if the record is one we can use."""
+    remote = f'hf-hub:{source.removeprefix("hf-hub:")}'
+    folder = fetch(remote, FILES[:1], revision, force_download=force_download)
+    read_record(folder)
+    # the same commit, whatever a branch points to by now
+    pinned = f'{remote.partition("@")[0]}@{resolved_commit(folder)}'
+    folder = fetch(pinned, FILES, optional=_OPTIONAL, force_download=force_download)
+    return folder, verify(folder)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    paths = (folder / name for name in (*FILES, *_OPTIONAL))
+    return {path.name: file_sha256(path) for path in paths if path.is_file()}
+
+
+def _write_folder(snapshot: Path, output: Path, overwrite: bool) -> bool:
+    """Copy a snapshot to `output`, all of it or nothing; return False if it is there already."""
+    wanted = _digests(snapshot)
+    if _holds(output, wanted):
+        return False
+    _check_replaceable(output, overwrite)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_beside(output)
+    new, old = temporary / 'new', temporary / 'old'
+    try:
+        new.mkdir(parents=True)
+        for name in wanted:
+            shutil.copyfile(snapshot / name, new / name)
+        if overwrite and output.exists():
+            output.rename(old)
+        try:
+            new.rename(output)
+        except OSError as error:
+            if _holds(output, wanted):
+                return False
+            if output.exists():
+                raise ValueError(f'Another process wrote other files to {output} meanwhile. Pull again.') from error
+            if old.exists():
+                old.rename(output)
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return True
+
+
+def _holds(folder: Path, digests: dict[str, str]) -> bool:
+    """Return whether a folder holds exactly these files."""
+    return folder.is_dir() and {path.name for path in folder.iterdir()} == set(digests) and _digests(folder) == digests
+
+
+def _check_replaceable(output: Path, overwrite: bool) -> None:
+    """Raise unless nothing of value is at `output`."""
+    if not output.exists() and not output.is_symlink():
+        return
+    if not output.is_dir() or output.is_symlink():
+        raise ValueError(f'{output} is not a folder. Choose another --output.')
+    found = {path.name for path in output.iterdir()}
+    if foreign := sorted(found - {*FILES, *_OPTIONAL}):
+        raise ValueError(f'{output} holds files that no pull wrote, such as {foreign[0]!r}. Choose another --output.')
+    if found and not overwrite:
+        raise ValueError(f'{output} holds another version already. Choose another --output, or pass --overwrite.')

@@ -1,0 +1,206 @@
+"""From a run of train.py to the files of a repository: weights, configuration, results and card, nothing else."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models import save_for_hf
+from torch import nn
+
+import timm_p2be
+from timm_p2be.artefact import artefact_config, write_artefact
+from timm_p2be.cards import LICENCE, embedding_card, model_card
+from timm_p2be.checkpoints import weights_sha256
+from timm_p2be.codes import thermometer_codes
+from timm_p2be.hub.repositories import MODEL_FORMAT_VERSION, verify
+from timm_p2be.hub.results import PUBLISHED, ROUNDED, collect_results
+from timm_p2be.hub.run_folder import Run, build_model, data_config, read_run
+from timm_p2be.hub.run_record import Dataset, has_learned_table, origin_of, record_of, stem_of
+from timm_p2be.weights import file_sha256
+from timm_p2be.whole_files import temporary_beside, write_json
+
+RELEASE_FILES = ('README.md', 'config.json', 'model.safetensors', 'results.json')
+
+_WEIGHTS = 'model.safetensors'
+_PATH_FLAGS = (
+    'output',
+    'data_dir',
+    'dataset',
+    'config',
+    'resume',
+    'initial_checkpoint',
+    'pretrained_path',
+    'class_map',
+)
+
+
+@dataclass(frozen=True)
+class Release:
+    """What to make of a run.
+
+    Attributes:
+        repo_id: 'org/name', for the example in the card.
+        tag: of the release, for the same; None for main.
+        checkpoint: 'last', 'best' or a path.
+        embedding_only: take the learned table alone.
+        half: round weights of convolutions and linear layers to float16.
+        dataset: what the run was trained on.
+        results: files of `timm-p2be benchmark`.
+        base_model: what the run started from; for a table, the published network it is from.
+        licence: as the Hub spells it.
+    """
+
+    repo_id: str
+    tag: str | None = None
+    checkpoint: str = 'last'
+    embedding_only: bool = False
+    half: bool = False
+    dataset: Dataset = field(default_factory=Dataset)
+    results: Sequence[Path] = ()
+    base_model: str | None = None
+    licence: str = LICENCE
+
+    @property
+    def name(self) -> str:
+        """'org/name' or 'org/name@tag'."""
+        return f'{self.repo_id}@{self.tag}' if self.tag else self.repo_id
+
+
+def prepare(run_folder: Path, output: Path, release: Release) -> None:
+    """Write the files of a repository to `output`, all of them or none.
+
+    A model gets `RELEASE_FILES`, a table all but results.json, which its config.json holds.
+
+    Args:
+        run_folder: output folder of train.py.
+        output: new folder, or one that holds an earlier release and nothing else.
+        release: what to make of the run.
+
+    Raises:
+        ValueError: the run has no results, its weights are unsound, or the release cannot be made of it; `output` is
+            as it was.
+        OSError: the disk is full or the folder is not writable.
+    """
+    run = read_run(run_folder, release.checkpoint)
+    model = build_model(run)
+    foreign = sorted({path.name for path in output.iterdir()} - {*RELEASE_FILES}) if output.is_dir() else []
+    if foreign or (output.exists() and not output.is_dir()):
+        raise ValueError(f'{output} holds {foreign or "something else"}, which is no release. Choose another folder.')
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_beside(output.absolute())
+    try:
+        temporary.mkdir()
+        write = _write_embedding if release.embedding_only else _write_model
+        write(run, model, temporary, release)
+        verify(temporary)
+        _check_silent(run, temporary)
+        if output.exists():
+            shutil.rmtree(output)
+        temporary.rename(output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_model(run: Run, model: nn.Module, folder: Path, release: Release) -> None:
+    origin = origin_of(run, release.dataset)
+    own = ROUNDED if release.half else PUBLISHED
+    known = {run.sha256: own, weights_sha256(model.state_dict()): own}
+    if release.half:
+        _round(model)
+    config = data_config(run, model)
+    save_for_hf(model, str(folder), safe_serialization=True, data_config=config)
+    digest = file_sha256(folder / _WEIGHTS)
+    known |= {digest: PUBLISHED, weights_sha256(model.float().state_dict()): PUBLISHED}
+    results = collect_results(run, release.results, known, origin.test_split, origin.test_images)
+    results |= _learned(model)
+    provenance = record_of(run, model, origin, release.dataset.note, release.base_model, results)
+    path = folder / 'config.json'
+    content: dict[str, Any] = json.loads(path.read_text(encoding='utf-8'))
+    content['pretrained_cfg'].pop('tag', None)  # of the registered weights, which these are not
+    stem = stem_of(model)
+    content['timm_p2be'] = {
+        'format_version': MODEL_FORMAT_VERSION,
+        'package_version': timm_p2be.__version__,
+        'encoding': stem.embedding.encoding if stem else 'rgb',
+        'num_bits': stem.embedding.num_bits if stem else None,
+        'provenance': provenance,
+        'weights_sha256': digest,
+    }
+    write_json(path, content)
+    write_json(folder / 'results.json', results)
+    _write_card(folder, model_card(content, release.name, results, release.licence))
+
+
+def _write_embedding(run: Run, model: nn.Module, folder: Path, release: Release) -> None:
+    stem = stem_of(model)
+    if stem is None or not has_learned_table(model):
+        what = 'fixed codes' if stem else 'pixel values'
+        raise ValueError(f'{run.flags["model"]} reads {what}; only a p2be model has a learned table to publish.')
+    if run.flags.get('p2be_freeze'):
+        raise ValueError(
+            'The run froze its table (--p2be-freeze), so it is the one it started from, '
+            f'{run.flags.get("p2be_embedding")}. Publish the run that trained it.'
+        )
+    if release.half:
+        raise ValueError('A table is published as it is: its latents stay float32. Leave out --half.')
+    origin, embedding = origin_of(run, release.dataset), stem.embedding
+    network = 'of the network the table was trained in'
+    known = {run.sha256: network, weights_sha256(model.state_dict()): network}
+    results = collect_results(run, release.results, known, origin.test_split, origin.test_images)
+    results |= _learned(model)
+    record: dict[str, Any] = {
+        'encoding': embedding.encoding,
+        'init': run.flags.get('p2be_init') or embedding.init,
+        'provenance': record_of(run, model, origin, release.dataset.note, release.base_model, results),
+        'package_version': timm_p2be.__version__,
+    }
+    assert embedding.weight is not None
+    codes, latents = embedding.codes().detach(), embedding.weight.detach()
+    write_artefact(folder, codes, latents, **record)
+    _write_card(folder, embedding_card(artefact_config(codes, **record), release.name, release.licence))
+
+
+def _learned(model: nn.Module) -> dict[str, Any]:
+    """Return how far a learned table is from the thermometer code, which short runs hardly leave."""
+    stem = stem_of(model)
+    if stem is None or not has_learned_table(model):
+        return {}
+    codes = stem.embedding.codes().detach()
+    unlike = int((codes != thermometer_codes(stem.embedding.num_bits)).sum())
+    return {'codes': {'distinct': len(codes.unique(dim=0)), 'bits': codes.numel(), 'unlike_thermometer': unlike}}
+
+
+def _round(model: nn.Module) -> None:
+    """Round the weights of convolutions and linear layers to float16; everything else stays float32.
+
+    Raises:
+        ValueError: a weight is too large for float16.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
+            weight = module.weight.detach().half()
+            if not bool(torch.isfinite(weight).all()):
+                raise ValueError(f'{name}.weight has values beyond the range of float16. Leave out --half.')
+            module.weight = nn.Parameter(weight, requires_grad=False)
+
+
+def _write_card(folder: Path, text: str) -> None:
+    (folder / 'README.md').write_text(text, encoding='utf-8')
+
+
+def _check_silent(run: Run, folder: Path) -> None:
+    """Raise if the texts of a release hold a path of this machine."""
+    named = [str(run.flags.get(name) or '') for name in _PATH_FLAGS]
+    named += [name.partition('/')[2] for name in named]  # after the reader, as in hfds//data/cifar10
+    places = {str(Path.home()), str(Path.cwd()), str(run.folder.absolute()), str(run.folder.resolve()), *named}
+    places = {place for place in places if Path(place).is_absolute() and len(place) > 4}
+    for path in folder.iterdir():
+        if path.name != _WEIGHTS:
+            text = path.read_text(encoding='utf-8')
+            found = next((place for place in places if place in text), None)
+            if found:
+                raise ValueError(f'{path.name} would publish the path {found}. Take it out of the notes and labels.')

@@ -1,0 +1,161 @@
+"""The results that a card states: the run's own, and those of benchmark files that measured these very weights."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from timm_p2be.hub.run_folder import Run
+from timm_p2be.robustness.results import read_json
+from timm_p2be.weights import file_sha256
+
+PUBLISHED = 'as published'
+ROUNDED = 'before rounding to float16'
+
+_ALL = 15  # corruptions in the benchmark's mean, arXiv 1903.12261
+
+
+def collect_results(
+    run: Run,
+    files: Sequence[Path],
+    weights: Mapping[str, str],
+    split: str,
+    images: int | None,
+) -> dict[str, Any]:
+    """Return the results.json of a run: `clean`, `corruptions`, `attacks` and the digests of the `files` they are from.
+
+    Clean errors of the weights as they are published go before those from before rounding, and then the one on more
+    images; the run's own is on the whole split.
+
+    Args:
+        run: its error comes from summary.csv.
+        files: of `timm-p2be benchmark corruptions` and `timm-p2be benchmark attacks`.
+        weights: sha256 of a file of weights, or of the weights themselves -> `PUBLISHED` or `ROUNDED`. The first
+            entry is what became of the run's own weights.
+        split: name of the validation split.
+        images: in that split, if known.
+
+    Raises:
+        ValueError: no results at all, a file that cannot be read, is incomplete or measured other weights, or two
+            files of one kind.
+    """
+    clean: list[dict[str, Any]] = []
+    found: dict[str, Any] = {'corruptions': None, 'attacks': None}
+    if run.error is not None:
+        source = f'summary.csv of the run, after epoch {run.epoch}'
+        own = next(iter(weights.values()))
+        clean.append({'error': run.error, 'images': images, 'split': split, 'weights': own, 'source': source})
+    for path in files:
+        kind, content = _read(path)
+        if found[kind] is not None:
+            raise ValueError(f'{path} is a second file of {kind}. Pass one of each kind.')
+        read = _corruptions if kind == 'corruptions' else _attacks
+        try:
+            found[kind], measured_clean = read(path, content, weights)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f'--results {path} is damaged ({error!r}). Measure it again with --overwrite.') from error
+        clean += [measured_clean] if measured_clean else []
+    if not clean and not any(found.values()):
+        raise ValueError(
+            f'There are no results for {run.path}: {run.folder / "summary.csv"} has no eval_top1 at epoch {run.epoch}, '
+            'and no --results were passed. Measure it with `timm-p2be benchmark`; a card without results helps nobody.'
+        )
+    clean.sort(key=lambda entry: (entry['weights'] == PUBLISHED, entry['images'] or math.inf), reverse=True)
+    return {
+        'clean': clean[0] if clean else None,
+        **found,
+        'files': {path.name: file_sha256(path) for path in files},
+    }
+
+
+def _read(path: Path) -> tuple[str, dict[str, Any]]:
+    """Return kind and content of a benchmark file."""
+    problem = ValueError(f'{path}: no such file.')
+    for kind in ('corruptions', 'attacks'):
+        try:
+            return kind, read_json(path, kind)
+        except ValueError as error:
+            problem = error
+    raise ValueError(f'--results {path}: not a result file of `timm-p2be benchmark`. ({problem})') from problem
+
+
+def _measured(path: Path, models: Sequence[Mapping[str, Any]], weights: Mapping[str, str]) -> tuple[str, str]:
+    """Return name and state of the first model of a benchmark that has our weights."""
+    for model in models:
+        for key in ('checkpoint_sha256', 'weights_sha256'):
+            if model.get(key) in weights:
+                return model['name'], weights[model[key]]
+    shown = ', '.join(
+        f'{model["name"]} {model.get("checkpoint_sha256") or model.get("weights_sha256")}' for model in models
+    )
+    raise ValueError(
+        f'--results {path} measured other weights (sha256 {shown}); those of the run, and those to publish, have '
+        f'{", ".join(weights)}. Measure them: timm-p2be benchmark ... --model NAME=FILE.'
+    )
+
+
+def _corruptions(
+    path: Path, content: Mapping[str, Any], weights: Mapping[str, str]
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Return what a corruption benchmark found, and its error on clean images."""
+    config = content['config']
+    name, state = _measured(path, config['models'], weights)
+    summary = content['summary'].get(name) or {}
+    if not content['complete'] or summary.get('mean_corruption_error') is None:
+        raise ValueError(f'--results {path} is incomplete. Run the benchmark to its end with the same --output.')
+    label = config['data']['label']
+    if len(summary['mean_over']) != _ALL or len(config['severities']) != 5:
+        label += f' ({len(summary["mean_over"])} corruptions, severities {config["severities"]})'
+    mce = summary.get('mce_alexnet')
+    corruptions = {
+        'label': label,
+        'images': config['data']['images'],
+        'mean_corruption_error': _percent(summary['mean_corruption_error']),
+        'mce': None if mce is None else _percent(mce),
+        'weights': state,
+    }
+    measured = content['clean'].get(name)
+    if not measured:
+        return corruptions, None
+    split = f'{config["clean"]["name"]}, {config["clean"]["subset"]}'
+    return corruptions, _clean(path, measured['error'], measured['examples'], split, state)
+
+
+def _attacks(
+    path: Path, content: Mapping[str, Any], weights: Mapping[str, str]
+) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    """Return what an attack benchmark found, the worst case last, and its error on clean images."""
+    _, state = _measured(path, [content['model']], weights)
+    settings, worst = content['settings'], content['worst_case']
+    unfinished = [
+        attack['name'] for attack in content['attacks'] if 'accuracy' not in content['alone'].get(attack['name'], {})
+    ]
+    if unfinished or (worst and not worst.get('complete')):
+        raise ValueError(f'--results {path} is incomplete. Run the benchmark to its end with the same --output.')
+    entries = [(attack['name'], attack['eps'], content['alone'][attack['name']]) for attack in content['attacks']]
+    entries += [('worst case of all', settings['eps'], worst)] if worst else []
+    attacks = [
+        {
+            'name': name,
+            'eps': eps,
+            'images': entry['count'],
+            **{key: _percent(entry[key]) for key in ('accuracy', 'low', 'high')},
+            'weights': state,
+        }
+        for name, eps, entry in entries
+    ]
+    measured = max((content['clean'][key] for key in ('alone', 'worst_case') if key in content['clean']), key=_count)
+    split = f'{content["data"]["name"]}, first {measured["count"]} images'
+    return attacks, _clean(path, 1 - measured['accuracy'], measured['count'], split, state)
+
+
+def _count(entry: Mapping[str, Any]) -> int:
+    return entry['count']
+
+
+def _clean(path: Path, error: float, images: int, split: str, state: str) -> dict[str, Any]:
+    return {'error': _percent(error), 'images': images, 'split': split, 'weights': state, 'source': path.name}
+
+
+def _percent(fraction: float) -> float:
+    return round(100 * fraction, 4)

@@ -1,0 +1,165 @@
+"""What a run of train.py left in its output folder: flags, weights and the error on the validation split."""
+
+import csv
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import yaml
+from timm.data import resolve_data_config
+from torch import nn
+
+from timm_p2be.checkpoints import Checkpoint, read_checkpoint
+from timm_p2be.sources import clear_errors
+from timm_p2be.weights import file_sha256
+
+_FILES = {'last': 'last.pth.tar', 'best': 'model_best.pth.tar'}
+# arguments of a model that say where its weights or its table came from, or only matter in training
+_NOT_THE_MODEL = ('embedding', 'embedding_init', 'freeze_embedding', 'img_size', 'cache_dir')
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A run of train.py at one of its checkpoints.
+
+    Attributes:
+        folder: its output folder.
+        flags: those of train.py, by their names in args.yaml.
+        path: of the checkpoint.
+        checkpoint: its content.
+        sha256: of the checkpoint's file.
+        epoch: index of the epoch after which it was written.
+        error: on the validation split at that epoch, percent; None if that was not measured.
+    """
+
+    folder: Path
+    flags: dict[str, Any]
+    path: Path
+    checkpoint: Checkpoint
+    sha256: str
+    epoch: int
+    error: float | None
+
+
+def read_run(folder: Path, checkpoint: str = 'last') -> Run:
+    """Return a run, after checking that its files belong together and that its weights are finite.
+
+    Args:
+        folder: output folder of train.py.
+        checkpoint: 'last', 'best', or the path of another checkpoint of this run.
+
+    Raises:
+        ValueError: a file is missing or damaged, the checkpoint is of another model or no training checkpoint, or a
+            weight is not finite.
+    """
+    flags = _flags(folder / 'args.yaml')
+    path = folder / _FILES[checkpoint] if checkpoint in _FILES else Path(checkpoint)
+    found = read_checkpoint(path)
+    if not {'arch', 'epoch'} <= found.raw.keys() or 'model' not in found.args:
+        raise ValueError(f'{path} is no training checkpoint; name a last.pth.tar or model_best.pth.tar of train.py.')
+    trained, here = (_shown(entries['model'], entries.get('model_kwargs')) for entries in (found.args, flags))
+    if trained != here or found.raw['arch'] != flags['model']:
+        raise ValueError(f'{path} is a checkpoint of {trained}, but {folder} is a run of {here}. Name one of that run.')
+    unsound = [name for name, tensor in found.state_dict.items() if not bool(torch.isfinite(tensor).all())]
+    if unsound:
+        raise ValueError(
+            f'{path}: {unsound[0]} has values that are not finite, so the run diverged. Choose an earlier checkpoint.'
+        )
+    epoch = found.raw['epoch']
+    whole = 'position' not in found.args  # a recovery file lies inside its epoch, so no row is about its weights
+    error = _error(folder / 'summary.csv', epoch) if whole else None
+    return Run(folder, flags, path, found, file_sha256(path), epoch, error)
+
+
+def build_model(run: Run) -> nn.Module:
+    """Return the run's network on the CPU, in float32 and evaluation mode, with the checkpoint's weights.
+
+    Raises:
+        ValueError: it cannot be built, or the weights do not fit it exactly.
+    """
+    flags, state = run.flags, run.checkpoint.state_dict
+    kwargs = {key: value for key, value in (flags.get('model_kwargs') or {}).items() if key not in _NOT_THE_MODEL}
+    bits = {tensor.shape[1] for name, tensor in state.items() if name.endswith('.embedding.weight')}
+    if bits and bits != {64}:  # a table that was pulled brings its own length
+        kwargs['num_bits'] = bits.pop()
+    size = image_size(run)
+    arguments = {
+        'num_classes': flags['num_classes'],
+        'in_chans': (flags.get('input_size') or [flags.get('in_chans') or 3])[0],
+        'drop_rate': flags.get('drop') or 0.0,
+        'drop_path_rate': flags.get('drop_path'),
+        **kwargs,
+    }
+    try:
+        with clear_errors(flags['model']):
+            model = _create(flags['model'], arguments, size)
+        model.load_state_dict(state)
+    except (RuntimeError, TypeError, AssertionError) as error:
+        raise ValueError(f'{run.path} does not fit {flags["model"]} as args.yaml describes it: {error}') from error
+    return model.float().eval()
+
+
+def _create(name: str, arguments: dict[str, Any], size: tuple[int, int] | None) -> nn.Module:
+    if size:
+        try:
+            return timm.create_model(name, **arguments, img_size=size)
+        except TypeError as error:  # as in train.py: convolutional networks take images of any size
+            if 'img_size' not in str(error):
+                raise
+    return timm.create_model(name, **arguments)
+
+
+def image_size(run: Run) -> tuple[int, int] | None:
+    """Return height and width the run was told to use, if it was."""
+    if run.flags.get('input_size'):
+        return tuple(run.flags['input_size'][1:])
+    return (run.flags['img_size'],) * 2 if run.flags.get('img_size') else None
+
+
+def data_config(run: Run, model: nn.Module) -> dict[str, Any]:
+    """Return input size, mean, std, interpolation and crop that the run validated with."""
+    config = resolve_data_config(dict(run.flags), model=model)
+    channels = (run.flags.get('input_size') or [run.flags.get('in_chans')])[0]
+    if channels:
+        config['input_size'] = (channels, *config['input_size'][1:])
+    return {key: config[key] for key in ('input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')}
+
+
+def _shown(model: str, kwargs: Mapping[str, Any] | None) -> str:
+    return f'{model} {json.dumps(kwargs or {}, sort_keys=True, default=str)}'  # YAML makes lists of tuples
+
+
+def _flags(path: Path) -> dict[str, Any]:
+    try:
+        flags = yaml.safe_load(path.read_text(encoding='utf-8'))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f'{path} cannot be read: {error}. Name the output folder of a run of train.py.') from error
+    missing = [key for key in ('model', 'num_classes', 'seed') if key not in (flags if isinstance(flags, dict) else {})]
+    if missing:
+        raise ValueError(f'{path} lacks {missing}; it has to be the args.yaml of a run of train.py.')
+    return flags
+
+
+def _error(path: Path, epoch: int) -> float | None:
+    """Return the validation error after an epoch, percent, or None if the run has no such figure.
+
+    Raises:
+        ValueError: the file cannot be read, or the figure is no percentage.
+    """
+    if not path.is_file():
+        return None
+    try:
+        with path.open(newline='', encoding='utf-8') as file:
+            rows = [row for row in csv.DictReader(file) if row.get('epoch') == str(epoch)]
+        top1 = rows[-1].get('eval_top1') if rows else None
+        error = round(100 - float(top1), 6) if top1 else None
+    except (OSError, ValueError, csv.Error) as problem:
+        raise ValueError(f'{path} cannot be read: {problem}. Restore it, or pass results by --results.') from problem
+    if error is not None and not (math.isfinite(error) and 0 <= error <= 100):
+        raise ValueError(f'{path} has eval_top1={top1} at epoch {epoch}; allowed are percentages. Restore the file.')
+    return error

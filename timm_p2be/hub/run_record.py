@@ -1,0 +1,221 @@
+"""Provenance of a run: what train.py was told, without anything that says where or by whom it was run."""
+
+import re
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from torch import nn
+
+from timm_p2be.hub.run_folder import Run
+from timm_p2be.sources import SourceError, split_revision
+from timm_p2be.stem import EncodedConv2d
+
+# flags of train.py that are published, and on which flag each depends to have had an effect
+_PUBLISHED: dict[str, str | None] = {
+    'opt': None,
+    'opt_eps': None,
+    'opt_betas': None,
+    'opt_kwargs': None,
+    'momentum': None,
+    'weight_decay': None,
+    'layer_decay': None,
+    'clip_grad': None,
+    'clip_mode': 'clip_grad',
+    'batch_size': None,
+    'grad_accum_steps': None,
+    'sched': None,
+    'lr': None,
+    'min_lr': None,
+    'warmup_epochs': None,
+    'warmup_lr': 'warmup_epochs',
+    'cooldown_epochs': None,
+    'drop': None,
+    'drop_path': None,
+    'no_aug': None,
+    'train_crop_mode': None,
+    'hflip': None,
+    'vflip': None,
+    'color_jitter': None,
+    'aa': None,
+    'aug_splits': None,
+    'jsd_loss': None,
+    'reprob': None,
+    'remode': 'reprob',
+    'recount': 'reprob',
+    'smoothing': None,
+    'amp': None,
+    'amp_dtype': 'amp',
+    'model_dtype': None,
+    'model_ema': None,
+    'model_ema_decay': 'model_ema',
+    'img_size': None,
+    'input_size': None,
+    'p2be_alpha': 'jsd_loss',
+    'p2be_augmix': None,
+    'p2be_crop_padding': None,
+    'p2be_init': None,
+    'p2be_lr': None,
+    'p2be_betas': 'p2be_lr',
+    'p2be_sched': 'p2be_lr',
+    'p2be_min_lr': 'p2be_lr',
+    'p2be_weight_decay': 'p2be_lr',
+    'p2be_freeze': None,
+}
+_STEPS = ('decay_epochs', 'decay_milestones', 'decay_rate')  # of the schedules that have them
+_STARTS = ('pretrained', 'initial_checkpoint', 'pretrained_path')
+_OFF: tuple[Any, ...] = (None, False, '', [], {})  # 0 equals False
+_WORD = re.compile(r'[\w.,=-]+', re.ASCII)
+_MODEL_NAME = re.compile(r'[\w.-]+(/[\w.-]+)?(@[\w.-]+)?', re.ASCII)
+# --dataset of torchvision's sets: name, id on the Hub, validation split, images in it
+_KNOWN_DATASETS = {
+    'torch/cifar10': ('CIFAR-10', 'uoft-cs/cifar10', 'test', 10_000),
+    'torch/cifar100': ('CIFAR-100', 'uoft-cs/cifar100', 'test', 10_000),
+    'torch/imagenet': ('ImageNet-1k', 'ILSVRC/imagenet-1k', 'validation', 50_000),
+}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Data set of a run, in words; a path says nothing to others.
+
+    Attributes:
+        name: None takes that of a torchvision set, which --dataset names.
+        id: on the Hub, None if it is not there.
+        note: what is particular about this copy.
+        test_images: number in the validation split; None if unknown.
+    """
+
+    name: str | None = None
+    id: str | None = None
+    note: str | None = None
+    test_images: int | None = None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Data set of a run as its card states it: name, Hub id, splits and images of the validation split."""
+
+    name: str
+    id: str | None
+    train_split: str
+    test_split: str
+    test_images: int | None
+
+
+def origin_of(run: Run, given: Dataset) -> Origin:
+    """Return what a run was trained and validated on.
+
+    Raises:
+        ValueError: the data set's name is not known.
+    """
+    name, hub_id, split, images = _KNOWN_DATASETS.get(run.flags.get('dataset') or '', (None, None, None, None))
+    if run.flags.get('val_num_samples'):
+        images = None
+    if not (given.name or name):
+        raise ValueError(
+            "args.yaml says where the data set was, not what it was. Pass --dataset-name, for example 'CIFAR-10', and "
+            '--dataset-id if it is on the Hub.'
+        )
+    return Origin(
+        name=given.name or name or '',
+        id=given.id if given.name else given.id or hub_id,
+        train_split=_word(run.flags.get('train_split'), 'train'),
+        test_split=split or _word(run.flags.get('val_split'), 'validation'),
+        test_images=given.test_images or images,
+    )
+
+
+def record_of(
+    run: Run, model: nn.Module, origin: Origin, note: str | None, base_model: str | None, results: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the provenance of what a run trained, see `timm_p2be.provenance.check_provenance`.
+
+    Args:
+        run: the run.
+        model: its network.
+        origin: its data set.
+        note: what is particular about that copy of the data.
+        base_model: what it started from, or was cut out of; None if nothing.
+        results: of the card.
+
+    Raises:
+        ValueError: it started from other weights and `base_model` does not say which, or that is no name.
+    """
+    flags, name = run.flags, run.flags['model']
+    if base_model is None and flags.get('pretrained') and name.startswith('hf-hub:'):
+        base_model = _hub_name(name.removeprefix('hf-hub:'))
+    started = [name for name in _STARTS if flags.get(name)]
+    if started and base_model is None:
+        raise ValueError(
+            f'The run started from other weights (--{started[0].replace("_", "-")}); name them by --base-model, as '
+            "'org/name@revision' on the Hub or as a name of timm."
+        )
+    if base_model is not None and not _MODEL_NAME.fullmatch(base_model):
+        raise ValueError(f"Got base_model={base_model!r}; write 'org/name', 'org/name@revision' or a name of timm.")
+    trains_table = has_learned_table(model) and not flags.get('p2be_freeze')
+    return {
+        'dataset': {'name': origin.name, 'id': origin.id, 'split': origin.train_split, 'note': note},
+        'model': architecture(model),
+        'recipe': PurePath(flags['config']).name if flags.get('config') else None,
+        'flags': _published_flags(run, has_learned_table(model)),
+        'seed': flags['seed'],
+        'epochs': run.epoch + 1,
+        'smoothness': flags.get('p2be_smoothness') if trains_table else None,
+        'reduction': flags.get('p2be_reduction') if trains_table else None,
+        'base_model': base_model,
+        'results': {key: value for key, value in results.items() if key != 'files'},
+    }
+
+
+def architecture(model: nn.Module) -> str:
+    """Return the name timm has registered a model under."""
+    return model.pretrained_cfg['architecture']  # type: ignore[index, return-value]
+
+
+def stem_of(model: nn.Module) -> EncodedConv2d | None:
+    """Return the encoded first convolution of a model, or None for one of pixel values."""
+    return next((module for module in model.modules() if isinstance(module, EncodedConv2d)), None)
+
+
+def has_learned_table(model: nn.Module) -> bool:
+    """Return whether a model has a table that training can move."""
+    stem = stem_of(model)
+    return stem is not None and stem.embedding.weight is not None
+
+
+def _published_flags(run: Run, learned: bool) -> dict[str, Any]:
+    flags = {**run.flags, 'lr': run.checkpoint.args.get('lr', run.flags.get('lr'))}  # args.yaml may have its base only
+    names = [name for name, needs in _PUBLISHED.items() if needs is None or flags.get(needs)]
+    names += [name for name in _STEPS if flags.get('sched') in ('step', 'multistep')]
+    shown = {name: flags.get(name) for name in names if learned or not name.startswith('p2be_')}
+    if not learned:
+        shown |= {name: flags.get(name) for name in ('p2be_augmix', 'p2be_crop_padding')}
+    if run.epoch + 1 != flags.get('epochs'):
+        shown['epochs'] = flags.get('epochs')
+    plain = {name: value for name, value in shown.items() if value not in _OFF and _is_plain(value)}
+    if flags.get('p2be_embedding'):
+        plain['p2be_embedding'] = _hub_name(flags['p2be_embedding']) or 'a local folder'
+    return plain
+
+
+def _hub_name(source: str) -> str | None:
+    """Return 'org/name@revision' if that is what a source is; a path says nothing to others."""
+    try:
+        split_revision(source)
+    except SourceError:
+        return None
+    return source
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether a flag's value is made of numbers and words, which a path is not."""
+    if isinstance(value, dict):
+        return all(_is_plain(part) for pair in value.items() for part in pair)
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return isinstance(value, bool | int | float) or (isinstance(value, str) and _WORD.fullmatch(value) is not None)
+
+
+def _word(value: Any, default: str) -> str:
+    return value if isinstance(value, str) and _WORD.fullmatch(value) else default

@@ -1,0 +1,150 @@
+"""The table of codes that a name, a file, a folder or a repository stands for, and where it comes from."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import Tensor
+
+from timm_p2be.artefact import FILES, codes_sha256, read_artefact
+from timm_p2be.checkpoints import read_checkpoint
+from timm_p2be.codes import LEVELS, binarize, check_num_bits, fixed_codes
+from timm_p2be.hub.repositories import DEFAULT_BITS, read_record, verified_weights
+from timm_p2be.sources import fetch, resolved_commit
+from timm_p2be.stem import find_embedding
+from timm_p2be.weights import shipped_provenance
+
+_FIXED = ('onehot', 'thermometer')
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A table of codes with its history.
+
+    Attributes:
+        source: what was asked for.
+        origin: what that turned out to be, in a few words.
+        encoding: 'p2be', 'onehot' or 'thermometer'.
+        codes: (256, M) float32 tensor of 0 and 1.
+        latents: (256, M) float32 tensor; None for a fixed encoding.
+        provenance: see `timm_p2be.artefact.check_provenance`; None if unknown.
+        commit: of a Hub repository.
+    """
+
+    source: str
+    origin: str
+    encoding: str
+    codes: Tensor
+    latents: Tensor | None = None
+    provenance: dict[str, Any] | None = None
+    commit: str | None = None
+
+    @property
+    def codes_sha256(self) -> str:
+        """Sha256 of the packed codes, as in the config.json of an embedding."""
+        return codes_sha256(self.codes)
+
+
+def find_table(source: str, num_bits: int | None = None) -> Table:
+    """Return the table that `source` stands for; the first rule that fits decides.
+
+    1. 'onehot' or 'thermometer': the fixed table of `num_bits` bits.
+    2. A file: the learned table in a checkpoint (.pth.tar, .pt, .safetensors).
+    3. A folder with a config.json, 'org/name[@revision]', or either after 'local-dir:' or 'hf-hub:': an embedding, or
+       the table in a model's weights.
+    4. A name of timm.list_models(): the table in its shipped weights, or its fixed table.
+
+    Args:
+        source: see above.
+        num_bits: M of a fixed table, 64 by default; for nothing else.
+
+    Raises:
+        ValueError: nothing fits, there is no table in it, or it fails its check; see `timm_p2be.sources.fetch`.
+    """
+    if source in _FIXED:
+        bits = DEFAULT_BITS if num_bits is None else num_bits
+        check_num_bits(bits)
+        return Table(source, f'fixed encoding of {bits} bits', source, fixed_codes(source, bits))
+    if num_bits is not None:
+        raise ValueError(f'Got num_bits={num_bits} for {source}; only {" and ".join(_FIXED)} come in any length.')
+    path = Path(source)
+    if path.is_file():
+        return _of_checkpoint(path)
+    if ':' in source or '/' in source or (path / FILES[0]).is_file():
+        return _of_repository(source)
+    if timm.is_model(source):
+        return _of_registered(source)
+    if path.is_dir():
+        raise ValueError(
+            f'The folder {source} has no {FILES[0]}. Name a checkpoint in it: {path / "model_best.pth.tar"}.'
+        )
+    raise ValueError(
+        f'Unknown table {source!r}. Name {" or ".join(_FIXED)}, a checkpoint file, a folder with a {FILES[0]}, '
+        "'org/name[@revision]' on the Hub, or a model with shipped weights (timm-p2be list shows them)."
+    )
+
+
+def _of_checkpoint(path: Path) -> Table:
+    checkpoint = read_checkpoint(path)
+    latents = _learned_table(checkpoint.state_dict, str(path))
+    model = checkpoint.args.get('model')
+    origin = f'table in a checkpoint of {model!r:.100}' if model else 'table in a file of weights'
+    return Table(str(path), origin, 'p2be', binarize(latents), latents)
+
+
+def _of_repository(source: str) -> Table:
+    folder = fetch(source, FILES)
+    record, commit = read_record(folder), resolved_commit(folder)
+    if record.kind == 'embedding':
+        found = read_artefact(folder)
+        return Table(source, record.describe(), found.encoding, found.codes, found.latents, found.provenance, commit)
+    if record.num_bits is None:
+        raise ValueError(f'{source} is a {record.describe()}: it has no table. Name an encoded model.')
+    state = verified_weights(folder, record)
+    if record.encoding in _FIXED:
+        codes, latents = fixed_codes(record.encoding, record.num_bits), None
+    else:
+        latents = _learned_table(state, source)
+        codes = binarize(latents)
+    return Table(source, record.describe(), record.encoding, codes, latents, record.provenance, commit)
+
+
+def _of_registered(name: str) -> Table:
+    embedding = find_embedding(timm.create_model(name))
+    if embedding.weight is None:
+        return Table(name, 'fixed table of a model', embedding.encoding, embedding.codes())
+    if not timm.is_model_pretrained(name):
+        raise ValueError(f'{name} has no shipped weights, so its table would be random. Name a checkpoint of it.')
+    latents = find_embedding(timm.create_model(name, pretrained=True)).weight
+    assert latents is not None
+    cfg = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    provenance = shipped_provenance(f'{cfg.architecture}.{cfg.tag}')
+    origin = 'table in the shipped weights of a model'
+    return Table(name, origin, 'p2be', binarize(latents.detach()), latents.detach(), provenance)
+
+
+def _learned_table(state: dict[str, Tensor], where: str) -> Tensor:
+    """Return the one learned table in a model's weights, float32.
+
+    Raises:
+        ValueError: there is none, or several.
+    """
+    found = {
+        name: tensor
+        for name, tensor in state.items()
+        if name.endswith('embedding.weight')
+        and f'{name.removesuffix("embedding.weight")}weight' in state  # of the convolution that reads the codes
+        and tensor.ndim == 2
+        and tensor.shape[0] == LEVELS
+    }
+    if len(found) != 1:
+        raise ValueError(
+            f'{where} has {len(found)} learned tables (256 rows, beside the first convolution); exactly one is needed. '
+            'Models of pixel values have none; a fixed one is shown by timm-p2be show thermometer --num-bits M, an '
+            'embedding by its folder.'
+        )
+    (latents,) = found.values()
+    if not bool(latents.isfinite().all()):
+        raise ValueError(f'{where}: the table holds values that are not finite. Choose another checkpoint.')
+    return latents.detach().float().cpu()
