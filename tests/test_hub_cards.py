@@ -1,0 +1,92 @@
+"""hub_cards/ has one folder for each artefact of ours, and says of it what is true."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import published
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+
+import ship
+from timm_p2be import PixelEmbedding, find_embedding, weights
+from timm_p2be.cards import embedding_card, model_card
+from timm_p2be.hub.repositories import read_record
+
+CARDS = Path(__file__).parents[1] / 'hub_cards'
+FOLDERS = sorted(path for path in CARDS.iterdir() if path.is_dir()) if CARDS.is_dir() else []
+
+
+def test_every_shipped_model_has_a_card() -> None:
+    models = {folder.name for folder in FOLDERS if read_record(folder).kind == 'model'}
+    assert models == set(weights.shipped_weights())
+
+
+@pytest.mark.parametrize('folder', FOLDERS, ids=lambda folder: folder.name)
+def test_a_card_describes_what_is_shipped(folder: Path) -> None:
+    record = read_record(folder)
+    config = json.loads((folder / 'config.json').read_text())
+    text = (folder / 'README.md').read_text()
+    name = re.search(r"'(?:hf-hub:)?([\w.-]+/[\w.-]+@[\w.-]+)'", text)
+    assert name is not None
+    if record.kind == 'embedding':
+        table = PixelEmbedding.from_pretrained(folder)  # checks the whole folder
+        assert text == embedding_card(config, name[1])
+        assert table.provenance == record.provenance
+        return
+    results = json.loads((folder / 'results.json').read_text())
+    assert text == model_card(config, name[1], results)
+    assert record.weights_sha256 == weights.shipped_weights()[folder.name]
+    assert record.provenance == weights.shipped_provenance(folder.name)
+    assert results['clean']['weights'] == 'as published'
+    assert not (folder / 'model.safetensors').exists()
+    codes = results.get('codes')
+    if codes is not None:
+        learned = find_embedding(timm.create_model(folder.name, pretrained=True)).codes()
+        assert codes['distinct'] == len(learned.unique(dim=0))
+
+
+@pytest.mark.parametrize('folder', FOLDERS, ids=lambda folder: folder.name)
+def test_a_card_names_no_place_of_ours(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.suffix in ('.md', '.json'):
+            assert not re.search(r'(?<![:/\w.])/(?:home|root|tmp|work|Users)\b|[A-Z]:\\', path.read_text()), path
+
+
+def test_shipping_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, 'FOLDER', tmp_path / 'weights')
+    (tmp_path / 'weights').mkdir()
+    published.model(tmp_path / 'release')
+    for name in ('wrn10_2_p2be.first', 'wrn10_2_p2be.second'):
+        ship.ship(tmp_path / 'release', name, tmp_path / 'cards')
+    assert [*weights.shipped_weights()] == ['wrn10_2_p2be.first', 'wrn10_2_p2be.second']
+    assert weights.shipped_provenance('wrn10_2_p2be.first') == published.PROVENANCE
+    assert {path.name for path in (tmp_path / 'cards' / name).iterdir()} == {'README.md', 'config.json'}
+    weights.verify_weights(weights.weights_path(name))
+    shipped = load_file(weights.weights_path(name))
+    state = load_file(tmp_path / 'release' / 'model.safetensors')
+    assert shipped.keys() == state.keys()
+    assert all(torch.equal(shipped[key], value) for key, value in state.items())
+
+
+def test_shipping_a_table(tmp_path: Path) -> None:
+    published.embedding(tmp_path / 'release')
+    (tmp_path / 'release' / 'notes.txt').write_text('mine')
+    ship.ship(tmp_path / 'release', 'p2be-m16', tmp_path / 'cards')
+    files = {path.name for path in (tmp_path / 'cards' / 'p2be-m16').iterdir()}
+    assert files == {'README.md', 'config.json', 'model.safetensors'}
+    assert PixelEmbedding.from_pretrained(tmp_path / 'cards' / 'p2be-m16').num_bits == 16
+
+
+def test_what_is_no_release_is_not_shipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    published.model(tmp_path / 'release')
+    with pytest.raises(ValueError, match=r'is a model wrn10_2_p2be .*begins with wrn10_2_p2be'):
+        ship.ship(tmp_path / 'release', 'wrn16_2_p2be.cifar10', tmp_path / 'cards')
+    shutil.rmtree(tmp_path / 'release')
+    with pytest.raises(SystemExit, match='2'):
+        ship.main([str(tmp_path / 'release'), 'wrn10_2_p2be.cifar10'])
+    assert 'config.json' in capsys.readouterr().err
+    assert not (tmp_path / 'cards').exists()
