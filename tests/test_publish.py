@@ -14,12 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
 import yaml
 from hub_server import HubServer
 from huggingface_hub import constants
+from PIL import Image
 from runs import checkpoint, command, summary, write_images
 from safetensors.torch import load_file
 
@@ -205,6 +207,37 @@ def test_best_and_other_checkpoints_have_their_own_error(run: Path, tmp_path: Pa
         provenance = json.loads((tmp_path / 'release/config.json').read_text())['timm_p2be']['provenance']
         assert (provenance['results']['clean']['error'], provenance['epochs']) == (error, epochs)
         assert ('epochs' in provenance['flags']) == (epochs == 1)  # a run that was to be longer
+
+
+@pytest.mark.parametrize('what', [(), ('--half',), ('--embedding-only',)])
+def test_the_clean_error_can_be_measured_on_what_is_published(
+    run: Path, data: Path, tmp_path: Path, what: tuple[str, ...]
+) -> None:
+    (run / 'summary.csv').unlink()
+    flags = ('--data-dir', str(data), '--split', 'validation', '--limit', '5', '--dry-run', str(tmp_path / 'release'))
+    assert main(['publish', str(run), *NAMED, *what, *flags]) == 0
+    config = json.loads((tmp_path / 'release/config.json').read_text())
+    clean = config.get('timm_p2be', config)['provenance']['results']['clean']
+    model, wrong = network(run), 0
+    if '--half' in what:
+        model.load_state_dict(load_file(tmp_path / 'release/model.safetensors'))
+    files = sorted((data / 'validation').glob('*/*.png'))[:5]  # by class, as timm reads folders
+    for file in files:
+        pixels = torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1)[None]
+        wrong += int(model(pixels).argmax()) != 'ab'.index(file.parent.name)
+    assert clean == {
+        'error': 100 * wrong / 5,
+        'images': 5,
+        'split': 'validation, first 5 images',
+        'weights': 'of the network the table was trained in' if '--embedding-only' in what else 'as published',
+        'source': 'measured in float32 by timm-p2be publish',
+    }
+
+
+def test_flags_of_test_data_need_test_data(trained: Path, refused: Callable[..., str]) -> None:
+    assert '--split, --input-key has no effect without test data' in refused(
+        trained, *NAMED, '--split', 'test', '--input-key', 'img'
+    )
 
 
 def test_averaged_weights_are_published(run: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from timm_p2be.commands.flags import add_data_flags, images_from
+from timm_p2be.commands.flags import DATA_FLAGS, add_data_flags, images_from
 from timm_p2be.commands.interruption import terminated_as_interrupt
 from timm_p2be.commands.picture_files import save_picture
 from timm_p2be.robustness.contact_sheet import contact_sheet
@@ -32,7 +32,7 @@ examples:
   timm-p2be corrupt --dataset hfds/data/cifar10 --input-key img --target-key label --split test \\
       --output data/cifar10-c-style --workers 2
 """
-_DATA_FLAGS = ('split', 'input_key', 'target_key', 'class_map', 'dataset_download', 'limit', 'workers')
+_DATA_FLAGS = (*DATA_FLAGS, 'workers')
 
 
 def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:

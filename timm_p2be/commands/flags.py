@@ -7,6 +7,8 @@ import torch
 from timm_p2be.robustness.images import ImageSet, read_images
 from timm_p2be.robustness.models import PixelModel, load_model
 
+DATA_FLAGS = ('split', 'input_key', 'target_key', 'class_map', 'dataset_download', 'limit')  # beside the data's name
+
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that name models and where they run."""

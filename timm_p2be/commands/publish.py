@@ -1,11 +1,13 @@
 """`timm-p2be publish`: what a run of train.py trained, as a repository on the Hub."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from timm_p2be.cards import LICENCE
+from timm_p2be.commands.flags import DATA_FLAGS, add_data_flags, images_from
 from timm_p2be.commands.interruption import terminated_as_interrupt
 from timm_p2be.hub.publishing import check_names, publish
 from timm_p2be.hub.release import RELEASE_FILES, Release, prepare
@@ -15,7 +17,8 @@ from timm_p2be.weights import file_sha256
 _EPILOG = """\
 Uploads model.safetensors, config.json, results.json and README.md in one commit, then sets the tag. Never uploaded:
 checkpoints, args.yaml, paths, and anything else in the folder. The card is rendered from args.yaml, summary.csv and the
-files of --results, which have to be measurements of these very weights. Without results nothing is published.
+files of --results, which have to be measurements of these very weights. Without results nothing is published. With
+--data-dir or --dataset the clean error is measured on the weights as they are published, in float32.
 
 The token is that of `hf auth login`, or of the variable HF_TOKEN.
 
@@ -42,6 +45,7 @@ def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     group.add_argument(
         '--results', type=Path, nargs='+', default=[], metavar='FILE', help='result files of timm-p2be benchmark'
     )
+    add_data_flags(parser)
     group = parser.add_argument_group('what the card states')
     group.add_argument('--dataset-name', metavar='NAME', help='data set of the run (default: known for torch/ ones)')
     group.add_argument('--dataset-id', metavar='ID', help='its id on the Hub')
@@ -53,7 +57,7 @@ def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     def command(args: argparse.Namespace) -> int:
         try:
             with terminated_as_interrupt():
-                _run(args)
+                _run(args, [flag for flag in DATA_FLAGS if getattr(args, flag) != parser.get_default(flag)])
         except ValueError as error:
             parser.error(str(error))
         except OSError as error:
@@ -65,12 +69,16 @@ def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     return command
 
 
-def _run(args: argparse.Namespace) -> None:
+def _run(args: argparse.Namespace, data_flags: Sequence[str]) -> None:
     if args.dry_run is not None and args.private:
         raise ValueError('Got --dry-run and --private; a dry run creates no repository. Leave one of them out.')
     if args.test_images is not None and args.test_images < 1:
         raise ValueError(f'Got --test-images {args.test_images}; allowed is at least 1.')
     check_names(args.repo_id, args.tag)
+    named = bool(args.dataset or args.data_dir)
+    if data_flags and not named:
+        flags = ', '.join('--' + flag.replace('_', '-') for flag in data_flags)
+        raise ValueError(f'{flags} has no effect without test data; name them by --data-dir or --dataset.')
     release = Release(
         repo_id=args.repo_id,
         tag=args.tag,
@@ -81,6 +89,7 @@ def _run(args: argparse.Namespace) -> None:
         results=args.results,
         base_model=args.base_model,
         licence=args.license,
+        test=partial(images_from, args) if named else None,
     )
     if args.dry_run is not None:
         _prepare(args.run_folder, args.dry_run, release)

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,11 @@ from timm_p2be.cards import LICENCE, embedding_card, model_card
 from timm_p2be.checkpoints import weights_sha256
 from timm_p2be.codes import thermometer_codes
 from timm_p2be.hub.repositories import MODEL_FORMAT_VERSION, verify
-from timm_p2be.hub.results import PUBLISHED, ROUNDED, collect_results
+from timm_p2be.hub.results import PUBLISHED, ROUNDED, collect_results, measure_clean
 from timm_p2be.hub.run_folder import Run, build_model, data_config, read_run
-from timm_p2be.hub.run_record import Dataset, has_learned_table, origin_of, record_of, stem_of
+from timm_p2be.hub.run_record import Dataset, Origin, has_learned_table, origin_of, record_of, stem_of
+from timm_p2be.robustness.images import ImageSet
+from timm_p2be.robustness.models import PixelModel
 from timm_p2be.weights import file_sha256
 from timm_p2be.whole_files import temporary_beside, write_json
 
@@ -52,6 +54,8 @@ class Release:
         results: files of `timm-p2be benchmark`.
         base_model: what the run started from; for a table, the published network it is from.
         licence: as the Hub spells it.
+        test: returns the images on which to measure the weights once more, as they are published, given the side they
+            must have and the shorter side before the central crop (None: as they are).
     """
 
     repo_id: str
@@ -63,6 +67,7 @@ class Release:
     results: Sequence[Path] = ()
     base_model: str | None = None
     licence: str = LICENCE
+    test: Callable[[int, int | None], ImageSet] | None = None
 
     @property
     def name(self) -> str:
@@ -115,8 +120,7 @@ def _write_model(run: Run, model: nn.Module, folder: Path, release: Release) -> 
     save_for_hf(model, str(folder), safe_serialization=True, data_config=config)
     digest = file_sha256(folder / _WEIGHTS)
     known |= {digest: PUBLISHED, weights_sha256(model.float().state_dict()): PUBLISHED}
-    results = collect_results(run, release.results, known, origin.test_split, origin.test_images)
-    results |= _learned(model)
+    results = _results(run, model, release, known, origin)
     provenance = record_of(run, model, origin, release.dataset.note, release.base_model, results)
     path = folder / 'config.json'
     content: dict[str, Any] = json.loads(path.read_text(encoding='utf-8'))
@@ -150,8 +154,7 @@ def _write_embedding(run: Run, model: nn.Module, folder: Path, release: Release)
     origin, embedding = origin_of(run, release.dataset), stem.embedding
     network = 'of the network the table was trained in'
     known = {run.sha256: network, weights_sha256(model.state_dict()): network}
-    results = collect_results(run, release.results, known, origin.test_split, origin.test_images)
-    results |= _learned(model)
+    results = _results(run, model, release, known, origin)
     record: dict[str, Any] = {
         'encoding': embedding.encoding,
         'init': run.flags.get('p2be_init') or embedding.init,
@@ -162,6 +165,21 @@ def _write_embedding(run: Run, model: nn.Module, folder: Path, release: Release)
     codes, latents = embedding.codes().detach(), embedding.weight.detach()
     write_artefact(folder, codes, latents, **record)
     _write_card(folder, embedding_card(artefact_config(codes, **record), release.name, release.licence))
+
+
+def _results(run: Run, model: nn.Module, release: Release, known: dict[str, str], origin: Origin) -> dict[str, Any]:
+    """Return what results.json holds; `model` has the weights as they are published."""
+    measured = None
+    if release.test is not None:
+        config = data_config(run, model)
+        side = config['input_size'][-1]
+        resize = None if config['crop_pct'] == 1 else round(side / config['crop_pct'])
+        pixels = PixelModel(model, config['mean'], config['std'])
+        state = list(known.values())[-1]
+        measured = measure_clean(pixels, release.test(side, resize), origin.test_split, state)
+    return collect_results(run, release.results, known, origin.test_split, origin.test_images, measured) | _learned(
+        model
+    )
 
 
 def _learned(model: nn.Module) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The results that a card states: the run's own, and those of benchmark files that measured these very weights."""
+"""The results that a card states: the run's own, those of benchmark files on these very weights, those measured now."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from timm_p2be.hub.run_folder import Run
+from timm_p2be.robustness.images import ImageSet, as_batch
+from timm_p2be.robustness.models import PixelModel
+from timm_p2be.robustness.predictions import Judge
 from timm_p2be.robustness.results import read_json
 from timm_p2be.weights import file_sha256
 
 PUBLISHED = 'as published'
 ROUNDED = 'before rounding to float16'
 
+_BATCH = 250
 _ALL = 15  # corruptions in the benchmark's mean, arXiv 1903.12261
 
 
@@ -21,11 +25,12 @@ def collect_results(
     weights: Mapping[str, str],
     split: str,
     images: int | None,
+    measured: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the results.json of a run: `clean`, `corruptions`, `attacks` and the digests of the `files` they are from.
 
-    Clean errors of the weights as they are published go before those from before rounding, and then the one on more
-    images; the run's own is on the whole split.
+    The clean error is the one measured now, if there is one. Else those of the weights as they are published go before
+    those from before rounding, and then the one on more images; the run's own is on the whole split.
 
     Args:
         run: its error comes from summary.csv.
@@ -34,6 +39,7 @@ def collect_results(
             entry is what became of the run's own weights.
         split: name of the validation split.
         images: in that split, if known.
+        measured: result of `measure_clean`.
 
     Raises:
         ValueError: no results at all, a file that cannot be read, is incomplete or measured other weights, or two
@@ -55,17 +61,40 @@ def collect_results(
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f'--results {path} is damaged ({error!r}). Measure it again with --overwrite.') from error
         clean += [measured_clean] if measured_clean else []
-    if not clean and not any(found.values()):
+    if not clean and not measured and not any(found.values()):
         raise ValueError(
             f'There are no results for {run.path}: {run.folder / "summary.csv"} has no eval_top1 at epoch {run.epoch}, '
-            'and no --results were passed. Measure it with `timm-p2be benchmark`; a card without results helps nobody.'
+            'and no --results were passed. Measure it with `timm-p2be benchmark`, or name test data; a card without '
+            'results helps nobody.'
         )
     clean.sort(key=lambda entry: (entry['weights'] == PUBLISHED, entry['images'] or math.inf), reverse=True)
     return {
-        'clean': clean[0] if clean else None,
+        'clean': measured or (clean[0] if clean else None),
         **found,
         'files': {path.name: file_sha256(path) for path in files},
     }
+
+
+def measure_clean(model: PixelModel, images: ImageSet, split: str, state: str) -> dict[str, Any]:
+    """Return the error of a model on clean images, computed in float32.
+
+    Args:
+        model: with the weights as they are published.
+        images: labelled, at the model's size.
+        split: what the card calls them.
+        state: of the weights, in words.
+
+    Raises:
+        ValueError: labels that are no classes of the model, or logits that are not finite.
+    """
+    judge = Judge(None, say=print)
+    wrong = 0
+    for start in range(0, len(images), _BATCH):
+        correct, _ = judge(model, *as_batch(images, range(start, min(start + _BATCH, len(images)))))
+        wrong += int((~correct).sum())
+    split = f'{split}, first {len(images)} images' if images.limit is not None else split
+    source = 'measured in float32 by timm-p2be publish'
+    return {**_clean(Path(), wrong / len(images), len(images), split, state), 'source': source}
 
 
 def _read(path: Path) -> tuple[str, dict[str, Any]]:
