@@ -4,7 +4,7 @@ from typing import Any
 
 from timm.models import generate_default_cfgs, register_model
 
-from timm_p2be.models.cifar_net import cifar_cfg, cifar_feature_cfg
+from timm_p2be.models.cifar_net import cifar10_weights, cifar_cfg, cifar_feature_cfg
 from timm_p2be.models.densenet_cifar import DenseNetBC
 from timm_p2be.models.encoded import create_encoded, encoded_cfg
 from timm_p2be.models.resnext_cifar import ResNeXt
@@ -33,7 +33,7 @@ default_cfgs = generate_default_cfgs(
         'wrn40_2_p2be.untrained': _cfg(),
         'wrn40_2_onehot.untrained': _cfg(),
         'wrn40_2_thermometer.untrained': _cfg(),
-        'wrn16_2_p2be.untrained': _cfg(),
+        'wrn16_2_p2be.cifar10': _cfg(**cifar10_weights('wrn16_2_p2be')),
         'wrn16_2_onehot.untrained': _cfg(),
         'wrn16_2_thermometer.untrained': _cfg(),
         'wrn10_2_p2be.untrained': _cfg(),
