@@ -85,6 +85,9 @@ def test_what_is_no_release_is_not_shipped(tmp_path: Path, capsys: pytest.Captur
     published.model(tmp_path / 'release')
     with pytest.raises(ValueError, match=r'is a model wrn10_2_p2be .*begins with wrn10_2_p2be'):
         ship.ship(tmp_path / 'release', 'wrn16_2_p2be.cifar10', tmp_path / 'cards')
+    for name in ('', '..', 'a/b', '.hidden'):
+        with pytest.raises(ValueError, match='it becomes a folder'):
+            ship.ship(tmp_path / 'release', name, tmp_path / 'cards')
     shutil.rmtree(tmp_path / 'release')
     with pytest.raises(SystemExit, match='2'):
         ship.main([str(tmp_path / 'release'), 'wrn10_2_p2be.cifar10'])

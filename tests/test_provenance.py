@@ -94,3 +94,16 @@ def test_every_key_is_needed(part):
         del inner[key]
         with pytest.raises(ValueError, match=rf"{'.'.join(['provenance', *names])} lacks \['{key}'\]; every key"):
             check_provenance(damaged)
+
+
+@pytest.mark.parametrize('where', ['flags', 'results'])
+def test_deep_nesting_is_refused_before_anything_walks_it(where):
+    deep = []
+    for _ in range(5000):
+        deep = [deep]
+    provenance = copy.deepcopy(PROVENANCE)
+    provenance[where]['further'] = deep
+    with pytest.raises(ValueError, match='nested more than 20 deep'):
+        check_provenance(provenance)
+    provenance[where]['further'] = [[[{'a': [1]}]]]
+    check_provenance(provenance)

@@ -174,6 +174,10 @@ BROKEN = {
         lambda folder: _config(published.model(folder), architecture='wrn_of_tomorrow'),
         "'wrn_of_tomorrow', unknown to timm and timm-p2be here. Update",
     ),
+    'model: an architecture with escapes': (
+        lambda folder: _config(published.model(folder), architecture='wrn10_2_p2be.\x1b[2J'),
+        r"'wrn10_2_p2be\.\\x1b\[2J', unknown to timm",
+    ),
     'model: sha256 of another kind': (
         lambda folder: published.model(folder, weights_sha256=7),
         'weights_sha256 must be 64 hexadecimal digits',

@@ -81,6 +81,21 @@ def test_a_fixed_table_stays_and_a_learned_one_moves(
     assert 'other flags' in capsys.readouterr().err
 
 
+def test_an_interrupted_run_is_resumed_from_a_whole_checkpoint(tmp_path: Path, table: Path) -> None:
+    argv = _argv(write_images(tmp_path / 'data'), table, tmp_path / 'out', '--mode', 'fixed')
+    argv[1] = argv[1].replace('--epochs 1', '--epochs 2')
+    assert transfer.main(argv) == 0
+    run = tmp_path / 'out' / 'noise-given-fixed-42'
+    whole = read_checkpoint(run / 'last.pth.tar').state_dict
+    for name in ('outcome.json', 'last.pth.tar', 'checkpoint-1.pth.tar', 'model_best.pth.tar'):
+        (run / name).unlink(missing_ok=True)
+    (run / 'tmp.pth.tar').write_bytes(b'half a file')  # timm's, of a kill while saving
+    assert transfer.main(argv) == 0
+    assert f'resume: {run / "checkpoint-0.pth.tar"}' in (run / 'args.yaml').read_text()
+    resumed = read_checkpoint(run / 'last.pth.tar').state_dict
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+
+
 def test_a_failing_run_names_its_log(tmp_path: Path, table: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert transfer.main(_argv(tmp_path / 'nothing', table, tmp_path / 'out', '--mode', 'learned')) == 1
     assert 'log.txt' in capsys.readouterr().err
@@ -110,6 +125,14 @@ def test_names_are_unique() -> None:
         transfer.parse_tables(['own=x'])
     with pytest.raises(ValueError, match='write NAME=FOLDER'):
         transfer.parse_tables(['a'])
+    with pytest.raises(ValueError, match='letters, digits and _ only'):
+        transfer.parse_tables(['a-b=x'])  # a-b, c and a, b-c would share a folder
+
+
+def test_a_seed_counts_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match='2'):
+        transfer.main(['--target', 'a: -c r.yaml', '--seeds', '1', '1'])
+    assert 'a seed twice is one run' in capsys.readouterr().err
 
 
 def test_a_table_that_is_none_is_wrong_usage(tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 """Provenance: the one record, of an embedding or a model, of what it was trained on and what it scored."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 _Field = tuple[str, Callable[[Any], bool]]  # what is allowed, and the test of it; null always is
 
 _TEXT_LENGTH = 1000
+_MAX_DEPTH = 20
 
 
 def _is_text(value: Any) -> bool:
@@ -71,6 +72,7 @@ def check_provenance(provenance: Any) -> None:
     """
     if provenance is None:
         return
+    _check_depth(provenance)
     _check(provenance, _PROVENANCE, 'provenance')
     if provenance['dataset'] is not None:
         _check(provenance['dataset'], _DATASET, 'provenance.dataset')
@@ -83,6 +85,22 @@ def check_provenance(provenance: Any) -> None:
             _check(results[name], fields, f'provenance.results.{name}', extra=True)
     for index, attack in enumerate(results['attacks'] or ()):
         _check(attack, _ATTACK, f'provenance.results.attacks[{index}]', extra=True)
+
+
+def _check_depth(provenance: Any) -> None:
+    """Raise if values are nested deeper than any of ours: deep ones exhaust the stack of whoever walks them."""
+    layer = [provenance]
+    for _ in range(_MAX_DEPTH):
+        layer = [part for parts in layer for part in _parts(parts)]
+        if not layer:
+            return
+    raise ValueError(f'provenance is nested more than {_MAX_DEPTH} deep; allowed is a flat record, as ours are.')
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list | tuple) else ()
 
 
 def _check(record: Any, fields: dict[str, _Field], where: str, extra: bool = False) -> None:

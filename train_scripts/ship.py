@@ -8,6 +8,7 @@ table of codes is small, and stays with its card.
 
 import argparse
 import json
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -33,6 +34,8 @@ def ship(release: Path, name: str, cards: Path = _CARDS) -> None:
     Raises:
         ValueError: the release is not sound, or of another architecture than `name` says.
     """
+    if not re.fullmatch(r'\w[\w-]*(\.[\w-]+)?', name, re.ASCII):
+        raise ValueError(f'Got the name {name!r}; it becomes a folder: letters, digits, _, - and one dot.')
     record = verify(release)
     if record.kind == 'model' and record.architecture != name.partition('.')[0]:
         raise ValueError(f'{release} is a {record.describe()}; a name for it begins with {record.architecture}.')

@@ -216,8 +216,8 @@ class Run:
 
     def newest_checkpoint(self) -> str:
         """Return the checkpoint to go on from, if one was written."""
-        files = sorted(self.folder.glob('*.pth.tar'), key=lambda f: f.stat().st_mtime) if self.folder else []
-        return str(files[-1]) if files else '(none was written yet)'
+        files = [file for file in self.folder.glob('*.pth.tar') if 'tmp' not in file.name] if self.folder else []
+        return str(max(files, key=lambda file: file.stat().st_mtime)) if files else '(none was written yet)'
 
 
 def _train(arguments: Arguments, stopping: StopSignal) -> int:

@@ -10,6 +10,7 @@ import argparse
 import csv
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -119,8 +120,8 @@ def parse_tables(texts: Sequence[str]) -> dict[str, str]:
 
 def _name(name: str, text: str) -> str:
     name = name.strip()
-    if not name.replace('-', '').replace('_', '').isalnum():
-        raise ValueError(f'Got {text!r}; a name has letters, digits, - and _ only, for it becomes a folder.')
+    if not re.fullmatch(r'\w+', name, re.ASCII):
+        raise ValueError(f'Got {text!r}; a name has letters, digits and _ only, for it becomes part of a folder.')
     return name
 
 
@@ -201,13 +202,18 @@ class Transfer:
 
     def _train(self, cell: Cell, folder: Path, words: Sequence[str]) -> None:
         command = [sys.executable, str(_TRAIN), *words, '--output', str(self.output), '--experiment', str(cell)]
-        checkpoints = sorted(folder.glob('*.pth.tar'), key=lambda file: file.stat().st_mtime)
-        if checkpoints:
-            command += ['--resume', str(checkpoints[-1])]
+        whole = [file for file in folder.glob('*.pth.tar') if not file.name.endswith('tmp.pth.tar')]
+        if whole:
+            command += ['--resume', str(max(whole, key=lambda file: file.stat().st_mtime))]
         folder.mkdir(parents=True, exist_ok=True)
         log = folder / 'log.txt'
         with log.open('a') as file:
-            code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=os.environ).returncode
+            with subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=os.environ) as child:
+                try:
+                    code = child.wait()
+                except KeyboardInterrupt:
+                    child.wait()  # it got the signal too, and saves where it is
+                    raise
         if code:
             last = log.read_text(errors='replace').strip().splitlines()[-1:]
             raise Failed(f'{cell}: train.py exited with {code} ({"".join(last)}); see {log}.')
@@ -240,6 +246,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the experiment and return the exit code."""
     parser = build_parser()
     args = parser.parse_args(argv)
+    if len(set(args.seeds)) < len(args.seeds):
+        parser.error(f'--seeds {args.seeds}: a seed twice is one run, not two')
     try:
         transfer = Transfer(
             parse_targets(args.target), parse_tables(args.table), args.model, args.mode, args.seeds, args.output

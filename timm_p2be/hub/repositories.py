@@ -120,7 +120,7 @@ def _model_record(config: dict[str, Any], path: Path) -> Record:
     )
     require(isinstance(args, dict), 'model_args must be an object')
     require('embedding' not in args, "model_args must not name an embedding: a model's table is in its weights")
-    if not timm.is_model(architecture):
+    if not re.fullmatch(r'\w[\w.-]{0,127}', architecture, re.ASCII) or not timm.is_model(architecture):
         raise ValueError(
             f'{path} has the architecture {architecture[:100]!r}, unknown to timm and timm-p2be here. {_UPDATE}'
         )
@@ -146,6 +146,7 @@ def _model_record(config: dict[str, Any], path: Path) -> Record:
 
 def encoding_of(architecture: str, model_args: dict[str, Any]) -> Any:
     """Return what a model reads: the encoding in its arguments, or at the end of its name, or 'rgb'."""
+    architecture = architecture.partition('.')[0]  # without a tag
     named = next((name for name in ENCODINGS if architecture.endswith(f'_{name}')), 'rgb')
     return model_args.get('encoding', named if architecture != 'encoded' else ENCODINGS[0])
 

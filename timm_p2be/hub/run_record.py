@@ -64,7 +64,6 @@ _PUBLISHED: dict[str, str | None] = {
 }
 _STEPS = ('decay_epochs', 'decay_milestones', 'decay_rate')  # of the schedules that have them
 _STARTS = ('pretrained', 'initial_checkpoint', 'pretrained_path')
-_OFF: tuple[Any, ...] = (None, False, '', [], {})  # 0 equals False
 _WORD = re.compile(r'[\w.,=-]+', re.ASCII)
 _MODEL_NAME = re.compile(r'[\w.-]+(/[\w.-]+)?(@[\w.-]+)?', re.ASCII)
 # --dataset of torchvision's sets: name, id on the Hub, validation split, images in it
@@ -193,7 +192,7 @@ def _published_flags(run: Run, learned: bool) -> dict[str, Any]:
         shown |= {name: flags.get(name) for name in ('p2be_augmix', 'p2be_crop_padding')}
     if run.epoch + 1 != flags.get('epochs'):
         shown['epochs'] = flags.get('epochs')
-    plain = {name: value for name, value in shown.items() if value not in _OFF and _is_plain(value)}
+    plain = {name: value for name, value in shown.items() if not _is_off(value) and _is_plain(value)}
     if flags.get('p2be_embedding'):
         plain['p2be_embedding'] = _hub_name(flags['p2be_embedding']) or 'a local folder'
     return plain
@@ -202,10 +201,15 @@ def _published_flags(run: Run, learned: bool) -> dict[str, Any]:
 def _hub_name(source: str) -> str | None:
     """Return 'org/name@revision' if that is what a source is; a path says nothing to others."""
     try:
-        split_revision(source)
+        _, revision = split_revision(source.removeprefix('hf-hub:'))
     except SourceError:
         return None
-    return source
+    return source.removeprefix('hf-hub:') if revision else None  # train.py pins ids, so the rest are folders
+
+
+def _is_off(value: Any) -> bool:
+    """Return whether a flag was not given; 0 is a value."""
+    return value is None or value is False or value in ('', [], {})
 
 
 def _is_plain(value: Any) -> bool:
