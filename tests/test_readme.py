@@ -1,27 +1,31 @@
 """The README: its two commands come first, its examples run, and the flags and files it names exist."""
 
 import argparse
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import published
 import pytest
 import timm
 import torch
+from hub_server import HubServer
 
 import timm_p2be
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
+HUB = (ROOT / 'docs' / 'hub.md').read_text(encoding='utf-8')
 COMMANDS = (
     'python3 -m venv .venv && .venv/bin/pip install -q -e . && .venv/bin/python train_scripts/quickstart.py',
     "python3 -m venv .venv && .venv/bin/pip install -q -e '.[test]' && .venv/bin/python -m pytest",
 )
 
 
-def _blocks(language: str) -> list[str]:
-    return re.findall(rf'^```{language}\n(.*?)^```$', README, flags=re.MULTILINE | re.DOTALL)
+def _blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf'^```{language}\n(.*?)^```$', text, flags=re.MULTILINE | re.DOTALL)
 
 
 def _shell_lines() -> list[str]:
@@ -38,12 +42,16 @@ def test_readme_fits() -> None:
     assert len(README.splitlines()) <= 150
 
 
-@pytest.mark.parametrize('code', [pytest.param(block, id=str(i)) for i, block in enumerate(_blocks('python'))])
-def test_python_block_runs(code: str) -> None:
-    if 'segmentation_models_pytorch' in code:
-        pytest.importorskip('segmentation_models_pytorch')
+@pytest.mark.parametrize(
+    'code', [pytest.param(block, id=str(i)) for i, block in enumerate(_blocks('python') + _blocks('python', HUB))]
+)
+def test_python_block_runs(code: str, hub: HubServer, tmp_path: Path) -> None:
+    hub.put('someone/p2be-m64', published.embedding(tmp_path / 'table', num_bits=64), tag='v1')
+    hub.put('someone/wrn10_2_p2be', published.model(tmp_path / 'model'), tag='v1')
     # a process of its own: what one block imports must not help the next
-    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, '-W', 'ignore', '-c', code]
+    environment = os.environ | hub.environment(tmp_path / 'cache')
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
 
 

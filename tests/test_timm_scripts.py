@@ -11,12 +11,16 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import published
 import pytest
 import timm
 import torch
+from hub_server import HubServer
+from safetensors.torch import load
 
 from timm_p2be.data.digits import write_digits
 
@@ -55,9 +59,10 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return few
 
 
-def _start(scripts: Path, *command: str | Path) -> str:
+def _start(scripts: Path, *command: str | Path, environment: Mapping[str, str] | None = None) -> str:
     """Run a command in the scripts' folder and return what it printed."""
-    done = subprocess.run([str(word) for word in command], cwd=scripts, capture_output=True, text=True)
+    variables = {**os.environ, **(environment or {})}
+    done = subprocess.run([str(word) for word in command], cwd=scripts, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -66,7 +71,9 @@ def _result(output: str) -> dict[str, Any]:
     return json.loads(output.split('--result\n')[1])
 
 
-def _train(scripts: Path, digits: Path, output: Path, *flags: str | Path) -> Path:
+def _train(
+    scripts: Path, digits: Path, output: Path, *flags: str | Path, environment: Mapping[str, str] | None = None
+) -> Path:
     """Train as the README says, without our launcher, and return the run's folder."""
     data = ('--data-dir', digits, '--device', 'cpu', '--workers', '0', '--batch-size', str(BATCH), '--no-aug')
     optimizer = (
@@ -83,7 +90,7 @@ def _train(scripts: Path, digits: Path, output: Path, *flags: str | Path) -> Pat
     )
     where = ('--output', output.parent, '--experiment', output.name)
     command = (sys.executable, 'train.py', '--device-modules', 'timm_p2be')
-    _start(scripts, *command, *MODEL, *data, *optimizer, *where, *flags)
+    _start(scripts, *command, *MODEL, *data, *optimizer, *where, *flags, environment=environment)
     return output
 
 
@@ -170,3 +177,45 @@ def test_onnx_export(flags: tuple[str, ...], scripts: Path, first_run: Path, tmp
         model = timm.create_model('wrn10_2_p2be', num_classes=10, checkpoint_path=str(checkpoint)).eval()
     with torch.inference_mode():
         torch.testing.assert_close(torch.from_numpy(logits), model(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture
+def released(hub: HubServer, tmp_path: Path) -> dict[str, str]:
+    """Variables of a child that sees a network and a table under the tag v1, and on main something of no use."""
+    for name in ('net', 'table'):
+        write = published.model if name == 'net' else published.embedding
+        hub.put(f'tester/{name}', write(tmp_path / name), tag='v1')
+        hub.put(f'tester/{name}', {'config.json': b'{}'})
+    return hub.environment(tmp_path / 'cache')
+
+
+def test_a_published_network_is_fine_tuned(
+    scripts: Path, digits: Path, hub: HubServer, released: dict[str, str], tmp_path: Path
+) -> None:
+    model = ('--model', 'hf-hub:tester/net@v1', '--pretrained', '--num-classes', '12')
+    flags = (*model, '--epochs', '1', '--lr', '1e-4', '--opt-kwargs', 'embedding_lr=1e-4')
+    run = _train(scripts, digits, tmp_path / 'tuned', *flags, environment=released)
+    before = load(hub.repos['tester/net'].at('v1').files['model.safetensors'].content)
+    after = _checkpoint(run)['state_dict']
+    assert after.keys() == before.keys()
+    assert after['fc.weight'].shape[0] == 12
+    for name in ('conv1.weight', 'conv1.embedding.weight', 'layer1.0.conv1.weight'):
+        assert not torch.equal(after[name], before[name]), name
+        torch.testing.assert_close(after[name], before[name], rtol=0, atol=2e-3, msg=name)
+    assert hub.count('GET .*/model.safetensors') == 1
+
+
+def test_a_published_table_stays_frozen(
+    scripts: Path, digits: Path, hub: HubServer, released: dict[str, str], tmp_path: Path
+) -> None:
+    table = ('--model-kwargs', 'embedding=tester/table@v1', 'freeze_embedding=True')
+    flags = (*table, '--weight-decay', '0.5', '--model-ema', '--model-ema-decay', '0.5', '--epochs')
+    run = _train(scripts, digits, tmp_path / 'frozen', *flags, '1', environment=released)
+    resumed = ('2', '--resume', run / 'last.pth.tar')
+    again = _train(scripts, digits, tmp_path / 'resumed', *flags, *resumed, environment=released)
+    latents = load(hub.repos['tester/table'].at('v1').files['model.safetensors'].content)['weight'].numpy().tobytes()
+    for folder in (run, again):
+        for key in ('state_dict', 'state_dict_ema'):
+            assert _checkpoint(folder)[key]['conv1.embedding.weight'].numpy().tobytes() == latents
+    assert not torch.equal(_checkpoint(run)['state_dict']['fc.weight'], _checkpoint(again)['state_dict']['fc.weight'])
+    assert hub.count('GET .*/model.safetensors') == 1

@@ -73,6 +73,7 @@ def test_what_ships_is_listed_and_nothing_else() -> None:
     tags = {tag: cfg for name in ours for tag, cfg in get_arch_pretrained_cfgs(name).items() if cfg.has_weights}
     assert {tag: cfg.file for tag, cfg in tags.items()} == {name: weights.weights_path(name) for name in RELEASED}
     assert all(cfg.license and cfg.description and 'CIFAR-10' in cfg.description for cfg in tags.values())
+    assert 'wrn40_2_p2be.cifar10' in timm.list_pretrained('*p2be*')
     for name in RELEASED:
         check_provenance(weights.shipped_provenance(name))
     assert sum(path.stat().st_size for path in weights.FOLDER.iterdir()) < 20e6
