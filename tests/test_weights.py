@@ -231,17 +231,35 @@ def test_what_was_downloaded_is_there_offline(hub: HubServer, tmp_path: Path, mo
 @pytest.mark.parametrize(
     ('damage', 'message'),
     [
-        ('another sha256', r'model.safetensors has the sha256 .*, but config.json states 00: the two do not belong'),
-        ('cut off', r'model.safetensors is damaged'),
-        ('no header', r'model.safetensors is damaged'),
+        ('another sha256', r'model.safetensors has sha256 .*, but config.json states 0{64}'),
+        ('cut off', r'model.safetensors: truncated or no safetensors file'),
+        ('no header', r'model.safetensors: truncated or no safetensors file'),
+        ('NaN', r'layer1.0.conv1.weight holds values that are not finite'),
+        ('newer format', r'has format version 2; this timm-p2be reads up to 1'),
+        ('half table', r'embedding.weight is \[256, 8\] torch.float16; allowed is \[256, 8\] torch.float32'),
+        ('many bits', r'num_bits must be an integer in 1..4096'),
+        ('other bits', r'embedding.weight is \[256, 8\] torch.float32; allowed is \[256, 9\]'),
     ],
 )
 def test_damaged_weights_are_refused(hub: HubServer, tmp_path: Path, place: str, damage: str, message: str) -> None:
     where = tmp_path / 'net'
-    published.model(where, **({'weights_sha256': '00'} if damage == 'another sha256' else {}))
-    path = where / 'model.safetensors'
-    if damage != 'another sha256':
+    changes = {'another sha256': {'weights_sha256': '0' * 64}, 'newer format': {'format_version': 2}}
+    published.model(where, **changes.get(damage, {}))
+    path, config = where / 'model.safetensors', where / 'config.json'
+    if damage in ('cut off', 'no header'):
         path.write_bytes(path.read_bytes()[:-1] if damage == 'cut off' else b'x' * 100)
+        published.amend(where, {})
+    elif damage == 'NaN':
+        published.poison(where)
+    elif damage == 'half table':
+        state = load_file(path)
+        state['conv1.embedding.weight'] = state['conv1.embedding.weight'].half()
+        save_file(state, path)
+        published.amend(where, {})
+    elif damage in ('many bits', 'other bits'):
+        content = json.loads(config.read_text())
+        content['model_args']['num_bits'] = 2_000_000 if damage == 'many bits' else 9
+        config.write_text(json.dumps(content))
     hub.put(NAME, published.contents(where))
     source = f'local-dir:{where}' if place == 'folder' else f'hf-hub:{NAME}'
     with pytest.raises(ValueError, match=message):
@@ -252,6 +270,9 @@ def test_weights_that_state_no_sha256_are_taken(tmp_path: Path) -> None:
     """timm's own save_for_hf writes none."""
     published.model(tmp_path / 'net')
     path = tmp_path / 'net' / 'config.json'
-    for ours in (None, 'text', {'weights_sha256': None}):
+    for ours in (None, {'weights_sha256': None}):
         path.write_text(json.dumps(json.loads(path.read_text()) | {'timm_p2be': ours}))
         assert find_embedding(timm.create_model(f'local-dir:{tmp_path / "net"}', pretrained=True)).num_bits == 8
+    path.write_text(json.dumps(json.loads(path.read_text()) | {'timm_p2be': 'text'}))
+    with pytest.raises(ValueError, match='timm_p2be must be an object'):
+        timm.create_model(f'local-dir:{tmp_path / "net"}', pretrained=True)

@@ -63,8 +63,9 @@ def read_checkpoint(path: str | Path, *, what: str = 'checkpoint') -> Checkpoint
         unsafe = 'unsupported global' in text.lower() or 'unsupported class' in text.lower()
         reason = 'it holds Python objects, which are never loaded' if unsafe else 'truncated or not a checkpoint'
         detail = text.splitlines()[0] if text else type(error).__name__
+        told = '' if unsafe else f' ({detail})'  # torch's advice on how to load it all the same
         raise ValueError(
-            f'{named}: {reason} ({detail}). Older files of its folder may be whole; a state dict saved by torch.save, '
+            f'{named}: {reason}{told}. Older files of its folder may be whole; a state dict saved by torch.save, '
             'or a .safetensors file, does as well.'
         ) from error
     if not isinstance(content, dict):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from timm_p2be import weights
 from timm_p2be.hub.release import RELEASE_FILES
-from timm_p2be.hub.repositories import verify
+from timm_p2be.repositories import verify
 from timm_p2be.whole_files import write_json
 
 _CARDS = Path(__file__).parents[1] / 'hub_cards'

@@ -10,7 +10,7 @@ import timm
 from huggingface_hub import CacheNotFound, HfApi, ModelInfo, constants, scan_cache_dir
 
 from timm_p2be.artefact import FILES, MAX_CONFIG_BYTES
-from timm_p2be.hub.repositories import DEFAULT_BITS, Record, encoding_of, read_record
+from timm_p2be.repositories import DEFAULT_BITS, Record, encoding_of, read_record
 from timm_p2be.sources import SourceError, clear_errors, fetch
 from timm_p2be.weights import shipped_provenance, shipped_weights
 

@@ -8,7 +8,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Mo
 import timm_p2be
 from timm_p2be.cards import check_card
 from timm_p2be.hub.release import RELEASE_FILES
-from timm_p2be.hub.repositories import verify
+from timm_p2be.repositories import verify
 from timm_p2be.sources import SourceError, clear_errors, split_revision
 
 

@@ -4,9 +4,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from timm_p2be.artefact import FILES
-from timm_p2be.hub.repositories import Record, read_record, verify
-from timm_p2be.sources import SourceError, fetch, resolved_commit, split_revision
+from timm_p2be.artefact import FILES, MAX_CONFIG_BYTES
+from timm_p2be.artefact import MAX_BYTES as MAX_TABLE_BYTES
+from timm_p2be.repositories import Record, read_record, verify
+from timm_p2be.sources import MAX_BYTES, SourceError, fetch, resolved_commit, split_revision
 from timm_p2be.weights import file_sha256
 from timm_p2be.whole_files import temporary_beside
 
@@ -75,11 +76,11 @@ def pull(source: str, revision: str | None = None, output: Path | None = None, o
 def _fetch_verified(source: str, revision: str | None, force_download: bool = False) -> tuple[Path, Record]:
     """Return folder and record of a repository; its weights are asked for only if the record is one we can use."""
     remote = f'hf-hub:{source.removeprefix("hf-hub:")}'
-    folder = fetch(remote, FILES[:1], revision, force_download=force_download)
-    read_record(folder)
+    folder = fetch(remote, FILES[:1], revision, force_download=force_download, max_bytes=MAX_CONFIG_BYTES)
+    limit = MAX_TABLE_BYTES if read_record(folder).kind == 'embedding' else MAX_BYTES
     # the same commit, whatever a branch points to by now
     pinned = f'{remote.partition("@")[0]}@{resolved_commit(folder)}'
-    folder = fetch(pinned, FILES, optional=_OPTIONAL, force_download=force_download)
+    folder = fetch(pinned, FILES, optional=_OPTIONAL, force_download=force_download, max_bytes=limit)
     return folder, verify(folder)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from timm_p2be.artefact import FILES, codes_sha256, read_artefact
 from timm_p2be.checkpoints import read_checkpoint
 from timm_p2be.codes import LEVELS, binarize, check_num_bits, fixed_codes
-from timm_p2be.hub.repositories import DEFAULT_BITS, read_record, verified_weights
+from timm_p2be.repositories import DEFAULT_BITS, read_record, verified_weights
 from timm_p2be.sources import fetch, resolved_commit
 from timm_p2be.stem import find_embedding
 from timm_p2be.weights import shipped_provenance

@@ -1,16 +1,15 @@
 """The one way from pretrained weights into our models: checked first, and safetensors only."""
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import safetensors
 from timm.models import PretrainedCfg, build_model_with_cfg, resolve_pretrained_cfg
 
+from timm_p2be.repositories import verify
 from timm_p2be.sources import SourceError, fetch, resolved_commit, split_revision
-from timm_p2be.weights import file_sha256, is_shipped, verify_weights
+from timm_p2be.weights import is_shipped, verify_weights
 
 _WEIGHTS = 'model.safetensors'
 _CONFIG = 'config.json'
@@ -54,7 +53,7 @@ def _checked(cfg: PretrainedCfg, cache_dir: str | Path | None) -> PretrainedCfg:
 
 
 def _fetch_weights(source: str, cache_dir: str | Path | None) -> Path:
-    """Return a folder with config.json and a whole model.safetensors, which has the sha256 that the config states."""
+    """Return a folder with config.json and model.safetensors, both checked as `timm-p2be pull` does."""
     try:
         folder = fetch(source, (_CONFIG, _WEIGHTS), cache_dir=cache_dir)
     except SourceError as error:
@@ -62,18 +61,5 @@ def _fetch_weights(source: str, cache_dir: str | Path | None) -> Path:
             f'{error} Weights are read from {_WEIGHTS} only, never from a pickle; timm writes it with '
             'safe_serialization=True.'
         ) from error
-    weights = folder / _WEIGHTS
-    try:
-        with safetensors.safe_open(weights, 'pt'):  # checks the header and that nothing is cut off
-            pass
-        config = json.loads((folder / _CONFIG).read_text(encoding='utf-8'))
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f'{source}: {_CONFIG} or {_WEIGHTS} is damaged ({error}). Fetch the folder again.') from error
-    ours = config.get('timm_p2be') if isinstance(config, dict) else None
-    stated = ours.get('weights_sha256') if isinstance(ours, dict) else None
-    if stated is not None and (found := file_sha256(weights)) != stated:
-        raise ValueError(
-            f'{source}: {_WEIGHTS} has the sha256 {found}, but {_CONFIG} states {stated}: the two do not belong '
-            'together. Fetch the folder again, or pin another revision.'
-        )
+    verify(folder)
     return folder

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from torch import Tensor
 
 from timm_p2be.artefact import FILES, MAX_BITS, MAX_CONFIG_BYTES, read_artefact, read_config
 from timm_p2be.checkpoints import read_checkpoint
-from timm_p2be.codes import ENCODINGS
+from timm_p2be.codes import ENCODINGS, LEVELS
 from timm_p2be.provenance import check_provenance
 from timm_p2be.weights import file_sha256
 
@@ -119,7 +120,11 @@ def _model_record(config: dict[str, Any], path: Path) -> Record:
         'weights_sha256 must be 64 hexadecimal digits',
     )
     require(isinstance(args, dict), 'model_args must be an object')
-    require('embedding' not in args, "model_args must not name an embedding: a model's table is in its weights")
+    # timm records the argument in models that it saves by itself; ours have their table in the weights alone
+    require(
+        ours is None or 'embedding' not in args,
+        "model_args must not name an embedding: a model's table is in its weights",
+    )
     if not re.fullmatch(r'\w[\w.-]{0,127}', architecture, re.ASCII) or not timm.is_model(architecture):
         raise ValueError(
             f'{path} has the architecture {architecture[:100]!r}, unknown to timm and timm-p2be here. {_UPDATE}'
@@ -163,10 +168,21 @@ def verified_weights(folder: Path, record: Record) -> dict[str, Tensor]:
     if record.weights_sha256 not in (None, found := file_sha256(path)):
         raise ValueError(f'{path} has sha256 {found}, but config.json states {record.weights_sha256}. {_AGAIN}')
     state = read_checkpoint(path, what='weights').state_dict
-    wrong = next((name for name, tensor in state.items() if not bool(tensor.isfinite().all())), None)
-    if wrong is not None:
-        raise ValueError(f'{path}: {wrong} holds values that are not finite. Ask the publisher for sound weights.')
+    for name, tensor in state.items():
+        if not bool(tensor.float().isfinite().all()):
+            raise ValueError(f'{path}: {name} holds values that are not finite. Ask the publisher for sound weights.')
+        if name.endswith('embedding.weight') and record.encoding == 'p2be':
+            _check_table(path, name, tensor, record.num_bits)
     return state
+
+
+def _check_table(path: Path, name: str, table: Tensor, num_bits: int | None) -> None:
+    """Raise unless a learned table has the record's shape, in float32: float16 turns -1e-9 into -0, a 0 into a 1."""
+    if table.dtype != torch.float32 or list(table.shape) != [LEVELS, num_bits]:
+        raise ValueError(
+            f'{path}: {name} is {list(table.shape)} {table.dtype}; allowed is {[LEVELS, num_bits]} torch.float32, as '
+            f'{FILES[0]} has it. Ask the publisher for sound weights.'
+        )
 
 
 def verify(folder: Path) -> Record:
