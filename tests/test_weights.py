@@ -276,3 +276,34 @@ def test_weights_that_state_no_sha256_are_taken(tmp_path: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {'timm_p2be': 'text'}))
     with pytest.raises(ValueError, match='timm_p2be must be an object'):
         timm.create_model(f'local-dir:{tmp_path / "net"}', pretrained=True)
+
+
+@pytest.mark.parametrize('classes', [10, 7])
+@pytest.mark.parametrize('strict', [{}, {'pretrained_strict': False}])
+def test_weights_of_another_network_are_refused(tmp_path: Path, classes: int, strict: dict[str, bool]) -> None:
+    """timm loads what fits as soon as the classes differ; the rest would stay random."""
+    published.model(tmp_path / 'net')
+    save_file({'x': torch.zeros(1)}, tmp_path / 'net' / 'model.safetensors')
+    published.amend(tmp_path / 'net', {})
+    config = json.loads((tmp_path / 'net' / 'config.json').read_text())
+    config['model_args'] |= strict
+    (tmp_path / 'net' / 'config.json').write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r'weights lack \d+ tensors of the model, conv1.weight for one'):
+        timm.create_model(f'local-dir:{tmp_path / "net"}', pretrained=True, num_classes=classes)
+
+
+def test_a_config_of_the_hub_names_no_folder_of_ours(hub: HubServer, tmp_path: Path) -> None:
+    published.embedding(tmp_path / 'secret', num_bits=8)
+    published.model(tmp_path / 'net')
+    path = tmp_path / 'net' / 'config.json'
+    config = json.loads(path.read_text())
+    config['model_args'] = {'embedding': str(tmp_path / 'secret'), 'num_classes': 10}
+    path.write_text(json.dumps(config))
+    hub.put(NAME, published.contents(tmp_path / 'net'))
+    with pytest.raises(ValueError, match='no repository on the Hub'):
+        timm.create_model(f'hf-hub:{NAME}', pretrained=False)
+    assert timm.create_model(f'local-dir:{tmp_path / "net"}', pretrained=False)  # one's own folder may
+    hub.put('tester/table', published.contents(tmp_path / 'secret'))
+    config['model_args']['embedding'] = 'tester/table'
+    hub.put(NAME, {'config.json': json.dumps(config).encode()})
+    assert find_embedding(timm.create_model(f'hf-hub:{NAME}', pretrained=False)).num_bits == 8

@@ -132,6 +132,13 @@ def _is_fetched(embedding: str, pretrained: bool, recorded: dict[str, Any] | Non
     return not pretrained
 
 
+def _as_recorded(embedding: str, kwargs: dict[str, Any]) -> str:
+    """Return an embedding such that a config.json of the Hub can name repositories only, no folder of this machine."""
+    recorded, cfg = kwargs.get('pretrained_model_args') or {}, kwargs.get('pretrained_cfg')
+    from_hub = isinstance(cfg, dict) and cfg.get('source') == 'hf-hub'
+    return f'hf-hub:{embedding}' if from_hub and recorded.get('embedding') == embedding else embedding
+
+
 def create_encoded(
     variant: str,
     backbone: str,
@@ -163,7 +170,7 @@ def create_encoded(
     table = None
     if embedding is not None and _is_fetched(embedding, pretrained, kwargs.get('pretrained_model_args')):
         wanted = {name: kwargs.get(name) for name in ('num_bits', 'embedding_init', 'cache_dir')}
-        table = published_table(embedding, encoding, **wanted)
+        table = published_table(_as_recorded(embedding, kwargs), encoding, **wanted)
     build = partial(_build, backbone, encoding, table)
     return build_checked(build, variant, pretrained, pretrained_filter_fn=_fit_stem, **kwargs)
 

@@ -1,11 +1,13 @@
 """The one way from pretrained weights into our models: checked first, and safetensors only."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from timm.models import PretrainedCfg, build_model_with_cfg, resolve_pretrained_cfg
+from torch import Tensor, nn
 
 from timm_p2be.repositories import verify
 from timm_p2be.sources import SourceError, fetch, resolved_commit, split_revision
@@ -35,7 +37,30 @@ def build_checked(model_cls: Callable[..., Any], variant: str, pretrained: bool,
         given, overlay = kwargs.pop('pretrained_cfg', None), kwargs.pop('pretrained_cfg_overlay', None)
         cfg = resolve_pretrained_cfg(variant, given, overlay)
         kwargs['pretrained_cfg'] = asdict(_checked(cfg, kwargs.get('cache_dir')))
+        kwargs.pop('pretrained_strict', None)  # a stranger's config.json may hold it
+        kwargs['pretrained_filter_fn'] = partial(_complete, cfg.classifier, kwargs.get('pretrained_filter_fn'))
     return build_model_with_cfg(model_cls, variant, pretrained, **kwargs)
+
+
+def _complete(
+    classifier: str | Sequence[str] | None,
+    fit: Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]] | None,
+    state_dict: dict[str, Tensor],
+    model: nn.Module,
+) -> dict[str, Tensor]:
+    """Return `state_dict`, fitted, if nothing of the model but its classifier is missing in it.
+
+    With another number of classes timm loads whatever fits, and the rest of the network would stay random.
+    """
+    fitted = state_dict if fit is None else fit(state_dict, model)
+    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
+    prefixes = tuple(f'{head}.' for head in heads)
+    missing = [name for name in model.state_dict() if name not in fitted and not name.startswith(prefixes)]
+    if missing:
+        raise ValueError(
+            f'The weights lack {len(missing)} tensors of the model, {missing[0]} for one. They are of another network.'
+        )
+    return fitted
 
 
 def _checked(cfg: PretrainedCfg, cache_dir: str | Path | None) -> PretrainedCfg:
