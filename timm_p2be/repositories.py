@@ -14,7 +14,7 @@ from timm_p2be.artefact import FILES, MAX_BITS, MAX_CONFIG_BYTES, read_artefact,
 from timm_p2be.checkpoints import read_checkpoint
 from timm_p2be.codes import ENCODINGS, LEVELS
 from timm_p2be.provenance import check_provenance
-from timm_p2be.weights import file_sha256
+from timm_p2be.whole_files import file_sha256
 
 MODEL_FORMAT_VERSION = 1
 DEFAULT_BITS = 64  # of the models' entrypoints

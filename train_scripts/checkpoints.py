@@ -2,6 +2,7 @@
 
 import argparse
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +37,12 @@ class Position:
 def with_position(args: argparse.Namespace, position: Position | None) -> argparse.Namespace:
     """Return the flags for a checkpoint; in a recovery file they carry the position, which timm has no entry for."""
     return argparse.Namespace(**vars(args), **({'position': asdict(position)} if position else {}))
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Return the checkpoint that was written last, without what timm had half written when it was killed."""
+    whole = [file for file in folder.glob('*.pth.tar') if not file.name.endswith('tmp.pth.tar')]
+    return max(whole, key=lambda file: file.stat().st_mtime, default=None)
 
 
 def read_checkpoint(path: str, args: argparse.Namespace) -> dict[str, Any]:

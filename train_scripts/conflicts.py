@@ -23,7 +23,7 @@ _AT_LEAST = {
     **dict.fromkeys(('train_num_samples', 'val_num_samples', 'in_chans'), 1),
     **dict.fromkeys(('workers', 'seed', 'start_epoch', 'recovery_interval', 'warmup_epochs', 'cooldown_epochs'), 0),
 }
-_TABLE_RULE = ('p2be_lr', 'p2be_betas', 'p2be_weight_decay', 'p2be_sched', 'p2be_min_lr')  # of the optimizer
+TABLE_RULE = ('p2be_lr', 'p2be_betas', 'p2be_weight_decay', 'p2be_sched', 'p2be_min_lr')  # of the optimizer
 # arguments of the models that have a flag of their own here
 _MODEL_KWARGS = {'embedding': 'p2be_embedding', 'freeze_embedding': 'p2be_freeze'}
 _WEIGHTS = ('pretrained', 'initial_checkpoint')  # what a network can start from; --resume goes on with its own
@@ -191,7 +191,7 @@ def _optimizer_rules(args: argparse.Namespace) -> Iterator[Rule]:
 
 def _table_rules(args: argparse.Namespace, explicit: set[str]) -> Iterator[Rule]:
     if args.p2be_freeze:
-        yield 'p2be_freeze', (*_TABLE_RULE, 'p2be_smoothness', 'p2be_reduction')
+        yield 'p2be_freeze', (*TABLE_RULE, 'p2be_smoothness', 'p2be_reduction')
     if args.p2be_sched in ('constant', 'follow'):
         yield 'p2be_sched', ('p2be_min_lr',)
     if args.p2be_smoothness == 0:

@@ -6,7 +6,7 @@ from typing import Any
 
 from timm.models import resolve_model_input_args, split_model_name_tag
 
-from conflicts import flag_name
+from conflicts import TABLE_RULE, flag_name
 from timm_p2be.artefact import FILES, MAX_CONFIG_BYTES
 from timm_p2be.checkpoints import read_checkpoint
 from timm_p2be.sources import fetch, resolved_commit
@@ -22,7 +22,6 @@ EMBEDDING_DEFAULTS: dict[str, Any] = {
     'p2be_sched': 'cosine',
     'p2be_min_lr': 1e-6,
 }
-_OPTIMIZER_FLAGS = ('p2be_lr', 'p2be_betas', 'p2be_weight_decay', 'p2be_sched', 'p2be_min_lr')
 
 
 def resolve_embedding_flags(args: argparse.Namespace, explicit: set[str], learned: bool, trainable: bool) -> list[str]:
@@ -66,7 +65,7 @@ def _inapplicable(args: argparse.Namespace, learned: bool, trainable: bool) -> d
         reasons |= dict.fromkeys(trained, f'the table of {args.model} is frozen; leave the flags out.')
     elif not args.opt.lower().endswith('p2be'):
         one_rule = f'--opt {args.opt} has one rule for all parameters; use --opt sgdp2be or adamwp2be.'
-        reasons |= dict.fromkeys(_OPTIMIZER_FLAGS, one_rule)
+        reasons |= dict.fromkeys(TABLE_RULE, one_rule)
     return reasons
 
 

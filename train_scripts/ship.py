@@ -17,7 +17,7 @@ from pathlib import Path
 from timm_p2be import weights
 from timm_p2be.hub.release import RELEASE_FILES
 from timm_p2be.repositories import verify
-from timm_p2be.whole_files import write_json
+from timm_p2be.whole_files import file_sha256, write_json
 
 _CARDS = Path(__file__).parents[1] / 'hub_cards'
 _WEIGHTS = 'model.safetensors'
@@ -50,7 +50,7 @@ def ship(release: Path, name: str, cards: Path = _CARDS) -> None:
         shutil.copyfile(release / _WEIGHTS, target)
         path = target.with_name('shipped.json')
         listed = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
-        listed[name] = {'sha256': weights.file_sha256(target), 'provenance': record.provenance}
+        listed[name] = {'sha256': file_sha256(target), 'provenance': record.provenance}
         write_json(path, dict(sorted(listed.items())))
 
 

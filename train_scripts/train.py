@@ -36,6 +36,7 @@ from arguments import Arguments, parse_args
 from checkpoints import (
     Position,
     check_optimizer,
+    newest_checkpoint,
     read_checkpoint,
     resume,
     resume_ema,
@@ -216,8 +217,8 @@ class Run:
 
     def newest_checkpoint(self) -> str:
         """Return the checkpoint to go on from, if one was written."""
-        files = [file for file in self.folder.glob('*.pth.tar') if 'tmp' not in file.name] if self.folder else []
-        return str(max(files, key=lambda file: file.stat().st_mtime)) if files else '(none was written yet)'
+        newest = newest_checkpoint(self.folder) if self.folder else None
+        return str(newest or '(none was written yet)')
 
 
 def _train(arguments: Arguments, stopping: StopSignal) -> int:

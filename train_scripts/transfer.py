@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from checkpoints import newest_checkpoint
 from timm_p2be import PixelEmbedding
 from timm_p2be.artefact import codes_sha256
 from timm_p2be.checkpoints import read_checkpoint
@@ -202,9 +203,8 @@ class Transfer:
 
     def _train(self, cell: Cell, folder: Path, words: Sequence[str]) -> None:
         command = [sys.executable, str(_TRAIN), *words, '--output', str(self.output), '--experiment', str(cell)]
-        whole = [file for file in folder.glob('*.pth.tar') if not file.name.endswith('tmp.pth.tar')]
-        if whole:
-            command += ['--resume', str(max(whole, key=lambda file: file.stat().st_mtime))]
+        if newest := newest_checkpoint(folder):
+            command += ['--resume', str(newest)]
         folder.mkdir(parents=True, exist_ok=True)
         log = folder / 'log.txt'
         with log.open('a') as file:

@@ -12,7 +12,7 @@ from timm_p2be.commands.interruption import terminated_as_interrupt
 from timm_p2be.hub.publishing import check_names, publish
 from timm_p2be.hub.release import RELEASE_FILES, Release, prepare
 from timm_p2be.hub.run_record import Dataset
-from timm_p2be.weights import file_sha256
+from timm_p2be.whole_files import file_sha256
 
 _EPILOG = """\
 Uploads model.safetensors, config.json, results.json and README.md in one commit, then sets the tag. Never uploaded:

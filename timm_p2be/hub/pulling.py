@@ -8,8 +8,7 @@ from timm_p2be.artefact import FILES, MAX_CONFIG_BYTES
 from timm_p2be.artefact import MAX_BYTES as MAX_TABLE_BYTES
 from timm_p2be.repositories import Record, read_record, verify
 from timm_p2be.sources import MAX_BYTES, SourceError, fetch, resolved_commit, split_revision
-from timm_p2be.weights import file_sha256
-from timm_p2be.whole_files import temporary_beside
+from timm_p2be.whole_files import file_sha256, temporary_beside
 
 _OPTIONAL = ('README.md', 'results.json')
 

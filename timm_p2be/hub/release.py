@@ -22,8 +22,7 @@ from timm_p2be.hub.run_record import Dataset, Origin, has_learned_table, origin_
 from timm_p2be.repositories import MODEL_FORMAT_VERSION, verify
 from timm_p2be.robustness.images import ImageSet
 from timm_p2be.robustness.models import PixelModel
-from timm_p2be.weights import file_sha256
-from timm_p2be.whole_files import temporary_beside, write_json
+from timm_p2be.whole_files import file_sha256, temporary_beside, write_json
 
 RELEASE_FILES = ('README.md', 'config.json', 'model.safetensors', 'results.json')
 
@@ -120,7 +119,7 @@ def _write_model(run: Run, model: nn.Module, folder: Path, release: Release) -> 
     save_for_hf(model, str(folder), safe_serialization=True, data_config=config)
     digest = file_sha256(folder / _WEIGHTS)
     known |= {digest: PUBLISHED, weights_sha256(model.float().state_dict()): PUBLISHED}
-    results = _results(run, model, release, known, origin)
+    results = _results(run, model, release, known, origin, PUBLISHED)
     provenance = record_of(run, model, origin, release.dataset.note, release.base_model, results)
     path = folder / 'config.json'
     content: dict[str, Any] = json.loads(path.read_text(encoding='utf-8'))
@@ -154,7 +153,7 @@ def _write_embedding(run: Run, model: nn.Module, folder: Path, release: Release)
     origin, embedding = origin_of(run, release.dataset), stem.embedding
     network = 'of the network the table was trained in'
     known = {run.sha256: network, weights_sha256(model.state_dict()): network}
-    results = _results(run, model, release, known, origin)
+    results = _results(run, model, release, known, origin, network)
     record: dict[str, Any] = {
         'encoding': embedding.encoding,
         'init': run.flags.get('p2be_init') or embedding.init,
@@ -167,15 +166,16 @@ def _write_embedding(run: Run, model: nn.Module, folder: Path, release: Release)
     _write_card(folder, embedding_card(artefact_config(codes, **record), release.name, release.licence))
 
 
-def _results(run: Run, model: nn.Module, release: Release, known: dict[str, str], origin: Origin) -> dict[str, Any]:
-    """Return what results.json holds; `model` has the weights as they are published."""
+def _results(
+    run: Run, model: nn.Module, release: Release, known: dict[str, str], origin: Origin, state: str
+) -> dict[str, Any]:
+    """Return what results.json holds; `model` has the weights as they are published, `state` says so in words."""
     measured = None
     if release.test is not None:
         config = data_config(run, model)
         side = config['input_size'][-1]
         resize = None if config['crop_pct'] == 1 else round(side / config['crop_pct'])
         pixels = PixelModel(model, config['mean'], config['std'])
-        state = list(known.values())[-1]
         measured = measure_clean(pixels, release.test(side, resize), origin.test_split, state)
     return collect_results(run, release.results, known, origin.test_split, origin.test_images, measured) | _learned(
         model

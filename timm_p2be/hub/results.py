@@ -10,7 +10,7 @@ from timm_p2be.robustness.images import ImageSet, as_batch
 from timm_p2be.robustness.models import PixelModel
 from timm_p2be.robustness.predictions import Judge
 from timm_p2be.robustness.results import read_json
-from timm_p2be.weights import file_sha256
+from timm_p2be.whole_files import file_sha256
 
 PUBLISHED = 'as published'
 ROUNDED = 'before rounding to float16'
@@ -93,8 +93,7 @@ def measure_clean(model: PixelModel, images: ImageSet, split: str, state: str) -
         correct, _ = judge(model, *as_batch(images, range(start, min(start + _BATCH, len(images)))))
         wrong += int((~correct).sum())
     split = f'{split}, first {len(images)} images' if images.limit is not None else split
-    source = 'measured in float32 by timm-p2be publish'
-    return {**_clean(Path(), wrong / len(images), len(images), split, state), 'source': source}
+    return _clean('measured in float32 by timm-p2be publish', wrong / len(images), len(images), split, state)
 
 
 def _read(path: Path) -> tuple[str, dict[str, Any]]:
@@ -147,7 +146,7 @@ def _corruptions(
     if not measured:
         return corruptions, None
     split = f'{config["clean"]["name"]}, {config["clean"]["subset"]}'
-    return corruptions, _clean(path, measured['error'], measured['examples'], split, state)
+    return corruptions, _clean(path.name, measured['error'], measured['examples'], split, state)
 
 
 def _attacks(
@@ -175,15 +174,15 @@ def _attacks(
     ]
     measured = max((content['clean'][key] for key in ('alone', 'worst_case') if key in content['clean']), key=_count)
     split = f'{content["data"]["name"]}, first {measured["count"]} images'
-    return attacks, _clean(path, 1 - measured['accuracy'], measured['count'], split, state)
+    return attacks, _clean(path.name, 1 - measured['accuracy'], measured['count'], split, state)
 
 
 def _count(entry: Mapping[str, Any]) -> int:
     return entry['count']
 
 
-def _clean(path: Path, error: float, images: int, split: str, state: str) -> dict[str, Any]:
-    return {'error': _percent(error), 'images': images, 'split': split, 'weights': state, 'source': path.name}
+def _clean(source: str, error: float, images: int, split: str, state: str) -> dict[str, Any]:
+    return {'error': _percent(error), 'images': images, 'split': split, 'weights': state, 'source': source}
 
 
 def _percent(fraction: float) -> float:

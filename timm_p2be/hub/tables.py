@@ -28,7 +28,7 @@ class Table:
         encoding: 'p2be', 'onehot' or 'thermometer'.
         codes: (256, M) float32 tensor of 0 and 1.
         latents: (256, M) float32 tensor; None for a fixed encoding.
-        provenance: see `timm_p2be.artefact.check_provenance`; None if unknown.
+        provenance: see `timm_p2be.provenance.check_provenance`; None if unknown.
         commit: of a Hub repository.
     """
 

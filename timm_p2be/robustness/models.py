@@ -1,6 +1,5 @@
 """Any classifier of timm as a function of pixel levels, its own mean and std wrapped round it."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from timm_p2be.checkpoints import read_checkpoint
 from timm_p2be.stem import EncodedConv2d
+from timm_p2be.whole_files import file_sha256
 
 
 class PixelModel(nn.Module):
@@ -142,7 +142,7 @@ def load_model(
         raise ValueError(f'{path} does not fit {name} with {classes} classes: {error}') from error
     mean = mean if mean is not None else args.get('mean')
     std = std if std is not None else args.get('std')
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = file_sha256(path)
     return PixelModel(model, mean, std, name=label or name, sha256=digest).to(device)
 
 

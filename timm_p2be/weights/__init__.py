@@ -1,10 +1,11 @@
 """Weights of our own training that ship with the package; shipped.json has the sha256 and provenance of each."""
 
-import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from timm_p2be.whole_files import file_sha256
 
 FOLDER = Path(__file__).parent
 _SUFFIX = '.safetensors'
@@ -84,16 +85,3 @@ def verify_weights(path: str) -> None:
             f'The shipped weights {path} are damaged: their sha256 is {found}, not the released {expected}. '
             f'{_REINSTALL}'
         )
-
-
-def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file's bytes, in hexadecimal.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    digest = hashlib.sha256()
-    with path.open('rb') as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
