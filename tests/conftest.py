@@ -87,6 +87,37 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
         yield server
 
 
+@pytest.fixture
+def printed(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run the command line, and return what it printed."""
+    from timm_p2be.cli import main
+
+    def run(*args: str | Path) -> str:
+        capsys.readouterr()
+        assert main([*map(str, args)]) == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run the command line with arguments that it refuses, and return what it said, on one line."""
+    from timm_p2be.cli import main
+
+    def run(*args: str | Path) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main([*map(str, args)])
+        assert stop.value.code == 2
+        said = capsys.readouterr()
+        assert not said.out
+        assert HubServer.token not in said.err
+        return ' '.join(said.err.split())
+
+    return run
+
+
 @pytest.fixture(scope='session')
 def p2be_data() -> Path:
     """The folder named by the environment variable P2BE_DATA, with cifar10/ and imagenet_sample/ in it."""

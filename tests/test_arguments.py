@@ -223,11 +223,19 @@ def test_recipe_and_command_line_name_the_table(tmp_path: Path, capsys: pytest.C
     recipe.write_text('model_kwargs:\n  embedding: a/b\n  freeze_embedding: true\n')
     parsed = parse_args([*words, '--p2be-embedding', 'c/d'])
     assert (parsed.args.p2be_embedding, parsed.args.p2be_freeze, parsed.args.model_kwargs) == ('c/d', True, {})
+    parsed = parse_args([*words, '--model-kwargs', 'embedding=None'])  # as in Python: no table
+    assert (parsed.args.p2be_embedding, parsed.args.p2be_freeze, parsed.args.model_kwargs) == (None, False, {})
 
 
 @pytest.mark.parametrize(
     ('words', 'message'),
     [
+        ("--p2be-embedding ''", "--p2be-embedding '' names no table: give a folder or org/name"),
+        ('--model-kwargs embedding=', "--p2be-embedding '' names no table"),
+        (
+            '--p2be-embedding c/d --model-kwargs embedding=None',
+            '--p2be-embedding contradicts --model-kwargs embedding=',
+        ),
         ('--p2be-embedding c/d --model-kwargs embedding=a/b', '--p2be-embedding contradicts --model-kwargs embedding='),
         ('--model-kwargs freeze_embedding=maybe', 'freeze_embedding=maybe: must be True or False'),
         ('--aug-splits 1', '--aug-splits 1: a clean and an augmented view make at least 2'),

@@ -17,6 +17,7 @@ from timm_p2be.artefact import (
     MAX_BYTES,
     ArtefactError,
     artefact_config,
+    check_config,
     codes_sha256,
     read_artefact,
     read_config,
@@ -227,7 +228,6 @@ def test_the_record_is_a_copy():
     (b'{"format": ', r'config\.json is no JSON'),
     (b'\xff\xfe{}', r"config\.json is no JSON \('utf-8' codec"),
     (b'[' * 200_000, r'config\.json is no JSON \(maximum recursion'),
-    (b'{"seed": NaN}', r'config\.json is no JSON \(NaN is no JSON value\)'),
     (b'{"seed": ' + b'9' * 5000 + b'}', r'config\.json is no JSON \(Exceeds the limit'),
     (b'["timm-p2be-embedding"]', r'config\.json holds a list; allowed is a JSON object. Download or save'),
     (b'{}', r"format is None; allowed is 'timm-p2be-embedding'"),
@@ -269,7 +269,7 @@ def test_records_that_are_none_are_refused(tmp_path, content, message):
     ({'codes_sha256': 'A' * 64}, r"codes_sha256 is 'A{64}'; allowed is 64 hexadecimal digits"),
     ({'codes_sha256': None}, r'codes_sha256 is None; allowed is 64 hexadecimal digits'),
     ({'codes_sha256': 'a' * 64}, r'model\.safetensors: the codes have sha256 \w{64}, config\.json says a{64}. Downl'),
-    ({'weights': '../../etc/passwd'}, r"lacks the keys \[\] and has the unknown keys \['weights'\]"),
+    ({'weights': '../../etc/passwd'}, r"config\.json has unknown keys: \['weights'\]"),
     ({'provenance': []}, r'config\.json: provenance is \[\]; allowed is an object or null. Download or save'),
 ])  # fmt: skip
 def test_values_of_the_record_are_checked(tmp_path, changes, message):
@@ -286,8 +286,31 @@ def test_every_key_of_the_record_is_needed(tmp_path, key):
     config = json.loads((tmp_path / 'config.json').read_text())
     del config[key]
     (tmp_path / 'config.json').write_text(json.dumps(config))
-    with pytest.raises(ArtefactError, match=rf"config\.json lacks the keys \['{key}'\]"):
+    with pytest.raises(ArtefactError, match=rf"config\.json lacks keys: \['{key}'\]"):
         read_artefact(tmp_path)
+
+
+@pytest.mark.parametrize('number', ['NaN', '-Infinity', '1e999'])
+def test_numbers_that_json_does_not_have_are_refused(tmp_path, number):
+    _write(tmp_path, 9, PROVENANCE)
+    path = tmp_path / 'config.json'
+    path.write_text(path.read_text().replace('"lr": 0.1', f'"lr": {number}'))
+    with pytest.raises(ArtefactError, match=r'config\.json holds what JSON cannot \(Out of range float.*Download or'):
+        read_config(tmp_path)
+
+
+def test_a_parsed_record_is_checked_as_the_file_is(tmp_path):
+    _write(tmp_path, 9, PROVENANCE)
+    config = json.loads((tmp_path / 'config.json').read_text())
+    assert read_config(tmp_path) == config
+    assert check_config(config, 'It') is None
+    for changed, message in (
+        ({**config, 'num_bits': 0}, r'^It: num_bits is 0; allowed is an integer in 1\.\.4096\. Download or save'),
+        ({**config, 'a': 1, 'b': 2}, r"^It has unknown keys: \['a', 'b'\]\. Download"),
+        ({'architecture': 'resnet18'}, r"^It holds a timm model \('resnet18'\)"),
+    ):
+        with pytest.raises(ArtefactError, match=message):
+            check_config(changed, 'It')
 
 
 def test_a_model_is_no_embedding(tmp_path):

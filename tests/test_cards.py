@@ -54,7 +54,7 @@ def example(text: str) -> str:
 
 
 def test_the_metadata_of_a_model() -> None:
-    data = metadata(model_card(network(changed(base_model='timm/net@v2')), f'{NAME}@v1', None))
+    data = metadata(model_card(network(changed(base_model='timm/net@v2')), f'{NAME}@v1'))
     assert data['library_name'] == 'timm-p2be'
     assert {'timm-p2be', 'timm', 'p2be', 'robustness'} <= set(data['tags'])
     assert data['pipeline_tag'] == 'image-classification'
@@ -81,17 +81,17 @@ def test_the_metadata_of_a_table() -> None:
 
 def test_unknown_things_are_left_out() -> None:
     provenance = changed(dataset_id=None, base_model='wrn10_2', results=None)
-    data = metadata(model_card(network(provenance), NAME, None))
+    data = metadata(model_card(network(provenance), NAME))
     assert not {'datasets', 'base_model', 'metrics', 'model-index', 'model_name', 'eval_results'} & data.keys()
     data = metadata(embedding_card(table(None)))
     assert not {'datasets', 'base_model', 'metrics', 'model-index', 'model_name', 'eval_results'} & data.keys()
 
 
 def test_no_section_is_empty_or_superfluous() -> None:
-    every = sections(model_card(network(), NAME, None))
+    every = sections(model_card(network(), NAME))
     assert [*every] == ['Use', 'Training', 'Results', 'Attacks', 'Limits', 'Integrity', 'Licence', 'Citation']
     results = {'clean': PROVENANCE['results']['clean'], 'corruptions': None, 'attacks': None}
-    assert 'Attacks' not in sections(model_card(network(changed(results=results)), NAME, None))
+    assert 'Attacks' not in sections(model_card(network(changed(results=results)), NAME))
     assert [*sections(embedding_card(table(None)))] == ['Use', 'Limits', 'Integrity', 'Licence', 'Citation']
     unknown = {**dict.fromkeys(PROVENANCE), 'results': {'clean': None, 'corruptions': None, 'attacks': []}}
     least = sections(embedding_card(table(unknown)))
@@ -101,7 +101,7 @@ def test_no_section_is_empty_or_superfluous() -> None:
 
 
 def test_the_examples() -> None:
-    code = example(model_card(network(), f'{NAME}@v1', None))
+    code = example(model_card(network(), f'{NAME}@v1'))
     assert code.startswith('import timm_p2be\n')
     assert "timm.create_model('hf-hub:someone/net@v1', pretrained=True)" in code
     compile(code, 'card', 'exec')
@@ -119,16 +119,16 @@ def test_a_fixed_table_is_not_offered_to_models_that_build_their_own() -> None:
 
 
 def test_cards_off_the_hub_name_the_folder() -> None:
-    assert "'local-dir:path/to/this/folder'" in example(model_card(network(), None, None))
+    assert "'local-dir:path/to/this/folder'" in example(model_card(network()))
     assert metadata(embedding_card(table()))['model-index'][0]['name'] == 'P2BE table'
 
 
 def test_limits() -> None:
-    limits = sections(model_card(network(), NAME, None))['Limits']
+    limits = sections(model_card(network(), NAME))['Limits']
     assert 'Trained for 15 epochs, fewer than the paper' in limits
     assert 'The data: compressed once' in limits
     untested = changed(results_attacks=None, epochs=200)
-    limits = sections(model_card(network(untested), NAME, None))['Limits']
+    limits = sections(model_card(network(untested), NAME))['Limits']
     assert 'epochs' not in limits
     assert 'Not tested against attacks; no adversarial robustness is claimed.' in limits
 
@@ -138,17 +138,11 @@ def test_attacks_say_what_follows() -> None:
         {'name': 'a', 'eps': 8, 'images': 20, 'accuracy': 30.0, 'low': 12.5, 'high': 54.25, 'weights': 'as published'},
         {'name': 'b', 'eps': 2, 'images': 20, 'accuracy': 5.0, 'low': 'no number', 'high': None},
     ]
-    text = sections(model_card(network(changed(results_attacks=attacks)), NAME, None))['Attacks']
+    text = sections(model_card(network(changed(results_attacks=attacks)), NAME))['Attacks']
     assert '| `a` | `8` | `20` | 30.00 | 12.50 to 54.25 |' in text
     assert '| `b` | `2` | `20` | 5.00 |  |' in text
     assert 'Measured on the weights as published. The strongest leaves 5.00 % of the images right' in text
     assert text.endswith('No adversarial robustness is claimed.')
-
-
-def test_results_json_goes_before_the_provenance() -> None:
-    results = copy.deepcopy(PROVENANCE['results']) | {'files': {'a.json': DIGEST}}
-    results['clean']['error'] = 12.25
-    assert '| 12.25 |' in model_card(network(), NAME, results)
 
 
 @pytest.mark.parametrize(
@@ -156,12 +150,12 @@ def test_results_json_goes_before_the_provenance() -> None:
     [('rgb', 'reads pixel values'), ('onehot', 'reads fixed one-hot codes'), ('p2be', '64 bits a colour')],
 )
 def test_the_encoding_is_told(encoding: str, words: str) -> None:
-    assert words in model_card(network(encoding=encoding), NAME, None)
+    assert words in model_card(network(encoding=encoding), NAME)
 
 
 def test_a_backbone_is_named() -> None:
     config = network(architecture='encoded') | {'model_args': {'backbone': 'resnet18'}}
-    assert '`encoded` over `resnet18`' in model_card(config, NAME, None)
+    assert '`encoded` over `resnet18`' in model_card(config, NAME)
 
 
 HOSTILE = [
@@ -188,7 +182,7 @@ def _with_text(text: str) -> str:
     provenance['results']['clean'] |= {'split': text, 'weights': text}
     provenance['results']['corruptions'] |= {'label': text, 'weights': text}
     provenance['results']['attacks'][0] |= {'name': text, 'weights': text}
-    return model_card(network(provenance), NAME, None)
+    return model_card(network(provenance), NAME)
 
 
 def _is_inert(line: str) -> bool:
@@ -240,17 +234,17 @@ def test_any_text_stays_text(text: str) -> None:
 )
 def test_malformed_configs_are_refused(config: dict[str, Any], name: str, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
-        model_card(config, name, None)
+        model_card(config, name)
 
 
 def test_licences_are_spelt_as_on_the_hub() -> None:
-    assert metadata(model_card(network(), NAME, None, licence='cc-by-4.0'))['license'] == 'cc-by-4.0'
+    assert metadata(model_card(network(), NAME, licence='cc-by-4.0'))['license'] == 'cc-by-4.0'
     with pytest.raises(ValueError, match=r"Got licence 'Apache 2\.0'"):
-        model_card(network(), NAME, None, licence='Apache 2.0')
+        model_card(network(), NAME, licence='Apache 2.0')
 
 
 def test_checking_a_card() -> None:
-    text = model_card(network(), NAME, None)
+    text = model_card(network(), NAME)
     check_card(text)
     with pytest.raises(ValueError, match=r"lacks the metadata \['license'\]"):
         check_card(text.replace('license: apache-2.0\n', ''))
@@ -258,12 +252,28 @@ def test_checking_a_card() -> None:
         check_card(text.replace('```python\nimport timm_p2be\n', '```python\n'))
 
 
+@pytest.mark.parametrize(
+    ('line', 'instead'),
+    [
+        ('license:', 'license: ['),
+        ('license:', '\tlicense:'),
+        ('license: apache-2.0', 'license: *x'),
+        ('license:', '3: 4\nlicense:'),
+        ('tags:', 'tags: 3\nothers:'),
+        ('model-index:', 'model-index: 3\nothers:'),
+    ],
+)
+def test_metadata_that_cannot_be_read(line: str, instead: str) -> None:
+    with pytest.raises(ValueError, match=r"The card's metadata cannot be read: .*\. Render it again"):
+        check_card(model_card(network(), NAME).replace(line, instead, 1))
+
+
 @pytest.mark.parametrize(('unlike', 'hardly'), [(22, True), (818, True), (820, False)])
 def test_a_table_that_is_hardly_more_than_the_thermometer_says_so(unlike: int, hardly: bool) -> None:
     codes = {'distinct': 64, 'bits': 16384, 'unlike_thermometer': unlike}
     for text in (
         embedding_card(table(changed(results_codes=codes))),
-        model_card(network(changed(results_codes=codes)), NAME, None),
+        model_card(network(changed(results_codes=codes)), NAME),
     ):
         assert ('hardly more than the thermometer code' in sections(text)['Limits']) is hardly
         measured = next(part for head, part in sections(text).items() if head.startswith('Results'))

@@ -80,6 +80,9 @@ def _broken(kind: str, folder: Path) -> Path:
             'blocked': {'state_dict': STATE, 'args': os.getcwd},
             'list': [torch.zeros(1)],
             'numbers': {'state_dict': {'a': 1.0}},
+            'numbered': {'state_dict': {0: torch.zeros(1)}},
+            'numbered weights': {0: torch.zeros(1)},
+            'half an average': {'state_dict': STATE, 'state_dict_ema': torch.zeros(2)},
             'half a checkpoint': {'epoch': 1, 'weights': STATE},
         }
         torch.save(contents[kind], path)
@@ -99,6 +102,9 @@ def _broken(kind: str, folder: Path) -> Path:
         ('blocked', 'it holds Python objects, which are never loaded'),
         ('list', 'not a training checkpoint but a list'),
         ('numbers', 'its entries are not all tensors'),
+        ('numbered', 'its entries are not all tensors with names'),
+        ('numbered weights', 'its entries are not all tensors with names'),
+        ('half an average', 'its entries are not all tensors'),
         ('half a checkpoint', 'its entries are not all tensors'),
         ('truncated safetensors', 'truncated or no safetensors file'),
         ('empty safetensors', 'truncated or no safetensors file'),

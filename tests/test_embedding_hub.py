@@ -9,6 +9,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from hub_server import HubServer
 from huggingface_hub import HfApi, ModelCard, constants
 from test_artefact import EDGES
 from test_provenance import PROVENANCE
@@ -74,30 +75,69 @@ def test_a_fixed_table_comes_back(tmp_path, encoding):
 
 
 def test_saving_again_replaces_the_card_and_the_record_and_nothing_else(tmp_path):
-    _embedding(9).save_pretrained(tmp_path)
+    _embedding(9).save_pretrained(tmp_path, model_card_kwargs={'name': NAME})
     card = (tmp_path / 'README.md').read_text()
-    (tmp_path / 'README.md').write_text('of another table')
     (tmp_path / 'picture.png').write_bytes(b'a picture')
     other = PixelEmbedding('p2be', 10)
-    other.save_pretrained(tmp_path)
+    other.save_pretrained(str(tmp_path))
     assert _same(PixelEmbedding.from_pretrained(tmp_path), other)
     assert '10 bits' in (tmp_path / 'README.md').read_text() != card
+    assert NAME in card
     assert (tmp_path / 'picture.png').read_bytes() == b'a picture'
 
 
-def test_a_table_that_cannot_be_read_back_is_not_saved(tmp_path):
+@pytest.mark.parametrize('content', [
+    b'# Our project\n\nlibrary_name: timm-p2be\n',
+    b'---\nlibrary_name: timm\n---\n\n```yaml\n---\nlibrary_name: timm-p2be\n---\n```\n',
+    b'---\n: [\n',
+    b'\xff\xfe',
+    b'',
+    None,
+])  # fmt: skip
+def test_a_readme_of_somebody_else_stays(tmp_path, content):
+    path = tmp_path / 'README.md'
+    path.mkdir() if content is None else path.write_bytes(content)
     embedding = _embedding()
-    embedding.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match=r'README\.md is no card of timm-p2be. It was left as it is') as caught:
+        embedding.save_pretrained(tmp_path)
+    assert caught[0].filename == __file__
+    assert path.is_dir() if content is None else path.read_bytes() == content
+    assert _same(PixelEmbedding.from_pretrained(tmp_path), embedding)
+
+
+def _not_finite(embedding):
     with torch.no_grad():
         embedding.weight[3] = float('nan')
-    with pytest.raises(ArtefactError, match=r'9 of them neither 0 nor 1; .* none of them NaN'):
-        embedding.save_pretrained(tmp_path)
-    with pytest.raises(SourceError, match=r"has no file 'config\.json'"):
-        PixelEmbedding.from_pretrained(f'local-dir:{tmp_path}')
-    embedding.reset_parameters()
+
+
+def _no_record(embedding):
     embedding.provenance = {'model': 'wrn40_2_p2be'}
-    with pytest.raises(ArtefactError, match='provenance lacks'):
-        embedding.save_pretrained(tmp_path)
+
+
+def _odd_base(embedding):
+    embedding.provenance['base_model'] = 'a model/of mine'
+
+
+def _odd_dataset(embedding):
+    embedding.provenance['dataset']['id'] = 'my pictures'
+
+
+@pytest.mark.parametrize(('spoil', 'message'), [
+    (_not_finite, r'9 of them neither 0 nor 1; .* none of them NaN'),
+    (_no_record, r'provenance lacks'),
+    (_odd_base, r"'a model/of mine'"),
+    (_odd_dataset, r"'my pictures'"),
+])  # fmt: skip
+def test_what_cannot_be_saved_whole_changes_nothing(tmp_path, spoil, message):
+    embedding = _embedding()
+    embedding.save_pretrained(tmp_path / 'old')
+    before = _content(tmp_path / 'old')
+    spoil(embedding)
+    for folder in ('old', 'new'):
+        with pytest.raises(ValueError, match=message):
+            embedding.save_pretrained(tmp_path / folder)
+    assert _content(tmp_path / 'old') == before
+    assert not (tmp_path / 'new').exists()
 
 
 def test_float64_latents_are_saved_if_float32_holds_their_signs(tmp_path):
@@ -147,6 +187,17 @@ def test_published_in_one_commit_and_pulled_by_tag_and_commit(hub):
     assert PixelEmbedding.from_pretrained(f'{NAME}@v1').provenance == PROVENANCE
 
 
+def test_saved_and_published_in_one_call(hub, tmp_path):
+    embedding = _embedding()
+    url = embedding.save_pretrained(tmp_path / 'mine', push_to_hub=True, repo_id=NAME, commit_message='mine')
+    assert url == f'{hub.url}/{NAME}/commit/{hub.repos[NAME].head.sha}'
+    assert hub.repos[NAME].head.title == 'mine'
+    for source in (NAME, tmp_path / 'mine'):
+        assert _same(PixelEmbedding.from_pretrained(source), embedding)
+    with pytest.raises(ValueError, match="Got repo_id='mine'; the card shows how to load it, so write 'org/name'"):
+        embedding.save_pretrained(tmp_path / 'mine', push_to_hub=True)
+
+
 @pytest.mark.parametrize('encoding', ['onehot', 'thermometer'])
 def test_a_fixed_table_is_published_too(hub, encoding):
     PixelEmbedding(encoding, 9).push_to_hub(NAME)
@@ -157,6 +208,8 @@ def test_nothing_is_created_for_what_cannot_be_published(hub):
     embedding = _embedding()
     with pytest.raises(ValueError, match=r"Got repo_id='table'; the card shows how to load it, so write 'org/name'"):
         embedding.push_to_hub('table')
+    with pytest.raises(ValueError, match="'some one/table'"):
+        embedding.push_to_hub('some one/table')
     with torch.no_grad():
         embedding.weight[0] = float('inf')
     with pytest.raises(ArtefactError, match='9 latents are NaN or infinite'):
@@ -169,6 +222,26 @@ def test_a_wrong_token_is_not_shown(hub):
         _embedding().push_to_hub(NAME, token='hf_secret')
     assert 'hf_secret' not in str(raised.value)
     assert NAME not in hub.repos
+
+
+@pytest.mark.parametrize('token', ['hf_secr\u00e9t', 'hf_sec ret', 'hf_secret\nX: 1'])
+def test_a_token_that_is_none_is_not_sent(hub, monkeypatch, token):
+    with pytest.raises(SourceError, match=r'The token contains .*; log in with `hf auth login`') as raised:
+        _embedding().push_to_hub(NAME, token=token)
+    assert 'hf_sec' not in str(raised.value)
+    monkeypatch.setenv('HF_TOKEN', token.replace('\n', ' '))
+    with pytest.raises(SourceError, match='The token contains'):
+        _embedding().push_to_hub(NAME)
+    assert hub.requests == []
+
+
+def test_without_a_connection_no_folder_is_suggested(hub, monkeypatch):
+    with HubServer() as gone:
+        url = gone.url
+    monkeypatch.setattr(constants, 'ENDPOINT', url)
+    with pytest.raises(SourceError, match=r'cannot be reached for someone/table .*, and try again') as raised:
+        _embedding().push_to_hub(NAME)
+    assert 'folder' not in str(raised.value)
 
 
 # pulling
@@ -195,6 +268,8 @@ def test_a_revision_that_is_not_there(hub, saved):
         PixelEmbedding.from_pretrained(f'{NAME}@v9')
     with pytest.raises(SourceError, match='someone/other'):
         PixelEmbedding.from_pretrained('someone/other')
+    with pytest.raises(SourceError, match="Got the revision ''; name a branch, a tag or a commit"):
+        PixelEmbedding.from_pretrained(NAME, revision='')
 
 
 def test_a_hub_out_of_order_is_asked_once(hub, saved):

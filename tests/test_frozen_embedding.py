@@ -130,6 +130,22 @@ def test_bad_arguments(table: Path, name: str, kwargs: dict[str, Any], message: 
         timm.create_model(name, embedding=str(table), **kwargs)
 
 
+@pytest.mark.parametrize('embedding', ['', True, 3, b'table'])
+def test_what_is_no_name_is_refused(embedding: Any, table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(table)  # '' is not the current folder
+    with pytest.raises(ValueError, match=r"Got embedding=.*; write the path of a folder, 'org/name\[@revision\]'"):
+        timm.create_model('wrn10_2_p2be', embedding=embedding)
+    assert same_bytes(latents(timm.create_model('wrn10_2_p2be', embedding=table)), published.latents(BITS))
+
+
+def test_a_table_is_not_lost_on_the_meta_device(table: Path) -> None:
+    message = r'the meta device, which holds no values; after to_empty\(\) the table would be garbage. Create the model'
+    with pytest.raises(ValueError, match=message):
+        timm.create_model('wrn10_2_p2be', embedding=str(table), device='meta')
+    with torch.device('meta'), pytest.raises(ValueError, match=message):
+        timm.create_model('encoded', backbone='wrn10_2', embedding=str(table))
+
+
 def test_fixed_table_is_refused(tmp_path: Path) -> None:
     published.embedding(tmp_path / 'table', 8, encoding='onehot')
     with pytest.raises(ValueError, match='holds a fixed onehot table; a p2be model takes a p2be table'):

@@ -38,7 +38,8 @@ def test_a_card_describes_what_is_shipped(folder: Path) -> None:
         assert table.provenance == record.provenance
         return
     results = json.loads((folder / 'results.json').read_text())
-    assert text == model_card(config, name[1], results)
+    assert text == model_card(config, name[1])
+    assert {**config['timm_p2be']['provenance']['results'], 'files': results['files']} == results
     assert record.weights_sha256 == weights.shipped_weights()[folder.name]
     assert record.provenance == weights.shipped_provenance(folder.name)
     assert results['clean']['weights'] == 'as published'

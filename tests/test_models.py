@@ -279,18 +279,22 @@ def test_saves_and_loads_as_timm_model(name: str, tmp_path: Path) -> None:
     assert json.loads((tmp_path / 'config.json').read_text())['model_args'].items() >= wanted.items()
 
 
-def _loaded_stem(folder: Path, in_chans: int) -> Tensor:
-    return timm.create_model(f'local-dir:{folder}', pretrained=True, in_chans=in_chans).conv1.weight.detach()
-
-
-def test_encoded_weights_adapt_to_other_channels(tmp_path: Path) -> None:
+@pytest.mark.parametrize('name', ['wrn10_2_p2be', 'wrn10_2_onehot'])
+@pytest.mark.parametrize('saved', [3, 4])
+def test_encoded_weights_adapt_to_other_channels(
+    name: str, saved: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """The planes are bit-major; every bit's colours adapt by timm's rule: summed, or repeated and scaled."""
-    model = _create('wrn10_2_p2be', num_bits=8)
+    model = _create(name, num_bits=8, in_chans=saved)
     save_for_hf(model, tmp_path, safe_serialization=True)
-    colours = model.conv1.weight.detach().unflatten(1, (8, 3))
-    torch.testing.assert_close(_loaded_stem(tmp_path, 1), colours.sum(2))
-    torch.testing.assert_close(_loaded_stem(tmp_path, 2).unflatten(1, (8, 2)), colours[:, :, :2] * 3 / 2)
-    torch.testing.assert_close(_loaded_stem(tmp_path, 4).unflatten(1, (8, 4)), colours[:, :, [0, 1, 2, 0]] * 3 / 4)
+    colours = model.conv1.weight.detach().unflatten(1, (8, saved))
+    for chans in (1, 2, 3, 4, 5):
+        loaded = timm.create_model(f'local-dir:{tmp_path}', pretrained=True, in_chans=chans)
+        kept = colours[:, :, [i % saved for i in range(chans)]] * saved / chans
+        wanted = colours.sum(2, keepdim=True) if chans == 1 else kept
+        torch.testing.assert_close(loaded.conv1.weight.detach().unflatten(1, (8, chans)), wanted)
+        assert loaded.pretrained_cfg['input_size'] == (chans, 32, 32)
+    assert 'Loading unchanged' not in caplog.text  # which timm says of a stem that it did not adapt itself
 
 
 @pytest.mark.parametrize('name', ['wrn10_2_p2be', 'wrn10_2_onehot'])

@@ -34,6 +34,7 @@ from timm_p2be.hub.publishing import publish
 from timm_p2be.hub.release import RELEASE_FILES, Release, prepare
 from timm_p2be.hub.run_record import Dataset
 from timm_p2be.provenance import check_provenance
+from timm_p2be.robustness.models import PixelModel
 from timm_p2be.whole_files import write_json
 
 pytestmark = [
@@ -194,6 +195,25 @@ def test_nothing_tells_where_or_by_whom_it_was_trained(trained: Path, data: Path
     assert not (tmp_path / 'other').exists()
 
 
+def test_paths_are_found_in_any_spelling(trained: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(trained, tmp_path / 'Läufe_1')  # escaped in JSON and in Markdown
+    with pytest.raises(ValueError, match=r'\.json would publish the path .*Läufe_1\. Take it out of the notes'):
+        prepare(run, tmp_path / 'release', Release(REPO, dataset=Dataset('Noise', note=f'from {run}')))
+    assert not (tmp_path / 'release').exists()
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_dry_run_leaves_nothing(
+    trained: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    monkeypatch.setattr(
+        PixelModel, 'forward', lambda *_: signal.raise_signal(number)
+    )  # the weights are written by then
+    with pytest.raises(SystemExit, match='130'):
+        main(['publish', str(trained), *NAMED, '--data-dir', str(data), '--dry-run', str(tmp_path / 'release')])
+    assert [*tmp_path.iterdir()] == []
+
+
 def test_best_and_other_checkpoints_have_their_own_error(run: Path, tmp_path: Path) -> None:
     rows = ['epoch,eval_top1', '0,62.5', '1,12.5', '1,25.0']  # the last row of an epoch counts
     (run / 'summary.csv').write_text('\n'.join(rows) + '\n')
@@ -232,6 +252,45 @@ def test_the_clean_error_can_be_measured_on_what_is_published(
         'weights': 'of the network the table was trained in' if '--embedding-only' in what else 'as published',
         'source': 'measured in float32 by timm-p2be publish',
     }
+
+
+@pytest.mark.parametrize(
+    'flags',
+    [
+        {'crop_pct': 0.95},  # floor and round differ: 33 and 34
+        {'crop_pct': 1.0, 'interpolation': 'bicubic'},
+        {'crop_pct': 0.9, 'crop_mode': 'squash', 'interpolation': 'lanczos'},
+        {'crop_pct': 0.9, 'crop_mode': 'border', 'mean': [0.5, 0.25, 0.75], 'std': [0.25]},
+        {'crop_pct': 0.8, 'img_size': None, 'input_size': [3, 24, 40]},
+    ],
+)
+def test_test_images_are_resized_and_cropped_as_by_timm(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: dict[str, Any]
+) -> None:
+    generator, folder = np.random.default_rng(0), tmp_path / 'data'
+    for index, size in enumerate(((40, 52), (64, 33), (32, 32), (20, 30))):
+        (folder / 'test' / 'ab'[index % 2]).mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(generator.integers(0, 256, (*size, 3), dtype=np.uint8))
+        image.save(folder / 'test' / 'ab'[index % 2] / f'{index}.png')
+    state = timm.create_model('wrn10_2', num_classes=2).state_dict()
+    run, output = imitate(trained, tmp_path / 'run', 'wrn10_2', state, **flags), tmp_path / 'release'
+    forward, seen = PixelModel.forward, []
+
+    def watched(model: PixelModel, images: torch.Tensor) -> torch.Tensor:
+        seen.append(images)
+        return forward(model, images)
+
+    monkeypatch.setattr(PixelModel, 'forward', watched)
+    assert (
+        main(['publish', str(run), *NAMED, '--data-dir', str(folder), '--split', 'test', '--dry-run', str(output)]) == 0
+    )
+    assert json.loads((output / 'results.json').read_text())['clean']['split'] == 'test'
+    model = timm.create_model(f'local-dir:{output}', pretrained=True)
+    config = timm.data.resolve_data_config(model=model, use_test_size=True)  # as validate.py
+    dataset = timm.data.create_dataset('', root=str(folder), split='test')
+    ((images, _),) = timm.data.create_loader(dataset, batch_size=4, use_prefetcher=False, num_workers=0, **config)
+    mean, std = (torch.tensor(config[name]).view(3, 1, 1) for name in ('mean', 'std'))
+    assert torch.equal(torch.cat(seen), ((images * std + mean) * 255).round().byte())
 
 
 def test_flags_of_test_data_need_test_data(trained: Path, refused: Callable[..., str]) -> None:
@@ -448,7 +507,7 @@ def _spoil(run: Path, kind: str) -> tuple[str, ...]:
         ('recovery', 'There are no results for'),
         ('damaged summary', "summary.csv cannot be read: could not convert string to float: 'seven'"),
         ('impossible summary', 'has eval_top1=nan at epoch 1'),
-        ('no flags', 'args.yaml cannot be read'),
+        ('no flags', 'args.yaml cannot be read: No such file or directory. Name the output folder of a run'),
         ('other yaml', "args.yaml lacks ['model', 'num_classes', 'seed']"),
         ('no checkpoint', 'last.pth.tar: no such file'),
         ('bare', 'is no training checkpoint'),
@@ -675,12 +734,21 @@ def test_somebody_elses_commit_in_between_is_not_overwritten(hub: HubServer, rel
 
 
 def test_a_wrong_or_missing_token(
-    hub: HubServer, trained: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    hub: HubServer, trained: Path, tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv('HF_TOKEN', 'hf_wrong_secret')
     said = refused(trained, *NAMED)
     assert '(401)' in said
     assert 'hf_wrong_secret' not in said
+    monkeypatch.setenv('HF_TOKEN', 'hf_gehe\u00fcm')
+    requests = len(hub.requests)
+    said = refused(trained, *NAMED)
+    assert 'The token contains spaces, line breaks or other characters no token has' in said
+    assert 'gehe' not in said
+    state = network(trained).state_dict()
+    run = imitate(trained, tmp_path / 'run', f'hf-hub:{REPO}', state, pretrained=True)
+    assert 'The token contains' in refused(run, *NAMED, '--dry-run', tmp_path / 'release')
+    assert len(hub.requests) == requests
     monkeypatch.delenv('HF_TOKEN')
     said = refused(trained, *NAMED)
     assert '(401)' in said
@@ -711,6 +779,13 @@ def test_only_sound_releases_are_uploaded(hub: HubServer, release: Path) -> None
     with pytest.raises(ValueError, match='sha256'):
         publish(release, REPO)
     (release / 'model.safetensors').write_bytes(weights)
+    card = (release / 'README.md').read_text()
+    (release / 'README.md').write_text(card.replace('license: ', 'license: ['))
+    with pytest.raises(ValueError, match=r"README\.md: The card's metadata cannot be read: "):
+        publish(release, REPO)
+    (release / 'README.md').write_bytes(b'\xff' + card.encode())
+    with pytest.raises(ValueError, match=r"README\.md: 'utf-8' codec"):
+        publish(release, REPO)
     (release / 'README.md').unlink()
     with pytest.raises(ValueError, match=r'has no README\.md'):
         publish(release, REPO)

@@ -184,6 +184,7 @@ def _unfit(kind: str, straight: Path, folder: Path) -> Path:
         ('code', 'it holds Python objects, which are never loaded'),
         ('pickle', 'truncated or not a checkpoint'),
         ('shapes', 'does not fit this run'),
+        ('shapes', 'Give --model, --model-kwargs, --num-classes and --opt of the run that wrote it'),
         ('groups', 'does not fit this run'),
         ('position', 'does not fit this run'),
     ],
@@ -205,6 +206,7 @@ def test_unfit_files_are_refused(
     ('model', 'flags', 'message'),
     [
         (('--model', 'test_resnet', '--img-size', '32'), (), "a checkpoint of 'encoded', but --model is 'test_resnet'"),
+        (TINY[:-1], (), 'a model with num_bits=8, but --model-kwargs has num_bits=64'),
         ((*TINY, 'encoding=onehot'), (), 'a model with encoding=p2be, but --model-kwargs has encoding=onehot'),
         (TINY, ('--opt', 'adamwp2be'), '--opt adamwp2be: --resume goes on with the optimizer of'),
         (TINY, ('--p2be-lr', '0.5'), '--p2be-lr 0.5: --resume goes on with the optimizer of'),
@@ -234,4 +236,31 @@ def test_timms_own_checkpoints_resume(data: Path, straight: Path, tmp_path: Path
     torch.save(state, tmp_path / 'timm.pth.tar')
     words = command(data, tmp_path / 'run', *TWO_EPOCHS, '--resume', str(tmp_path / 'timm.pth.tar'))
     assert train.main([*words, '--sched-on-updates']) == 0
+    assert_same_state(straight / 'last.pth.tar', tmp_path / 'run' / 'last.pth.tar')
+
+
+@pytest.mark.parametrize('recorded', [None, {'backbone': 'test_resnet'}])
+def test_bits_are_those_of_the_weights(
+    data: Path, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], recorded: dict[str, Any] | None
+) -> None:
+    """Whatever the run recorded of its model: timm's train.py knows no bits of a table that it was given."""
+    state = checkpoint(straight / 'checkpoint-0.pth.tar')
+    state['args'] = argparse.Namespace(model='encoded', opt='sgdp2be', lr=0.05)
+    if recorded is not None:
+        state['args'].model_kwargs = recorded
+    torch.save(state, tmp_path / 'timm.pth.tar')
+    flags = (*TWO_EPOCHS, '--sched-on-updates', '--resume', str(tmp_path / 'timm.pth.tar'))
+    assert train.main(command(data, tmp_path / 'none', *flags, model=TINY[:-1])) == 2
+    assert 'a model with num_bits=8, but --model-kwargs has num_bits=64' in capsys.readouterr().err
+    assert train.main(command(data, tmp_path / 'run', *flags)) == 0
+    assert_same_state(straight / 'last.pth.tar', tmp_path / 'run' / 'last.pth.tar')
+
+
+def test_a_table_that_timm_was_given_needs_no_bits(data: Path, straight: Path, tmp_path: Path) -> None:
+    state = checkpoint(straight / 'checkpoint-0.pth.tar')
+    state['args'] = argparse.Namespace(model='encoded', opt='sgdp2be', lr=0.05)
+    state['args'].model_kwargs = {'backbone': 'test_resnet', 'embedding': 'someone/table'}
+    torch.save(state, tmp_path / 'timm.pth.tar')
+    flags = (*TWO_EPOCHS, '--sched-on-updates', '--resume', str(tmp_path / 'timm.pth.tar'))
+    assert train.main(command(data, tmp_path / 'run', *flags, model=TINY[:-1])) == 0
     assert_same_state(straight / 'last.pth.tar', tmp_path / 'run' / 'last.pth.tar')

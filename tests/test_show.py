@@ -16,38 +16,19 @@ from hub_server import HubServer
 from PIL import Image
 from safetensors.torch import save_file
 
-from timm_p2be.artefact import codes_sha256
-from timm_p2be.cli import main
+from timm_p2be.artefact import MAX_BYTES, codes_sha256
 from timm_p2be.code_statistics import code_statistics, latent_statistics
 from timm_p2be.codes import binarize, onehot_codes, thermometer_codes
 from timm_p2be.pictures import codes_picture
 from timm_p2be.stem import find_embedding
 
+Said = Callable[..., str]
 Show = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
-def show(capsys: pytest.CaptureFixture[str]) -> Show:
-    def run(*args: str) -> dict[str, Any]:
-        assert main(['show', *args, '--json']) == 0
-        return json.loads(capsys.readouterr().out)
-
-    return run
-
-
-def _text(capsys: pytest.CaptureFixture[str], *args: str) -> str:
-    capsys.readouterr()
-    assert main(['show', *args]) == 0
-    return capsys.readouterr().out
-
-
-def _refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
-    with pytest.raises(SystemExit) as stop:
-        main(['show', *args])
-    assert stop.value.code == 2
-    said = capsys.readouterr()
-    assert not said.out
-    return said.err
+def show(printed: Said) -> Show:
+    return lambda *args: json.loads(printed('show', *args, '--json'))
 
 
 def _expected(codes: torch.Tensor) -> dict[str, Any]:
@@ -71,9 +52,7 @@ def test_fixed_tables(show: Show, args: list[str], codes: torch.Tensor) -> None:
     assert shown['source'] == args[0]
 
 
-def test_an_embedding_from_the_hub_and_from_a_folder(
-    hub: HubServer, tmp_path: Path, show: Show, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_embedding_from_the_hub_and_from_a_folder(hub: HubServer, tmp_path: Path, show: Show, printed: Said) -> None:
     commit = hub.put('tester/table', published.embedding(tmp_path / 'table'), tag='v1')
     hub.put('tester/table', published.embedding(tmp_path / 'later', seed=1))
     weight = published.latents(16)
@@ -87,7 +66,7 @@ def test_an_embedding_from_the_hub_and_from_a_folder(
         assert show(source) == {**remote, 'source': source, 'commit': None}
     assert len(hub.requests) == requests, 'a folder needs no Hub'
 
-    text = _text(capsys, 'tester/table@v1')
+    text = printed('show', 'tester/table@v1')
     statistics = code_statistics(binarize(weight))
     assert f'256 levels of 16 bits, {statistics.distinct} different codes' in text
     assert f'{100 * latent_statistics(weight).saturated:.1f} % have |w| >= 1' in text
@@ -154,7 +133,7 @@ def test_shipped_weights(show: Show) -> None:
     assert shown['latents'] is not None
 
 
-def test_constant_bits_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_constant_bits_are_named(tmp_path: Path, printed: Said) -> None:
     model = timm.create_model('wrn10_2_p2be', num_bits=12)
     weight = find_embedding(model).weight
     assert weight is not None
@@ -162,22 +141,22 @@ def test_constant_bits_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
         weight[:, :10] = -0.5
         weight[:, 10] = 0.5
     torch.save(model.state_dict(), tmp_path / 'a.pt')
-    assert 'never on: 10 (bits 0, 1, 2, 3, 4, 5, 6, 7, ...); always on: 1 (bit 10)' in _text(
-        capsys, str(tmp_path / 'a.pt')
+    assert 'never on: 10 (bits 0, 1, 2, 3, 4, 5, 6, 7, ...); always on: 1 (bit 10)' in printed(
+        'show', str(tmp_path / 'a.pt')
     )
 
 
-def test_the_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_picture(tmp_path: Path, printed: Said, refused: Said) -> None:
     path = tmp_path / 'codes.png'
-    assert f'picture     {path}\n' in _text(capsys, 'thermometer', '--num-bits', '8', '--output', str(path))
+    assert f'picture     {path}\n' in printed('show', 'thermometer', '--num-bits', '8', '--output', str(path))
     with Image.open(path) as picture:
         title = 'thermometer   thermometer, M = 8'
         np.testing.assert_array_equal(np.asarray(picture), np.asarray(codes_picture(thermometer_codes(8), title)))
-    assert 'is there already' in _refused(capsys, 'onehot', '--output', str(path))
-    assert _text(capsys, 'onehot', '--output', str(path), '--overwrite')
+    assert 'is there already' in refused('show', 'onehot', '--output', str(path))
+    assert printed('show', 'onehot', '--output', str(path), '--overwrite')
     with Image.open(path) as picture:
         assert picture.size == codes_picture(onehot_codes(64)).size
-    assert 'unknown kind of image' in _refused(capsys, 'onehot', '--output', str(tmp_path / 'codes.xyz'))
+    assert 'unknown kind of image' in refused('show', 'onehot', '--output', str(tmp_path / 'codes.xyz'))
     assert {entry.name for entry in tmp_path.iterdir()} == {'codes.png'}
 
 
@@ -196,34 +175,54 @@ def test_the_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         ([], 'the following arguments are required'),
     ],
 )
-def test_misuse(args: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert said in _refused(capsys, *args)
+def test_misuse(args: list[str], said: str, refused: Said) -> None:
+    assert said in refused('show', *args)
 
 
-def test_what_has_no_table(hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_has_no_table(hub: HubServer, tmp_path: Path, refused: Said) -> None:
     hub.put('tester/rgb', published.model(tmp_path / 'rgb', 'wrn10_2'))
-    assert 'it has no table. Name an encoded model' in _refused(capsys, 'tester/rgb')
-    assert 'has 0 learned tables' in _refused(capsys, str(tmp_path / 'rgb' / 'model.safetensors'))
+    assert 'it has no table. Name an encoded model' in refused('show', 'tester/rgb')
+    assert 'has 0 learned tables' in refused('show', str(tmp_path / 'rgb' / 'model.safetensors'))
     (tmp_path / 'run').mkdir()
-    assert 'config.json' in _refused(capsys, str(tmp_path / 'run'))
+    assert 'config.json' in refused('show', str(tmp_path / 'run'))
     (tmp_path / 'text.pt').write_text('no checkpoint')
-    assert 'text.pt' in _refused(capsys, str(tmp_path / 'text.pt'))
-    assert 'tester/nowhere' in _refused(capsys, 'tester/nowhere')
+    assert 'text.pt' in refused('show', str(tmp_path / 'text.pt'))
+    assert 'tester/nowhere' in refused('show', 'tester/nowhere')
 
 
-def test_what_fails_its_check_is_not_shown(hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_that_cannot_be_shown_are_not_downloaded(hub: HubServer, tmp_path: Path, refused: Said) -> None:
+    table = published.embedding(tmp_path / 'table')
+    hub.put('tester/table', table | {'model.safetensors': bytes(MAX_BYTES + 1)})
+    assert f"'model.safetensors' of tester/table@{hub.repos['tester/table'].head.sha} has" in refused(
+        'show', 'tester/table'
+    )
+    hub.put('tester/rgb', published.model(tmp_path / 'rgb', 'wrn10_2'))
+    assert 'it has no table' in refused('show', 'tester/rgb')
+    hub.put('tester/net', published.model(tmp_path / 'net', format_version=2))
+    assert 'format version 2' in refused('show', 'tester/net')
+    assert hub.count('config.json')
+    assert not hub.count('model.safetensors')
+
+
+def test_a_snapshot_in_the_cache_is_a_folder(hub: HubServer, tmp_path: Path, show: Show) -> None:
+    commit = hub.put('tester/table', published.embedding(tmp_path / 'table'))
+    show('tester/table')
+    (snapshot,) = tmp_path.glob('hub-cache/models--tester--table/snapshots/*')
+    hub.fail('.', 503)
+    assert show(str(snapshot))['commit'] == commit
+
+
+def test_what_fails_its_check_is_not_shown(hub: HubServer, tmp_path: Path, refused: Said) -> None:
     hub.put('tester/net', published.model(tmp_path / 'net', weights_sha256='0' * 64))
-    assert 'but config.json states' in _refused(capsys, 'tester/net')
+    assert 'but config.json states' in refused('show', 'tester/net')
     model = timm.create_model('wrn10_2_p2be', num_bits=8)
     state = model.state_dict()
     state['conv1.embedding.weight'][0, 0] = float('inf')
     torch.save(state, tmp_path / 'inf.pt')
-    assert 'not finite' in _refused(capsys, str(tmp_path / 'inf.pt'))
+    assert 'not finite' in refused('show', str(tmp_path / 'inf.pt'))
 
 
-def test_a_folder_with_the_name_of_a_model(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], show: Show, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_with_the_name_of_a_model(tmp_path: Path, show: Show, monkeypatch: pytest.MonkeyPatch) -> None:
     """train.py's output folder is often called so; it counts only once it holds something to show."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'wrn10_2_onehot').mkdir()

@@ -117,9 +117,9 @@ def test_malformed_names_are_refused(name: str) -> None:
 def test_malformed_revisions_are_refused(revision: str) -> None:
     with pytest.raises(SourceError, match=r'Got the revision .*; name a branch, a tag or a commit'):
         split_revision(f'org/name@{revision}')
-    if revision:
-        with pytest.raises(SourceError, match='Got the revision'):
-            fetch('org/name', WANTED, revision)
+    for source in ('org/name', 'org/name@v1'):
+        with pytest.raises(SourceError, match=r'Got the revision|Got two revisions'):
+            fetch(source, WANTED, revision)
 
 
 def test_files_come_from_one_commit_into_one_folder(hub: HubServer) -> None:
@@ -288,16 +288,21 @@ def test_impossible_tokens_are_refused_and_not_shown(
     assert not hub.requests
 
 
-def test_timeouts(hub: HubServer, waits: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, 'HF_HUB_ETAG_TIMEOUT', 0.2)
-    monkeypatch.setattr(constants, 'HF_HUB_DOWNLOAD_TIMEOUT', 0.2)
+@pytest.mark.parametrize(
+    ('limit', 'match', 'after'),
+    [('HF_HUB_ETAG_TIMEOUT', 'GET /api/models/', None), ('HF_HUB_DOWNLOAD_TIMEOUT', 'GET .*model.safetensors', 1000)],
+)
+def test_timeouts(
+    hub: HubServer, waits: list[float], monkeypatch: pytest.MonkeyPatch, limit: str, match: str, after: int | None
+) -> None:
     hub.put(NAME, FILES)
-    hub.slow('GET /api/models/', 30, times=1)
+    fetch(NAME, WANTED[:1])  # one request is left that the limit is for
+    hub.slow(match, 30, after=after)
+    monkeypatch.setattr(constants, limit, 0.2)
+    before = hub.count(match)
     with pytest.raises(SourceError, match='did not answer in time for someone/table; try again'):
         fetch(NAME, WANTED)
-    hub.slow('GET .*model.safetensors', 30, after=1000)
-    with pytest.raises(SourceError, match='did not answer in time for someone/table; try again'):
-        fetch(NAME, WANTED)
+    assert hub.count(match) > before
     assert_nothing_usable()
 
 
@@ -305,7 +310,7 @@ def test_no_connection(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     with HubServer() as gone:
         url = gone.url
     monkeypatch.setattr(constants, 'ENDPOINT', url)
-    with pytest.raises(SourceError, match=r'cannot be reached for someone/table .*Check the connection, the proxy'):
+    with pytest.raises(SourceError, match=r'cannot be reached for someone/table .*Check .*HF_ENDPOINT, and try again'):
         fetch(NAME, WANTED)
 
 
@@ -354,6 +359,30 @@ def test_a_hub_out_of_order_leaves_the_cache(
     hub.fail('GET /api/models/', 404, headers={'X-Error-Code': 'RepoNotFound'})
     with pytest.raises(SourceError, match='There is no someone/table'):  # an answer is not overruled
         fetch(NAME, WANTED)
+
+
+def test_a_newer_commit_counts_offline_once_it_is_whole(hub: HubServer, waits: list[float]) -> None:
+    hub.put(NAME, FILES)
+    older = fetch(NAME, WANTED)
+    hub.put(NAME, {'config.json': b'new', 'model.safetensors': b'new'})
+    fetch(NAME, WANTED[:1])
+    assert fetch(NAME, WANTED, local_files_only=True) == older
+    hub.truncate('GET .*model.safetensors', 1)
+    with pytest.raises(SourceError, match='broke off'):  # the older copy does not pass for what was asked
+        fetch(NAME, WANTED)
+    assert fetch(NAME, WANTED, local_files_only=True) == older
+    hub.heal()
+    newer = fetch(NAME, WANTED)
+    assert newer != older
+    assert fetch(NAME, WANTED, local_files_only=True) == newer
+
+
+def test_an_optional_file_that_breaks_off_is_not_left_out(hub: HubServer, waits: list[float]) -> None:
+    hub.put(NAME, FILES)
+    fetch(NAME, WANTED)
+    hub.fail('README.md', 503)
+    with pytest.raises(SourceError, match='503'):
+        fetch(NAME, WANTED, optional=['README.md'])
 
 
 def test_cut_downloads(hub: HubServer, waits: list[float]) -> None:
@@ -465,6 +494,11 @@ def test_local_folders(hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyP
             fetch(missing, WANTED)
     with pytest.raises(SourceError, match='no folder here and no repository'):
         fetch('./nowhere', WANTED)
+    monkeypatch.chdir(folder)
+    assert fetch('.', WANTED) == Path()
+    for nothing in ('', 'local-dir:'):
+        with pytest.raises(SourceError, match=rf"Got '{nothing}'; write the path of a folder, or 'organisation/name'"):
+            fetch(nothing, WANTED)
     assert not hub.requests
 
 

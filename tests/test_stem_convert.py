@@ -10,9 +10,9 @@ from timm.models import FeatureListNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from timm_p2be import find_embedding
+from timm_p2be import find_embedding, fold
 from timm_p2be.encodings import ENCODINGS, EmbeddingParameter
-from timm_p2be.stem import EncodedConv2d, UnsupportedStemError, convert
+from timm_p2be.stem import EncodedConv2d, UnsupportedStemError, convert, encoded_stem
 
 every_encoding = pytest.mark.parametrize('encoding', ENCODINGS)
 
@@ -331,3 +331,20 @@ def test_embedding_of_an_averaged_copy():
 def test_a_model_of_pixel_values_has_no_embedding():
     with pytest.raises(ValueError, match=r'ResNet has no pixel embedding.*_p2be, _onehot, _thermometer.*convert'):
         find_embedding(timm.create_model('test_resnet'))
+
+
+def test_the_encoded_stem_has_a_name():
+    model = convert(timm.create_model('test_resnet'), 'onehot', num_bits=4)
+    assert encoded_stem(model) == ('conv1.0', model.conv1[0])
+    assert encoded_stem(_Wrapper(model)) == ('module.conv1.0', model.conv1[0])
+    assert encoded_stem(model.conv1[0]) == ('', model.conv1[0])
+    assert encoded_stem(timm.create_model('test_resnet')) == ('', None)
+
+
+@pytest.mark.parametrize('look_up', [encoded_stem, find_embedding])
+def test_a_folded_model_has_no_embedding_any_more(look_up):
+    folded = fold(convert(timm.create_model('test_resnet'), 'p2be', num_bits=4))
+    with pytest.raises(
+        ValueError, match=r'ResNet has been folded .* no pixel embedding any more\. Take the model it was'
+    ):
+        look_up(folded)

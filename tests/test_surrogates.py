@@ -159,7 +159,7 @@ def test_bad_input(encoding: str | None, arguments: dict[str, object], message: 
 
 def test_a_folded_model_is_refused() -> None:
     folded = timm_p2be.fold(_model('resnet10t'))
-    with pytest.raises(ValueError, match=r'has been folded .* Attack the model it was folded from'):
+    with pytest.raises(ValueError, match=r'has been folded .* Take the model it was folded from'):
         attack_view(folded, 'straight-through')
     with pytest.raises(ValueError, match='has been folded'):
         CodeModel(PixelModel(folded))

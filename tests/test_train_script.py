@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import published
 import pytest
 import timm
 import torch
 import yaml
+from hub_server import HubServer
 from runs import CPU, TINY, VIEWS, assert_same_state, checkpoint, command, summary, write_images
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -418,6 +420,20 @@ def test_handlers_are_left_as_found(data: Path, output: Path) -> None:
     assert train.main(command(data, output)) == 0
     after = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)], list(logging.root.handlers)
     assert before == after
+
+
+def test_a_table_of_the_hub(hub: HubServer, data: Path, output: Path, tmp_path: Path) -> None:
+    """Recorded at its commit under its plain name, and without a word of the client's HTTP library."""
+    commit = hub.put('someone/table', published.embedding(tmp_path / 'table', 8))
+    words = command(data, output, '--p2be-embedding', 'hf-hub:someone/table')
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1', **hub.environment(tmp_path / 'home')}
+    script = [sys.executable, str(ROOT / 'train_scripts' / 'train.py')]
+    done = subprocess.run([*script, *words], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert 'Validation' in done.stderr
+    assert 'HTTP' not in done.stderr
+    assert yaml.safe_load((output / 'args.yaml').read_text())['p2be_embedding'] == f'someone/table@{commit}'
+    assert train.main([*words, '--epochs', '2', '--resume', str(output / 'last.pth.tar')]) == 0
 
 
 @pytest.mark.slow

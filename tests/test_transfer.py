@@ -1,14 +1,22 @@
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import published
 import pytest
 import torch
+import yaml
+from hub_server import HubServer
 from runs import CPU, SHORT, write_images
 
 import transfer
+import transfer_inputs
 from timm_p2be import PixelEmbedding
 from timm_p2be.checkpoints import read_checkpoint
 from transfer_report import columns, markdown, picture
@@ -64,6 +72,7 @@ def test_a_fixed_table_stays_and_a_learned_one_moves(
     ]
     assert all(0 <= run['error'] <= 100 and run['epochs'] == 1 for run in content['runs'])
     assert len(content['tables']['given']['codes_sha256']) == 64
+    assert content['tables']['given']['pinned'] == str(table)
     assert 'noise' in (output / 'transfer.md').read_text()
     assert (output / 'transfer.png').stat().st_size > 0
 
@@ -96,6 +105,108 @@ def test_an_interrupted_run_is_resumed_from_a_whole_checkpoint(tmp_path: Path, t
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
 
 
+def test_flags_of_the_table_go_to_the_runs_that_they_apply_to(tmp_path: Path, table: Path) -> None:
+    recipe = tmp_path / 'recipe.yaml'
+    recipe.write_text('p2be_init: thermometer\np2be_lr: 0.001\n')
+    argv = _argv(write_images(tmp_path / 'data'), table, tmp_path / 'out')
+    argv[1] += f' -c {recipe} --p2be-init normal --p2be-lr 0.01 --p2be-betas 0.9 0.99'
+    assert transfer.main(argv) == 0
+
+    def flags(cell: str) -> dict[str, Any]:
+        return yaml.safe_load((tmp_path / 'out' / cell / 'args.yaml').read_text())
+
+    for name in ('own', 'given'):
+        learned, fixed = flags(f'noise-{name}-learned-42'), flags(f'noise-{name}-fixed-42')
+        assert (learned['p2be_lr'], learned['p2be_betas']) == (0.01, [0.9, 0.99])
+        assert (fixed['p2be_lr'], fixed['p2be_betas'], fixed['p2be_smoothness']) == (None, None, None)
+        assert learned['p2be_init'] == fixed['p2be_init'] == ('normal' if name == 'own' else None)
+
+
+@pytest.mark.parametrize(
+    ('flags', 'more', 'message'),
+    [
+        ('--p2be-lr 0.01 --p2be-min-lr 1e-4', '--mode fixed', '--p2be-lr 0.01 --p2be-min-lr 1e-4: for a table that is'),
+        ('--model-kwargs embedding=a/b', '', 'names a table or freezes it'),
+        ('-c freeze.yaml', '--mode learned', 'names a table or freezes it'),
+        ('--hflop 1', '', 'train.py refuses its flags'),
+        ("--val-split ''", '', 'give it a --val-split'),
+    ],
+)
+def test_flags_are_checked_before_the_first_run(
+    flags: str, more: str, message: str, tmp_path: Path, table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / 'freeze.yaml').write_text('p2be_freeze: true\n')
+    argv = _argv(tmp_path, table, tmp_path / 'out', *more.split())
+    argv[1] += ' ' + flags.replace('freeze.yaml', str(tmp_path / 'freeze.yaml'))
+    with pytest.raises(SystemExit, match='2'):
+        transfer.main(argv)
+    error = capsys.readouterr().err
+    assert f'target noise: {message}' in error or message in error.partition('target noise: ')[2]
+    assert not (tmp_path / 'out').exists()
+
+
+def test_sigterm_stops_the_run_where_the_same_command_goes_on(tmp_path: Path) -> None:
+    """Sent to transfer.py alone, as by `kill`; its run has to save and end before it does."""
+    output = tmp_path / 'out'
+    run = output / 'noise-own-learned-42'
+    argv = _argv(write_images(tmp_path / 'data'), tmp_path, output, '--mode', 'learned')
+    argv[1] = argv[1].replace('--epochs 1', '--epochs 30 --checkpoint-hist 1')
+    command = [sys.executable, str(Path(transfer.__file__)), *argv[:2], *argv[4:]]  # no table
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            while process.poll() is None and not (run / 'last.pth.tar').exists():
+                time.sleep(0.05)
+            process.terminate()
+            _, complaints = process.communicate(timeout=120)
+            assert process.returncode == 130, complaints
+            with pytest.raises(ProcessLookupError):  # nobody of its group is left
+                os.killpg(process.pid, 0)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert complaints == 'transfer.py: interrupted; the same command goes on from here\n'
+    assert 'Stopped by SIGTERM; go on with --resume' in (run / 'log.txt').read_text()
+    (recovery,) = run.glob('recovery-*.pth.tar')
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert '[1/1] noise-own-learned-42: ' in done.stdout
+    assert f'resume: {recovery}' in (run / 'args.yaml').read_text()
+    assert json.loads((run / 'outcome.json').read_text())['epochs'] == 30
+
+
+def test_a_table_of_the_hub_is_one_commit_for_all_runs(hub: HubServer, tmp_path: Path) -> None:
+    first = hub.put('someone/table', published.embedding(tmp_path / 'one', 8))
+    file, texts = tmp_path / 'out' / 'tables.json', ['given=hf-hub:someone/table']
+    tables = transfer_inputs.load_tables(texts, file)
+    assert tables['given'].pinned == f'someone/table@{first}'
+    transfer_inputs.record_tables(tables, file)
+    second = hub.put('someone/table', published.embedding(tmp_path / 'two', 8, seed=1))
+    assert transfer_inputs.load_tables(texts, file)['given'].pinned == f'someone/table@{second}'  # nothing was run yet
+    (file.parent / 'noise-given-fixed-1').mkdir()
+    again = transfer_inputs.load_tables(texts, file)
+    assert again['given'].record() == tables['given'].record()
+    targets = {'noise': ['--data-dir', 'data']}
+    experiment = transfer.Transfer(targets, again, 'wrn10_2_p2be', ['learned'], [1, 2], file.parent)
+    given = [experiment.words(cell) for cell in experiment.cells if cell.table == 'given']
+    assert [words[words.index('--p2be-embedding') + 1] for words in given] == [f'someone/table@{first}'] * 2
+
+
+def test_a_name_stays_with_its_table(tmp_path: Path) -> None:
+    published.embedding(tmp_path / 'one', 8)
+    published.embedding(tmp_path / 'two', 8, seed=1)
+    file = tmp_path / 'out' / 'tables.json'
+    transfer_inputs.record_tables(transfer_inputs.load_tables([f'given={tmp_path / "one"}'], file), file)
+    (file.parent / 'noise-given-fixed-1').mkdir()
+    with pytest.raises(ValueError, match=r"Table 'given': runs in .* another table of this name, from .*one; choose"):
+        transfer_inputs.load_tables([f'given={tmp_path / "two"}'], file)
+    published.embedding(tmp_path / 'one', 8, seed=1)
+    with pytest.raises(ValueError, match='choose another name or another --output'):
+        transfer_inputs.load_tables([f'given={tmp_path / "one"}'], file)
+
+
 def test_a_failing_run_names_its_log(tmp_path: Path, table: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert transfer.main(_argv(tmp_path / 'nothing', table, tmp_path / 'out', '--mode', 'learned')) == 1
     assert 'log.txt' in capsys.readouterr().err
@@ -113,26 +224,27 @@ def test_a_failing_run_names_its_log(tmp_path: Path, table: Path, capsys: pytest
 )
 def test_bad_targets(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        transfer.parse_targets([text])
+        transfer_inputs.parse_targets([text])
 
 
 def test_names_are_unique() -> None:
     with pytest.raises(ValueError, match='Two targets'):
-        transfer.parse_targets(['a: -c r.yaml', 'a: -c s.yaml'])
+        transfer_inputs.parse_targets(['a: -c r.yaml', 'a: -c s.yaml'])
     with pytest.raises(ValueError, match='there already'):
-        transfer.parse_tables(['a=x', 'a=y'])
+        transfer_inputs.parse_tables(['a=x', 'a=y'])
     with pytest.raises(ValueError, match='there already'):
-        transfer.parse_tables(['own=x'])
+        transfer_inputs.parse_tables(['own=x'])
     with pytest.raises(ValueError, match='write NAME=FOLDER'):
-        transfer.parse_tables(['a'])
+        transfer_inputs.parse_tables(['a'])
     with pytest.raises(ValueError, match='letters, digits and _ only'):
-        transfer.parse_tables(['a-b=x'])  # a-b, c and a, b-c would share a folder
+        transfer_inputs.parse_tables(['a-b=x'])  # a-b, c and a, b-c would share a folder
 
 
-def test_a_seed_counts_once(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize('words', ['--seeds 1 1', '--mode fixed fixed'])
+def test_a_run_counts_once(words: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match='2'):
-        transfer.main(['--target', 'a: -c r.yaml', '--seeds', '1', '1'])
-    assert 'a seed twice is one run' in capsys.readouterr().err
+        transfer.main(['--target', 'a: -c r.yaml', *words.split()])
+    assert f'{words}: a value twice is one run' in capsys.readouterr().err
 
 
 def test_a_table_that_is_none_is_wrong_usage(tmp_path: Path) -> None:

@@ -107,7 +107,9 @@ def test_float32_factors_give_the_normalised_value_of_every_level(num_bits):
     codes = linear_codes(num_bits).float()
     values = _values()
     assert _difference(codes.double() @ plane_factors(codes, MEAN, STD), values) < 1e-12
-    assert _difference(codes @ plane_factors(codes, MEAN, STD).float(), values) < 2e-6
+    # rounding of a sum of num_bits terms, in whatever order the machine adds them
+    bound = num_bits * torch.finfo(torch.float32).eps * values.abs().max()
+    assert _difference(codes @ plane_factors(codes, MEAN, STD).float(), values) < bound
 
 
 def test_distance_grows_with_the_difference_of_levels():

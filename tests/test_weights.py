@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -280,16 +281,42 @@ def test_weights_that_state_no_sha256_are_taken(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize('classes', [10, 7])
 @pytest.mark.parametrize('strict', [{}, {'pretrained_strict': False}])
-def test_weights_of_another_network_are_refused(tmp_path: Path, classes: int, strict: dict[str, bool]) -> None:
+def test_weights_of_another_network_are_refused(tmp_path: Path, classes: int, strict: dict[str, Any]) -> None:
     """timm loads what fits as soon as the classes differ; the rest would stay random."""
     published.model(tmp_path / 'net')
     save_file({'x': torch.zeros(1)}, tmp_path / 'net' / 'model.safetensors')
     published.amend(tmp_path / 'net', {})
-    config = json.loads((tmp_path / 'net' / 'config.json').read_text())
-    config['model_args'] |= strict
-    (tmp_path / 'net' / 'config.json').write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r'weights lack \d+ tensors of the model, conv1.weight for one'):
+        timm.create_model(f'local-dir:{tmp_path / "net"}', pretrained=True, num_classes=classes, **strict)
+
+
+@pytest.mark.parametrize('name', ['wrn10_2', 'wrn10_2_p2be'])
+@pytest.mark.parametrize('classes', [10, 7])
+@pytest.mark.parametrize(
+    ('tensor', 'shape'),
+    [('conv1.weight', (16, 5, 3, 3)), ('conv1.weight', (16,)), ('layer2.0.conv1.weight', (8, 8, 3, 3))],
+)
+def test_the_tensor_that_does_not_fit_is_named(
+    tmp_path: Path, name: str, classes: int, tensor: str, shape: tuple[int, ...]
+) -> None:
+    _resize(tmp_path / 'net', name, tensor, shape)
+    with pytest.raises(ValueError, match=rf'weights have {tensor} of shape {re.escape(str(list(shape)))}; the'):
         timm.create_model(f'local-dir:{tmp_path / "net"}', pretrained=True, num_classes=classes)
+
+
+def test_only_the_classifier_that_is_replaced_may_have_another_shape(tmp_path: Path) -> None:
+    _resize(tmp_path / 'net', 'wrn10_2_p2be', 'fc.weight', (100, 128))
+    with pytest.raises(ValueError, match=r'have fc.weight of shape \[100, 128\]; the model has \[10, 128\]'):
+        timm.create_model(f'local-dir:{tmp_path / "net"}', pretrained=True)
+    assert timm.create_model(f'local-dir:{tmp_path / "net"}', pretrained=True, num_classes=7)
+
+
+def _resize(where: Path, model: str, tensor: str, shape: tuple[int, ...]) -> None:
+    """Publish a model, one of its tensors of another shape."""
+    published.model(where, model)
+    state = load_file(where / 'model.safetensors')
+    save_file({**state, tensor: torch.zeros(shape)}, where / 'model.safetensors')
+    published.amend(where, {})
 
 
 def test_a_config_of_the_hub_names_no_folder_of_ours(hub: HubServer, tmp_path: Path) -> None:

@@ -72,9 +72,14 @@ def read_checkpoint(path: str | Path, *, what: str = 'checkpoint') -> Checkpoint
         raise ValueError(
             f'{named}: not a training checkpoint but a {type(content).__name__}; allowed is one, or a state dict.'
         )
-    state = content.get('state_dict_ema') or content.get('state_dict', content)
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise ValueError(f'{named}: its entries are not all tensors, so it is neither a checkpoint nor a state dict.')
+    averaged = content.get('state_dict_ema')
+    state = content.get('state_dict', content) if averaged is None else averaged
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
+    ):
+        raise ValueError(
+            f'{named}: its entries are not all tensors with names, so it is neither a checkpoint nor a state dict.'
+        )
     args = content.get('args')
     return Checkpoint(
         clean_state_dict(state),

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,7 +25,7 @@ from timm_p2be.codes import (
     thermometer_codes,
     warn_if_not_pixels,
 )
-from timm_p2be.sources import clear_errors
+from timm_p2be.sources import checked_token, clear_errors
 
 __all__ = [
     'ENCODINGS',
@@ -209,6 +208,32 @@ class PixelEmbedding(
         self.init = artefact.init
         self.provenance = copy.deepcopy(artefact.provenance)
 
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        model_card_kwargs: dict[str, Any] | None = None,
+        **push_to_hub_kwargs: Any,
+    ) -> str | None:
+        """Write the table with its record and its card; all of it is checked before anything is written.
+
+        Args:
+            save_directory: created if it is not there. An older table in it is replaced, other files stay, and so
+                does a README.md that is no card of this package (with a warning).
+            push_to_hub: publish the table as well, as `repo_id`, and return the commit's URL.
+            repo_id: 'org/name'.
+            model_card_kwargs: of `generate_model_card`.
+            **push_to_hub_kwargs: of `push_to_hub`.
+
+        Raises:
+            ValueError: the table or its provenance is not fit to be saved.
+        """
+        card = self.generate_model_card(**(model_card_kwargs or {})).content
+        write_artefact(save_directory, self.codes(), self.weight, card=card, **self._record())
+        return self.push_to_hub(repo_id or Path(save_directory).name, **push_to_hub_kwargs) if push_to_hub else None
+
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
         """Publish the table in one commit and return the commit's URL.
 
@@ -223,38 +248,23 @@ class PixelEmbedding(
         """
         if repo_id.count('/') != 1:
             raise ValueError(f"Got repo_id={repo_id!r}; the card shows how to load it, so write 'org/name'.")
-        with TemporaryDirectory() as folder:
-            self.save_pretrained(folder)  # what cannot be saved fails here, before the mixin creates the repository
+        checked_token(kwargs.get('token'))
+        card = {'name': repo_id}
+        with TemporaryDirectory() as folder:  # what cannot be saved fails before the mixin creates the repository
+            self.save_pretrained(folder, model_card_kwargs=card)
         with clear_errors(repo_id):
-            return super().push_to_hub(repo_id, model_card_kwargs={'name': repo_id}, **kwargs)
+            return super().push_to_hub(repo_id, model_card_kwargs=card, **kwargs)
 
     def generate_model_card(self, name: str | None = None) -> ModelCard:
-        """Return the card; the mixin writes it as README.md.
+        """Return the card, README.md.
 
         Args:
             name: 'org/name' of the Hub repository; None for a folder.
         """
         return ModelCard(embedding_card(artefact_config(self.codes(), **self._record()), name))
 
-    def _save_pretrained(self, save_directory: Path) -> None:
-        """Write everything but the card."""
-        latents = None if self.weight is None else self.weight.detach()
-        write_artefact(save_directory, self.codes(), latents, **self._record())
-        # the mixin keeps a README that is there, which would be another table's
-        (save_directory / 'README.md').unlink(missing_ok=True)
-
     def _record(self) -> dict[str, Any]:
-        """Return what the saved record says beside the codes."""
-        try:
-            package_version = version('timm-p2be')
-        except PackageNotFoundError:  # a checkout on the path
-            package_version = None
-        return {
-            'encoding': self.encoding,
-            'init': self.init,
-            'provenance': self.provenance,
-            'package_version': package_version,
-        }
+        return {'encoding': self.encoding, 'init': self.init, 'provenance': self.provenance}
 
     def extra_repr(self) -> str:
         return f'{self.encoding!r}, num_bits={self.num_bits}'

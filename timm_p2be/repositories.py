@@ -2,15 +2,16 @@
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from timm.models import PretrainedCfg
 from torch import Tensor
 
-from timm_p2be.artefact import FILES, MAX_BITS, MAX_CONFIG_BYTES, read_artefact, read_config
+from timm_p2be.artefact import FILES, MAX_BITS, MAX_CONFIG_BYTES, check_config, read_artefact
 from timm_p2be.checkpoints import read_checkpoint
 from timm_p2be.codes import ENCODINGS, LEVELS
 from timm_p2be.provenance import check_provenance
@@ -19,7 +20,17 @@ from timm_p2be.whole_files import file_sha256
 MODEL_FORMAT_VERSION = 1
 DEFAULT_BITS = 64  # of the models' entrypoints
 
-_AGAIN = 'Pull or save it again.'
+# arguments of timm.create_model and build_model_with_cfg that are for whoever loads a model; timm hands them all that
+# model_args names
+LOADING_ARGS = frozenset(
+    'cache_dir checkpoint_path device dtype exportable feature_cfg features_only kwargs_filter model_cfg model_cls '
+    'model_name no_jit pretrained pretrained_cfg pretrained_cfg_overlay pretrained_filter_fn pretrained_model_args '
+    'pretrained_strict pruned scriptable variant'.split()
+)
+_CFG_FIELDS = {field.name for field in fields(PretrainedCfg)}
+_LEGACY_FIELDS = {'labels', 'num_features'}  # timm takes these out where config.json itself is the pretrained_cfg
+
+_AGAIN = 'Pull or save it again, or ask its publisher.'
 _UPDATE = 'Update: pip install -U timm timm-p2be.'
 
 
@@ -76,19 +87,19 @@ def read_record(folder: Path) -> Record:
             content = file.read(MAX_CONFIG_BYTES + 1)
         if len(content) > MAX_CONFIG_BYTES:
             raise ValueError(f'more than {MAX_CONFIG_BYTES} bytes')
-        config = json.loads(content.decode())
+        config = json.loads(content.decode(), parse_constant=_no_constant)
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f'{path} cannot be read as a record ({error}). {_AGAIN}') from error
     if isinstance(config, dict) and 'format' in config:
-        found = read_config(folder)
+        check_config(config, str(path))
         return Record(
             kind='embedding',
             architecture=None,
-            encoding=found['encoding'],
-            num_bits=found['num_bits'],
+            encoding=config['encoding'],
+            num_bits=config['num_bits'],
             weights_sha256=None,
-            codes_sha256=found['codes_sha256'],
-            provenance=found['provenance'],
+            codes_sha256=config['codes_sha256'],
+            provenance=config['provenance'],
             is_ours=True,
         )
     if not isinstance(config, dict) or not isinstance(config.get('architecture'), str):
@@ -99,6 +110,10 @@ def read_record(folder: Path) -> Record:
     return _model_record(config, path)
 
 
+def _no_constant(name: str) -> None:
+    raise ValueError(f'{name} is no JSON value')
+
+
 def _model_record(config: dict[str, Any], path: Path) -> Record:
     """Return the record in the config.json of a model: timm's own, with the key 'timm_p2be' if we wrote it."""
 
@@ -106,7 +121,7 @@ def _model_record(config: dict[str, Any], path: Path) -> Record:
         if not holds:
             raise ValueError(f'{path}: {allowed}. {_AGAIN}')
 
-    architecture, args, ours = config['architecture'], config.get('model_args') or {}, config.get('timm_p2be')
+    architecture, args, ours = config['architecture'], config.get('model_args', {}), config.get('timm_p2be')
     require(ours is None or isinstance(ours, dict), 'timm_p2be must be an object')
     stated = ours or {}
     version, sha256 = stated.get('format_version', MODEL_FORMAT_VERSION), stated.get('weights_sha256')
@@ -120,11 +135,16 @@ def _model_record(config: dict[str, Any], path: Path) -> Record:
         'weights_sha256 must be 64 hexadecimal digits',
     )
     require(isinstance(args, dict), 'model_args must be an object')
-    # timm records the argument in models that it saves by itself; ours have their table in the weights alone
+    refused = args.keys() & LOADING_ARGS
+    if architecture != 'encoded':  # of which both are part of the name
+        refused |= args.keys() & {'backbone', 'encoding'}
+    if ours is not None:  # whose table is in the weights alone; what timm saves by itself may name one
+        refused |= args.keys() & {'embedding'}
     require(
-        ours is None or 'embedding' not in args,
-        "model_args must not name an embedding: a model's table is in its weights",
+        not refused,
+        f'model_args must not name {", ".join(sorted(refused))}; allowed is what the network itself is made from',
     )
+    _check_cfg(config.get('pretrained_cfg', config), 'pretrained_cfg' not in config, path)
     if not re.fullmatch(r'\w[\w.-]{0,127}', architecture, re.ASCII) or not timm.is_model(architecture):
         raise ValueError(
             f'{path} has the architecture {architecture[:100]!r}, unknown to timm and timm-p2be here. {_UPDATE}'
@@ -147,6 +167,15 @@ def _model_record(config: dict[str, Any], path: Path) -> Record:
         provenance=stated.get('provenance'),
         is_ours=ours is not None,
     )
+
+
+def _check_cfg(cfg: Any, legacy: bool, path: Path) -> None:
+    """Raise unless timm takes the pretrained_cfg, and loads model.safetensors with it."""
+    if not isinstance(cfg, dict) or cfg.get('hf_hub_filename') is not None:  # which leads to another file
+        raise ValueError(f'{path}: pretrained_cfg must be an object without hf_hub_filename. {_AGAIN}')
+    unknown = sorted(cfg.keys() - _CFG_FIELDS - (_LEGACY_FIELDS if legacy else set()))
+    if unknown:
+        raise ValueError(f'{path}: pretrained_cfg has {str(unknown)[:100]}, unknown to timm here. {_UPDATE}')
 
 
 def encoding_of(architecture: str, model_args: dict[str, Any]) -> Any:

@@ -13,7 +13,7 @@ from timm_p2be.levels import LevelStem
 from timm_p2be.lookup import convolve_codes, lookup_conv2d
 from timm_p2be.warm_start import keep_function
 
-__all__ = ['EncodedConv2d', 'UnsupportedStemError', 'convert', 'find_embedding']
+__all__ = ['EncodedConv2d', 'UnsupportedStemError', 'convert', 'encoded_stem', 'find_embedding']
 
 
 @register_notrace_module
@@ -180,20 +180,42 @@ def convert(
     return model
 
 
+def encoded_stem(model: nn.Module) -> tuple[str, EncodedConv2d | None]:
+    """Return name and module of a model's encoded stem, also through wrappers; ('', None) for one of pixel values.
+
+    Raises:
+        ValueError: the stem has been folded into a table, which has lost its codes.
+
+    Example:
+        >>> import timm
+        >>> encoded_stem(convert(timm.create_model('resnet10t'), 'p2be'))[0], encoded_stem(nn.Identity())
+        ('conv1.0', ('', None))
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, EncodedConv2d):
+            return name, module
+        if isinstance(module, LevelStem):
+            raise ValueError(
+                f'{type(model).__name__} has been folded (timm_p2be.fold), so it has no pixel embedding any more. '
+                'Take the model it was folded from; the two compute the same.'
+            )
+    return '', None
+
+
 def find_embedding(model: nn.Module) -> PixelEmbedding:
     """Return the embedding of an encoded model, also through DDP, torch.compile and EMA wrappers.
 
     Raises:
-        ValueError: the model has no encoded stem.
+        ValueError: the model has no encoded stem, or a folded one.
 
     Example:
         >>> import timm
         >>> find_embedding(convert(timm.create_model('resnet10t'), 'p2be', num_bits=8)).codes().shape
         torch.Size([256, 8])
     """
-    for module in model.modules():
-        if isinstance(module, EncodedConv2d):
-            return module.embedding
+    stem = encoded_stem(model)[1]
+    if stem is not None:
+        return stem.embedding
     raise ValueError(
         f'{type(model).__name__} has no pixel embedding: it reads pixel values. Create an encoded model '
         f'(names ending in {", ".join("_" + e for e in ENCODINGS)}) or convert this one with timm_p2be.convert.'

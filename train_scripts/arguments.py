@@ -133,7 +133,7 @@ def _command_line(recipe: dict[str, Any]) -> list[str]:
     return words
 
 
-def _groups(words: Sequence[str]) -> Iterator[tuple[str, list[str], list[str]]]:
+def flag_groups(words: Sequence[str]) -> Iterator[tuple[str, list[str], list[str]]]:
     """Split a command line into (flag, values, words) for each flag."""
     group: list[str] = []
     for word in [*words, '--']:
@@ -148,7 +148,7 @@ def _groups(words: Sequence[str]) -> Iterator[tuple[str, list[str], list[str]]]:
 def timm_command(words: Sequence[str]) -> str:
     """Return the shell command that starts the run `words` by timm's own train.py, and a note on what that lacks."""
     kept: list[str] = []
-    groups = [group for group in _groups(words) if group[0] not in ('-c', '--config')]
+    groups = [group for group in flag_groups(words) if group[0] not in ('-c', '--config')]
     ours = {flag for flag, _, _ in groups if flag.startswith('--p2be-')}
     if '--p2be-augmix' in ours:  # timm would take its views from --aa
         ours |= {'--aug-splits', '--jsd-loss'} & {flag for flag, _, _ in groups}

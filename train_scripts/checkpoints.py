@@ -1,6 +1,7 @@
 """Resumes a run from a checkpoint that is checked before anything is written."""
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 from timm.models import clean_state_dict
 from timm.task import ClassificationTask
+from torch import Tensor
 
 from timm_p2be import checkpoints as weights
 
@@ -64,12 +66,21 @@ def read_checkpoint(path: str, args: argparse.Namespace) -> dict[str, Any]:
         )
     if checkpoint['arch'] != args.model:
         raise ValueError(f'--resume {path}: a checkpoint of {checkpoint["arch"]!r}, but --model is {args.model!r}.')
-    saved = checkpoint.get('args') or argparse.Namespace()
-    for key, default in _ENCODED_KWARGS.items():
-        was, now = (getattr(flags, 'model_kwargs', {}).get(key, default) for flags in (saved, args))
-        if was != now:
-            raise ValueError(f'--resume {path}: a model with {key}={was}, but --model-kwargs has {key}={now}.')
+    recorded = getattr(checkpoint.get('args'), 'model_kwargs', None)
+    was = {} if recorded is None else {key: recorded.get(key, default) for key, default in _ENCODED_KWARGS.items()}
+    if bits := table_bits(checkpoint['state_dict']):  # recorded or not: a table of --model-kwargs embedding= brings its
+        was['num_bits'] = bits
+    for key, value in was.items():
+        now = args.model_kwargs.get(key, _ENCODED_KWARGS[key])
+        if value != now:
+            raise ValueError(f'--resume {path}: a model with {key}={value}, but --model-kwargs has {key}={now}.')
     return checkpoint
+
+
+def table_bits(state_dict: Mapping[str, Tensor]) -> int | None:
+    """Return the number of bits of the learned table in a model's weights, None if they have none."""
+    tables = (tensor for name, tensor in state_dict.items() if name.endswith('.embedding.weight'))
+    return next((table.shape[1] for table in tables if table.ndim == 2 and len(table) == 256), None)
 
 
 def check_optimizer(checkpoint: dict[str, Any], args: argparse.Namespace, explicit: set[str]) -> None:
@@ -122,7 +133,10 @@ def resume(
             return Position(**position)
         return Position(checkpoint['epoch'] + (checkpoint.get('version', 1) > 1))
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f'--resume {path}: does not fit this run: {error}') from error
+        raise ValueError(
+            f'--resume {path}: does not fit this run: {error}. Give --model, --model-kwargs, --num-classes and --opt '
+            'of the run that wrote it.'
+        ) from error
 
 
 def resume_ema(checkpoint: dict[str, Any], task: ClassificationTask) -> None:

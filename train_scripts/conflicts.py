@@ -88,7 +88,7 @@ def _adopt_model_kwargs(
         name, value = _MODEL_KWARGS[key], args.model_kwargs[key]
         if key == 'freeze_embedding' and not isinstance(value, bool):
             parser.error(f'--model-kwargs {key}={value}: must be True or False')
-        if key == 'embedding':
+        if key == 'embedding' and value is not None:  # None is no table
             value = str(value)  # a folder named 2024 was read as a number
         if name in origin and value != getattr(args, name):
             parser.error(f'{flag_name(name)} contradicts --model-kwargs {key}={value}')
@@ -218,6 +218,8 @@ def _check_values(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
         get_optimizer_info(args.opt.lower().rpartition('_')[2])
     except ValueError:
         parser.error(f'--opt {args.opt}: unknown optimizer; timm.optim.list_optimizers() has the names')
+    if args.p2be_embedding is not None and not args.p2be_embedding.strip():
+        parser.error("--p2be-embedding '' names no table: give a folder or org/name[@revision], or leave the flag out")
     if args.amp and args.model_dtype not in (None, 'float32'):
         parser.error(f'--amp needs float32 weights, got --model-dtype {args.model_dtype}')
     if args.torchcompile not in (None, 'inductor') and args.torchcompile_mode:

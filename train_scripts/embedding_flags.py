@@ -6,6 +6,7 @@ from typing import Any
 
 from timm.models import resolve_model_input_args, split_model_name_tag
 
+from checkpoints import table_bits
 from conflicts import TABLE_RULE, flag_name
 from timm_p2be.artefact import FILES, MAX_CONFIG_BYTES
 from timm_p2be.checkpoints import read_checkpoint
@@ -22,6 +23,7 @@ EMBEDDING_DEFAULTS: dict[str, Any] = {
     'p2be_sched': 'cosine',
     'p2be_min_lr': 1e-6,
 }
+TRAINED_ONLY = tuple(name for name in EMBEDDING_DEFAULTS if name != 'p2be_init')  # no use to a frozen table
 
 
 def resolve_embedding_flags(args: argparse.Namespace, explicit: set[str], learned: bool, trainable: bool) -> list[str]:
@@ -61,8 +63,7 @@ def _inapplicable(args: argparse.Namespace, learned: bool, trainable: bool) -> d
     if args.p2be_embedding:
         reasons['p2be_init'] = f'the table is that of --p2be-embedding {args.p2be_embedding}; leave the flag out.'
     if not trainable:
-        trained = [name for name in EMBEDDING_DEFAULTS if name != 'p2be_init']
-        reasons |= dict.fromkeys(trained, f'the table of {args.model} is frozen; leave the flags out.')
+        reasons |= dict.fromkeys(TRAINED_ONLY, f'the table of {args.model} is frozen; leave the flags out.')
     elif not args.opt.lower().endswith('p2be'):
         one_rule = f'--opt {args.opt} has one rule for all parameters; use --opt sgdp2be or adamwp2be.'
         reasons |= dict.fromkeys(TABLE_RULE, one_rule)
@@ -99,16 +100,25 @@ def settle_source(args: argparse.Namespace, explicit: set[str]) -> list[str]:
     if args.resume:
         _adopt_table(args)
     elif args.p2be_embedding:
-        args.p2be_embedding = _pinned(args.p2be_embedding)
+        args.p2be_embedding = pinned(args.p2be_embedding)
     return notes
 
 
-def _pinned(source: str) -> str:
-    """Return a Hub id with the commit that its revision is now, so that args.yaml and checkpoints name one table."""
+def pinned(source: str) -> str:
+    """Return a Hub id as 'org/name@commit' with the commit that its revision is now, and a folder as it is.
+
+    Raises:
+        ValueError: there is no such table, or it cannot be fetched.
+    """
     folder = fetch(source, FILES[:1], max_bytes=MAX_CONFIG_BYTES)
     commit = resolved_commit(folder)
     is_local = folder == Path(source.removeprefix('local-dir:')).expanduser()  # perhaps one in the Hub's cache
-    return source if is_local or commit is None else f'{source.partition("@")[0]}@{commit}'
+    return source if is_local or commit is None else f'{_hub_name(source)}@{commit}'
+
+
+def _hub_name(source: str) -> str:
+    """Return the repository of a Hub id without prefix and revision."""
+    return source.removeprefix('hf-hub:').partition('@')[0]
 
 
 def _takes_table(args: argparse.Namespace) -> bool:
@@ -122,10 +132,11 @@ def _takes_table(args: argparse.Namespace) -> bool:
 
 def _adopt_table(args: argparse.Namespace) -> None:
     """Take over what the run of --resume recorded of its table, or raise ValueError if the flags say otherwise."""
-    saved = read_checkpoint(args.resume, what='--resume').args
+    checkpoint = read_checkpoint(args.resume, what='--resume')
+    saved, bits = checkpoint.args, table_bits(checkpoint.state_dict)
     kwargs = saved.get('model_kwargs') or {}
     was = saved.get('p2be_embedding') or kwargs.get('embedding')
-    if args.p2be_embedding and args.p2be_embedding.partition('@')[0] != (was or '').partition('@')[0]:
+    if args.p2be_embedding and _hub_name(args.p2be_embedding) != _hub_name(was or ''):
         raise ValueError(
             f'--p2be-embedding {args.p2be_embedding}: --resume goes on with the table of {args.resume}, which '
             + (f'started from {was}. Leave the flag as it was.' if was else 'started afresh. Leave the flag out.')
@@ -138,5 +149,5 @@ def _adopt_table(args: argparse.Namespace) -> None:
             + ', or start the optimizer afresh by --no-resume-opt.'
         )
     args.p2be_embedding = was
-    if was and 'num_bits' in kwargs:
-        args.model_kwargs = {'num_bits': kwargs['num_bits'], **args.model_kwargs}
+    if was and bits:
+        args.model_kwargs = {'num_bits': bits, **args.model_kwargs}

@@ -249,6 +249,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run train.py with the arguments `argv` and return its exit code."""
     if not logging.root.handlers:
         setup_default_logging()
+        for library in ('httpx', 'httpx2', 'urllib3'):  # the Hub's client has one of them log every request
+            logging.getLogger(library).setLevel(logging.WARNING)
     arguments = parse_args(sys.argv[1:] if argv is None else argv)
     stopping = StopSignal()
     try:

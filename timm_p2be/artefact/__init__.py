@@ -1,14 +1,19 @@
 """The embedding artefact: a folder with a table in `model.safetensors` and its whole record in `config.json`.
 
 The table is there twice, as latents (p2be only) and as packed bits, and is used only if the two, the sha256 in the
-record and, for a fixed encoding, the formula agree. No other file of the folder is opened.
+record and, for a fixed encoding, the formula agree. Reading opens no other file of the folder.
 """
 
-from timm_p2be.artefact.fetching import fetch_artefact
-from timm_p2be.artefact.file import ArtefactError
-from timm_p2be.artefact.folder import FILES, MAX_BYTES, Artefact, read_artefact, write_artefact
-from timm_p2be.artefact.record import FORMAT_VERSION, MAX_BITS, MAX_CONFIG_BYTES, artefact_config, read_config
-from timm_p2be.artefact.table import codes_sha256
+from timm_p2be.artefact.folder import FILES, MAX_BYTES, Artefact, fetch_artefact, read_artefact, write_artefact
+from timm_p2be.artefact.record import (
+    FORMAT_VERSION,
+    MAX_BITS,
+    MAX_CONFIG_BYTES,
+    artefact_config,
+    check_config,
+    read_config,
+)
+from timm_p2be.artefact.table import ArtefactError, codes_sha256
 
 __all__ = [
     'FILES',
@@ -19,6 +24,7 @@ __all__ = [
     'Artefact',
     'ArtefactError',
     'artefact_config',
+    'check_config',
     'codes_sha256',
     'fetch_artefact',
     'read_artefact',

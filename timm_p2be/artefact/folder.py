@@ -1,16 +1,21 @@
-"""The folder of an embedding: both files written, both read and held against each other."""
+"""An embedding as a whole: its two files written to a folder, read and held against each other, or fetched."""
 
+import os
+import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from timm_p2be.artefact.record import CONFIG_FILE, MAX_BITS, artefact_config, config_bytes, read_config
+from timm_p2be.artefact.record import CONFIG_FILE, INSTALLED, MAX_BITS, artefact_config, config_bytes, read_config
 from timm_p2be.artefact.table import WEIGHTS_FILE, max_weights_bytes, read_table, table_bytes
+from timm_p2be.sources import SourceError, UnreachableError, fetch
 from timm_p2be.whole_files import whole_file
 
 FILES = (CONFIG_FILE, WEIGHTS_FILE)
+CARD_FILE = 'README.md'
 MAX_BYTES = max_weights_bytes(MAX_BITS)  # no file of an embedding is larger
 
 
@@ -45,18 +50,20 @@ def write_artefact(
     encoding: str,
     init: str,
     provenance: dict[str, Any] | None,
-    package_version: str | None,
+    package_version: str | None = INSTALLED,
+    card: str | None = None,
 ) -> None:
-    """Write a table and its record; the folder has a config.json only while both are complete.
+    """Write a table, its record and its card; the folder has a config.json only while everything else is complete.
 
     Args:
-        folder: created if it is not there; other files in it stay.
+        folder: created if it is not there; other files in it stay, also a README.md that is no card of this package.
         codes: (256, M) tensor of 0 and 1, M at most 4096.
         latents: (256, M) floating point tensor, saved as float32; None for a fixed encoding.
         encoding: 'p2be', 'onehot' or 'thermometer'.
         init: 'normal' or 'thermometer'.
         provenance: JSON values, see `timm_p2be.provenance.check_provenance`; None if unknown.
-        package_version: version of this package; None if unknown.
+        package_version: of this package; None if unknown.
+        card: what README.md is to hold; None leaves that file alone.
 
     Raises:
         ArtefactError: the table or the record is one that `read_artefact` would refuse; nothing was written.
@@ -65,13 +72,32 @@ def write_artefact(
     config = artefact_config(
         codes, encoding=encoding, init=init, provenance=provenance, package_version=package_version
     )
-    record, table = config_bytes(config), table_bytes(codes, latents, encoding)
+    content = {WEIGHTS_FILE: table_bytes(codes, latents, encoding), CONFIG_FILE: config_bytes(config)}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if card is not None and _may_write_card(folder / CARD_FILE):
+        content = {CARD_FILE: card.encode(), **content}
     (folder / CONFIG_FILE).unlink(missing_ok=True)
-    for name, content in ((WEIGHTS_FILE, table), (CONFIG_FILE, record)):
+    for name, data in content.items():
         with whole_file(folder / name) as file:
-            file.write(content)
+            file.write(data)
+
+
+def _may_write_card(path: Path) -> bool:
+    """Return whether nothing is lost: `path` does not exist, or is a card of this package; else warn."""
+    if not path.exists():
+        return True
+    try:
+        if re.match(r'---\n((?!---\n).*\n)*library_name: timm-p2be\n', path.read_text(encoding='utf-8')):
+            return True
+    except (OSError, UnicodeDecodeError):
+        pass
+    warnings.warn(
+        f'{path} is no card of timm-p2be. It was left as it is, and the table saved beside it without a card; for '
+        'one, move the file away and save again.',
+        stacklevel=4,
+    )
+    return False
 
 
 def read_artefact(folder: str | Path) -> Artefact:
@@ -86,3 +112,48 @@ def read_artefact(folder: str | Path) -> Artefact:
     encoding, num_bits, sha256 = config['encoding'], config['num_bits'], config['codes_sha256']
     codes, latents = read_table(Path(folder) / WEIGHTS_FILE, encoding, num_bits, sha256)
     return Artefact(encoding, num_bits, config['init'], codes, latents, config['provenance'], sha256)
+
+
+def fetch_artefact(
+    source: str | os.PathLike[str],
+    revision: str | None = None,
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    force_download: bool = False,
+) -> Artefact:
+    """Return an embedding; its two files come from one commit.
+
+    Args:
+        source: a folder, 'org/name' or 'org/name@revision', see `timm_p2be.sources.fetch`.
+        revision: branch, tag or commit; main by default.
+        cache_dir: the Hub's cache; that of huggingface_hub by default.
+        token: of the Hub; the one of `hf auth login` or HF_TOKEN by default, False for none.
+        local_files_only: use what was downloaded before, ask nothing.
+        force_download: download again what was downloaded before.
+
+    Raises:
+        SourceError: no such folder, repository, revision or file, no access, no connection, not in the cache.
+        ArtefactError: what is there is no embedding, damaged, or written by a newer version.
+    """
+
+    def fetched(filenames: tuple[str, ...]) -> Path:
+        return fetch(
+            source,
+            filenames,
+            revision,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+            force_download=force_download,
+            max_bytes=MAX_BYTES,
+        )
+
+    try:
+        return read_artefact(fetched(FILES))
+    except UnreachableError:
+        raise
+    except SourceError:
+        read_config(fetched(FILES[:1]))  # a model's weights are too large for a table; its record says what it is
+        raise

@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from timm_p2be.artefact.file import AGAIN, ArtefactError, read_bounded
-from timm_p2be.artefact.table import codes_sha256
+from timm_p2be.artefact.table import AGAIN, ArtefactError, codes_sha256, read_bounded
 from timm_p2be.codes import ENCODINGS, INITS, LEVELS
 from timm_p2be.provenance import check_provenance
 
@@ -19,9 +19,20 @@ CONFIG_FILE = 'config.json'
 MAX_BITS = 4096
 MAX_CONFIG_BYTES = 2**20
 
+INSTALLED: str | None
+try:
+    INSTALLED = version('timm-p2be')
+except PackageNotFoundError:  # a checkout on the path
+    INSTALLED = None
+
 
 def artefact_config(
-    codes: Tensor, *, encoding: str, init: str, provenance: dict[str, Any] | None, package_version: str | None
+    codes: Tensor,
+    *,
+    encoding: str,
+    init: str,
+    provenance: dict[str, Any] | None,
+    package_version: str | None = INSTALLED,
 ) -> dict[str, Any]:
     """Return the config.json of a table, complete and checked.
 
@@ -30,7 +41,7 @@ def artefact_config(
         encoding: 'p2be', 'onehot' or 'thermometer'.
         init: 'normal' or 'thermometer'.
         provenance: JSON values, see `timm_p2be.provenance.check_provenance`; None if unknown.
-        package_version: version of this package; None if unknown.
+        package_version: of this package; None if unknown.
 
     Raises:
         ArtefactError: a value that no reader would accept, or that JSON does not have.
@@ -60,7 +71,7 @@ def artefact_config(
         'codes_sha256': codes_sha256(codes),
         'provenance': provenance,
     }
-    _check_config(config, 'The embedding to be saved', 'Correct it and save again.')
+    check_config(config, 'The embedding to be saved', 'Correct it and save again.')
     return config
 
 
@@ -90,17 +101,44 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise ArtefactError(f'{path} does not exist: no embedding, or one whose saving was cut short. {AGAIN}')
     content = read_bounded(path, MAX_CONFIG_BYTES)
     try:
-        config = json.loads(content.decode(), parse_constant=_no_constant)
+        config = json.loads(content.decode())
     except (ValueError, RecursionError) as error:
         raise ArtefactError(f'{path} is no JSON ({error}). {AGAIN}') from error
     if not isinstance(config, dict):
         raise ArtefactError(f'{path} holds a {type(config).__name__}; allowed is a JSON object. {AGAIN}')
-    _check_config(config, str(path), AGAIN)
+    check_config(config, str(path))
     return config
 
 
-def _no_constant(name: str) -> None:
-    raise ValueError(f'{name} is no JSON value')
+def check_config(config: dict[str, Any], where: str, next_step: str = AGAIN) -> None:
+    """Raise unless a parsed config.json is the record of an embedding; the table it belongs to is not looked at.
+
+    Args:
+        config: as `json.loads` returns it.
+        where: its path, or whatever else the message is to begin with.
+        next_step: end of the message, what the user is to do.
+
+    Raises:
+        ArtefactError: it is of another format or a newer version, or a value in it is not allowed.
+    """
+    _check_format(config, where, next_step)
+    try:
+        json.dumps(config, allow_nan=False)
+    except (ValueError, RecursionError) as error:  # Python reads NaN and 1e999, which JSON does not have
+        raise ArtefactError(f'{where} holds what JSON cannot ({error}). {next_step}') from error
+    allowed_keys = {'format', 'format_version', 'provenance', *_FIELDS}
+    for problem, keys in (('lacks', allowed_keys - config.keys()), ('has unknown', config.keys() - allowed_keys)):
+        if keys:
+            raise ArtefactError(f'{where} {problem} keys: {_shown(sorted(keys))}. {next_step}')
+    for name, (allowed, is_allowed) in _FIELDS.items():
+        if not is_allowed(config[name]):
+            raise ArtefactError(f'{where}: {name} is {_shown(config[name])}; allowed is {allowed}. {next_step}')
+    if config['encoding'] != 'p2be' and config['init'] != 'normal':
+        raise ArtefactError(f"{where}: init is {config['init']!r}; a fixed encoding has 'normal'. {next_step}")
+    try:
+        check_provenance(config['provenance'])
+    except ValueError as error:
+        raise ArtefactError(f'{where}: {error} {next_step}') from error
 
 
 def _is_hex(value: Any) -> bool:
@@ -111,7 +149,7 @@ def _is_version(value: Any) -> bool:
     return value is None or (isinstance(value, str) and len(value) <= 100 and value.isprintable())
 
 
-_CONFIG: dict[str, tuple[str, Callable[[Any], bool]]] = {
+_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     'package_version': ('a version or null', _is_version),
     'encoding': (f'one of {list(ENCODINGS)}', lambda value: value in ENCODINGS),
     'levels': (str(LEVELS), lambda value: type(value) is int and value == LEVELS),
@@ -120,25 +158,6 @@ _CONFIG: dict[str, tuple[str, Callable[[Any], bool]]] = {
     'init': (f'one of {list(INITS)}', lambda value: value in INITS),
     'codes_sha256': ('64 hexadecimal digits', _is_hex),
 }
-
-
-def _check_config(config: dict[str, Any], where: str, next_step: str) -> None:
-    _check_format(config, where, next_step)
-    allowed_keys = {'format', 'format_version', 'provenance', *_CONFIG}
-    if config.keys() != allowed_keys:
-        missing, unknown = sorted(allowed_keys - config.keys()), sorted(config.keys() - allowed_keys)
-        raise ArtefactError(
-            f'{where} lacks the keys {missing} and has the unknown keys {str(unknown)[:100]}. {next_step}'
-        )
-    for name, (allowed, is_allowed) in _CONFIG.items():
-        if not is_allowed(config[name]):
-            raise ArtefactError(f'{where}: {name} is {_shown(config[name])}; allowed is {allowed}. {next_step}')
-    if config['encoding'] != 'p2be' and config['init'] != 'normal':
-        raise ArtefactError(f"{where}: init is {config['init']!r}; a fixed encoding has 'normal'. {next_step}")
-    try:
-        check_provenance(config['provenance'])
-    except ValueError as error:
-        raise ArtefactError(f'{where}: {error} {next_step}') from error
 
 
 def _check_format(config: dict[str, Any], where: str, next_step: str) -> None:

@@ -10,13 +10,33 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from timm_p2be.artefact.file import AGAIN, ArtefactError, read_bounded
 from timm_p2be.codes import LEVELS, fixed_codes
 
 WEIGHTS_FILE = 'model.safetensors'
+AGAIN = 'Download or save the embedding again.'
 
 _MAX_HEADER_BYTES = 2**16  # ours take about 200
 _PICKLES = ('.bin', '.ckpt', '.pickle', '.pkl', '.pt', '.pth', '.tar')
+
+
+class ArtefactError(ValueError):
+    """The folder holds no embedding that can be used; the message names the file, the reason and what to do."""
+
+
+def read_bounded(path: Path, limit: int) -> bytes:
+    """Return the content of a file, never reading more than `limit` bytes and one.
+
+    Raises:
+        ArtefactError: the file is larger, or cannot be read.
+    """
+    try:
+        with path.open('rb') as file:
+            content = file.read(limit + 1)
+    except OSError as error:
+        raise ArtefactError(f'{path} cannot be read ({error}). {AGAIN}') from error
+    if len(content) > limit:
+        raise ArtefactError(f'{path} has {path.stat().st_size} bytes; allowed are at most {limit}. {AGAIN}')
+    return content
 
 
 def codes_sha256(codes: Tensor) -> str:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import yaml
 from huggingface_hub import ModelCard
 
 from timm_p2be.cards.markdown import architecture, literal, of, repo_id
@@ -26,6 +27,7 @@ _CITATION = """\
   url = {https://arxiv.org/abs/2206.05898}
 }
 ```"""
+_AGAIN = 'Render it again with `timm-p2be publish --dry-run`.'
 _HERE = 'path/to/this/folder'  # of a card that belongs to no repository
 _CODES = {
     'p2be': 'the learned binary codes of P2BE',
@@ -73,22 +75,19 @@ def embedding_card(config: Mapping[str, Any], name: str | None = None, licence: 
     return _card(kind, intro, parts, provenance, name, licence, 'image-feature-extraction')
 
 
-def model_card(
-    config: Mapping[str, Any], name: str | None, results_json: Mapping[str, Any] | None, licence: str = LICENCE
-) -> str:
+def model_card(config: Mapping[str, Any], name: str | None = None, licence: str = LICENCE) -> str:
     """Return the card of a classifier.
 
     Args:
         config: its `config.json`, as timm writes it and with the entry `timm_p2be`.
         name: 'org/name' or 'org/name@revision', for the usage block; None for a folder that is not on the Hub.
-        results_json: its `results.json`, or None for the results of the provenance in `config`.
         licence: identifier as the Hub spells it.
 
     Returns:
         Markdown with YAML metadata in front. Texts of `config` are escaped, sections without content left out.
 
     Raises:
-        ValueError: malformed `config`, `results_json`, `name` or `licence`.
+        ValueError: malformed `config`, `name` or `licence`.
     """
     ours = config.get('timm_p2be')
     if not isinstance(ours, dict):
@@ -96,8 +95,6 @@ def model_card(
     provenance, encoding = ours.get('provenance'), _encoding(ours)
     if not isinstance(provenance, dict):
         raise ValueError(f'The config.json has the provenance {provenance!r}; a model needs one to have a card.')
-    if results_json is not None:
-        provenance = {**provenance, 'results': {key: value for key, value in results_json.items() if key != 'files'}}
     check_provenance(provenance)
     backbone = of(config.get('model_args'), 'backbone')
     over = f' over `{architecture(backbone)}`' if backbone else ''
@@ -129,12 +126,18 @@ def check_card(text: str) -> None:
     Raises:
         ValueError: what is missing or malformed.
     """
-    data = ModelCard(text).data.to_dict()
+    try:
+        data = ModelCard(text).data.to_dict()
+    except (yaml.YAMLError, TypeError, ValueError) as error:
+        reason = ' '.join(str(error).split())  # PyYAML's takes several lines
+        raise ValueError(f"The card's metadata cannot be read: {reason}. {_AGAIN}") from error
     missing = [key for key in ('license', 'library_name', 'tags', 'pipeline_tag') if not data.get(key)]
     if missing:
-        raise ValueError(f'The card lacks the metadata {missing}; render it again with `timm-p2be publish`.')
+        raise ValueError(f'The card lacks the metadata {missing}. {_AGAIN}')
     if '```python\nimport timm_p2be\n' not in text:
-        raise ValueError("The card's example does not begin with `import timm_p2be`, so it would not run as it is.")
+        raise ValueError(
+            f"The card's example does not begin with `import timm_p2be`, so it would not run as it is. {_AGAIN}"
+        )
 
 
 def _card(

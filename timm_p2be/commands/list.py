@@ -66,18 +66,14 @@ def _table(entries: Sequence[Entry]) -> str:
 
 def _cells(entry: Entry) -> tuple[str, ...]:
     revision = ' '.join([*([entry.commit[:12]] if entry.commit else []), *entry.revisions])
-    cells = (
-        entry.where,
-        entry.name,
-        entry.kind or '?',
-        entry.encoding or '',
-        '' if entry.num_bits is None else str(entry.num_bits),
-        entry.dataset or '',
-        '' if entry.clean_error is None else f'{entry.clean_error:.2f}',
-        _size(entry.size),
-        revision,
-        entry.problem or ' '.join(tag for tag in entry.tags if tag != TAG),
-    )
+    record = entry.record
+    known = ('?', '', '', '', '')
+    if record is not None:
+        bits = '' if record.num_bits is None else str(record.num_bits)
+        error = '' if record.clean_error is None else f'{record.clean_error:.2f}'
+        known = (record.kind, record.encoding, bits, record.dataset or '', error)
+    tags = entry.problem or ' '.join(tag for tag in entry.tags if tag != TAG)
+    cells = (entry.where, entry.name, *known, _size(entry.size), revision, tags)
     # what a stranger wrote must not move the cursor
     return tuple(''.join(char if char.isprintable() else '?' for char in cell) for cell in cells)
 

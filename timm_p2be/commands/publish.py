@@ -15,17 +15,22 @@ from timm_p2be.hub.run_record import Dataset
 from timm_p2be.whole_files import file_sha256
 
 _EPILOG = """\
-Uploads model.safetensors, config.json, results.json and README.md in one commit, then sets the tag. Never uploaded:
-checkpoints, args.yaml, paths, and anything else in the folder. The card is rendered from args.yaml, summary.csv and the
-files of --results, which have to be measurements of these very weights. Without results nothing is published. With
---data-dir or --dataset the clean error is measured on the weights as they are published, in float32.
+A release is model.safetensors, config.json, results.json and README.md, the card; a table has its results in
+config.json. It is uploaded in one commit, then tagged. Never uploaded: checkpoints, args.yaml, paths, and anything else
+in RUN_FOLDER. Look at it by --dry-run first, which needs no token. Uploading takes the token of `hf auth login`, or of
+the variable HF_TOKEN.
 
-The token is that of `hf auth login`, or of the variable HF_TOKEN.
+The card states how the run was trained, from its args.yaml, and what it scored. The clean error is that of its
+summary.csv; with --data-dir or --dataset it is measured now, on the weights as they are published, in float32, with
+the resize and crop of config.json. --results adds benchmarks, which have to be of these very weights. Without any
+result nothing is published.
 
 examples:
   timm-p2be publish output/train/RUN --repo-id org/wrn40_2_p2be --tag v1 --dataset-name CIFAR-10 --dry-run release
   timm-p2be publish output/train/RUN --repo-id org/wrn40_2_p2be --tag v1 --dataset-name CIFAR-10 \\
-      --results corruptions.json attacks/wrn40_2_p2be.attacks.json
+      --results output/corruptions/results.json output/attacks/wrn40_2_p2be.attacks.json
+  timm-p2be publish output/train/RUN --repo-id org/wrn40_2_p2be --tag v1 --dataset torch/cifar10 --data-dir data \\
+      --dataset-name CIFAR-10
   timm-p2be publish output/train/RUN --repo-id org/p2be-m64 --embedding-only --tag v1 --dataset-name CIFAR-10
 """
 
@@ -33,26 +38,34 @@ examples:
 def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
     """Add the flags of `publish` and return the command."""
     parser.epilog = _EPILOG
-    parser.add_argument('run_folder', type=Path, metavar='RUN_FOLDER', help='output folder of train.py')
-    parser.add_argument('--repo-id', required=True, metavar='ORG/NAME', help='repository; created if it is not there')
-    parser.add_argument('--tag', help='name of the release, such as v1')
+    parser.add_argument(
+        'run_folder', type=Path, metavar='RUN_FOLDER', help='output folder of train.py, with args.yaml in it'
+    )
+    parser.add_argument('--repo-id', required=True, metavar='ORG/NAME', help='on the Hub; created if it is not there')
+    parser.add_argument('--tag', help='of the release, such as v1; never moved later (default: none)')
     parser.add_argument('--private', action='store_true', help='create the repository private')
     parser.add_argument('--dry-run', type=Path, metavar='FOLDER', help='write the release here, upload nothing')
     group = parser.add_argument_group('what to publish')
-    group.add_argument('--checkpoint', default='last', metavar='NAME', help='last, best or a file (default: last)')
-    group.add_argument('--embedding-only', action='store_true', help='the learned table alone')
-    group.add_argument('--half', action='store_true', help='convolution and linear weights in float16')
     group.add_argument(
-        '--results', type=Path, nargs='+', default=[], metavar='FILE', help='result files of timm-p2be benchmark'
+        '--checkpoint', default='last', metavar='NAME', help='last, best or the path of another (default: last)'
+    )
+    group.add_argument('--embedding-only', action='store_true', help='the learned table alone, without the network')
+    group.add_argument('--half', action='store_true', help='convolution and linear weights in float16: half the size')
+    group.add_argument(
+        '--results', type=Path, nargs='+', default=[], metavar='FILE', help='JSON results of timm-p2be benchmark'
     )
     add_data_flags(parser)
     group = parser.add_argument_group('what the card states')
-    group.add_argument('--dataset-name', metavar='NAME', help='data set of the run (default: known for torch/ ones)')
-    group.add_argument('--dataset-id', metavar='ID', help='its id on the Hub')
-    group.add_argument('--dataset-note', metavar='TEXT', help='what is particular about this copy')
-    group.add_argument('--test-images', type=int, metavar='N', help='images in the validation split')
-    group.add_argument('--base-model', metavar='ID', help='what it started from; of a table, its published network')
-    group.add_argument('--license', default=LICENCE, metavar='ID', help='default: %(default)s')
+    group.add_argument(
+        '--dataset-name', metavar='NAME', help='what the run was trained on, such as CIFAR-10 (known for torch/ ones)'
+    )
+    group.add_argument('--dataset-id', metavar='ID', help='its id on the Hub, such as uoft-cs/cifar10')
+    group.add_argument('--dataset-note', metavar='TEXT', help='what is particular about this copy of it')
+    group.add_argument('--test-images', type=int, metavar='N', help='how many images the run was validated on')
+    group.add_argument(
+        '--base-model', metavar='ID', help='model the run started from; for a table, its published network'
+    )
+    group.add_argument('--license', default=LICENCE, metavar='ID', help='of the weights (default: %(default)s)')
 
     def command(args: argparse.Namespace) -> int:
         try:
@@ -90,6 +103,8 @@ def _run(args: argparse.Namespace, data_flags: Sequence[str]) -> None:
         base_model=args.base_model,
         licence=args.license,
         test=partial(images_from, args) if named else None,
+        # the test images of torchvision's sets are a 'validation' split to timm
+        test_split=None if args.dataset.startswith('torch/') else args.split,
     )
     if args.dry_run is not None:
         _prepare(args.run_folder, args.dry_run, release)

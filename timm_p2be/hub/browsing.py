@@ -11,7 +11,7 @@ from huggingface_hub import CacheNotFound, HfApi, ModelInfo, constants, scan_cac
 
 from timm_p2be.artefact import FILES, MAX_CONFIG_BYTES
 from timm_p2be.repositories import DEFAULT_BITS, Record, encoding_of, read_record
-from timm_p2be.sources import SourceError, clear_errors, fetch
+from timm_p2be.sources import SourceError, checked_token, clear_errors, fetch
 from timm_p2be.weights import shipped_provenance, shipped_weights
 
 TAG = 'timm-p2be'  # of the cards of ours
@@ -25,11 +25,7 @@ class Entry:
     Attributes:
         where: 'package', 'cache' or 'hub'.
         name: what to type: a name of timm, or 'org/name'.
-        kind: 'embedding' or 'model'; None if `problem` says why it is unknown.
-        encoding: 'p2be', 'onehot', 'thermometer', 'rgb', or None likewise.
-        num_bits: M; None for 'rgb'.
-        dataset: name of the data set it was trained on, if known.
-        clean_error: error on clean test images in percent, if known.
+        record: what is known of it; None if `problem` says why nothing is.
         commit: 40 hexadecimal digits; None in the package.
         revisions: branches and tags that mean this commit, where known.
         size: bytes, where known.
@@ -39,11 +35,7 @@ class Entry:
 
     where: str
     name: str
-    kind: str | None = None
-    encoding: str | None = None
-    num_bits: int | None = None
-    dataset: str | None = None
-    clean_error: float | None = None
+    record: Record | None = None
     commit: str | None = None
     revisions: tuple[str, ...] = ()
     size: int | None = None
@@ -64,7 +56,7 @@ def shipped_entries() -> list[Entry]:
         num_bits = None if encoding == 'rgb' else DEFAULT_BITS
         sha256 = shipped_weights()[name]
         record = Record('model', architecture, encoding, num_bits, sha256, None, shipped_provenance(name), True)
-        entries.append(replace(_entry('package', name, record, None), size=size, tags=(tag,) if tag else ()))
+        entries.append(Entry('package', name, record, size=size, tags=(tag,) if tag else ()))
     return entries
 
 
@@ -89,8 +81,8 @@ def cached_entries(cache_dir: Path | None = None) -> list[Entry]:
             except ValueError:  # most caches are full of other people's models
                 continue
             if record.is_ours:
-                entry = _entry('cache', repo.repo_id, record, revision.commit_hash)
-                entries.append(replace(entry, revisions=tuple(sorted(revision.refs)), size=revision.size_on_disk))
+                refs = tuple(sorted(revision.refs))
+                entries.append(Entry('cache', repo.repo_id, record, revision.commit_hash, refs, revision.size_on_disk))
     return entries
 
 
@@ -104,27 +96,24 @@ def remote_entries(namespace: str) -> list[Entry]:
 
     Raises:
         ValueError: `namespace` is no name the Hub could have.
-        SourceError: the Hub cannot be reached or refuses.
+        SourceError: the Hub cannot be reached or refuses, or the token is none.
     """
     if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9_.-]{0,95}', namespace):
         raise ValueError(f"Got the namespace {namespace!r}; name a user or an organisation, the 'org' of 'org/name'.")
+    token = checked_token(None)
     with clear_errors(f'the models of {namespace}'):
-        found = list(HfApi().list_models(author=namespace, filter=TAG, full=True, limit=MAX_REMOTE))
+        found = list(HfApi(token=token).list_models(author=namespace, filter=TAG, full=True, limit=MAX_REMOTE))
     with ThreadPoolExecutor(8) as pool:
         return list(pool.map(_remote_entry, sorted(found, key=lambda info: info.id)))
 
 
 def _remote_entry(info: ModelInfo) -> Entry:
-    tags = tuple(info.tags or ())
+    entry = Entry('hub', info.id, commit=info.sha, tags=tuple(info.tags or ()))
     try:
         folder = fetch(f'hf-hub:{info.id}', FILES[:1], info.sha, max_bytes=MAX_CONFIG_BYTES)
     except SourceError as error:
-        return Entry('hub', info.id, commit=info.sha, tags=tags, problem=str(error))
+        return replace(entry, problem=str(error))
     try:
-        return replace(_entry('hub', info.id, read_record(folder), info.sha), tags=tags)
+        return replace(entry, record=read_record(folder))
     except ValueError as error:
-        return Entry('hub', info.id, commit=info.sha, tags=tags, problem=str(error).replace(f'{folder}{os.sep}', ''))
-
-
-def _entry(where: str, name: str, record: Record, commit: str | None) -> Entry:
-    return Entry(where, name, record.kind, record.encoding, record.num_bits, record.dataset, record.clean_error, commit)
+        return replace(entry, problem=str(error).replace(f'{folder}{os.sep}', ''))

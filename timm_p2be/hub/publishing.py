@@ -9,7 +9,7 @@ import timm_p2be
 from timm_p2be.cards import check_card
 from timm_p2be.hub.release import RELEASE_FILES
 from timm_p2be.repositories import verify
-from timm_p2be.sources import SourceError, clear_errors, split_revision
+from timm_p2be.sources import SourceError, checked_token, clear_errors, split_revision
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,12 @@ def publish(
     files = [name for name in RELEASE_FILES if (folder / name).is_file()]
     if 'README.md' not in files:
         raise ValueError(f'{folder} has no README.md; write the release again with --dry-run.')
-    card = (folder / 'README.md').read_text(encoding='utf-8')
-    check_card(card)
-    api = HfApi(token=token, library_name='timm-p2be', library_version=timm_p2be.__version__)
+    try:
+        card = (folder / 'README.md').read_text(encoding='utf-8')
+        check_card(card)
+    except ValueError as error:  # UnicodeDecodeError is one
+        raise ValueError(f'{folder / "README.md"}: {error}') from error
+    api = HfApi(token=checked_token(token), library_name='timm-p2be', library_version=timm_p2be.__version__)
     with clear_errors(repo_id):
         ModelCard(card).validate()
         url = api.create_repo(repo_id, private=private or None, exist_ok=True)  # None: as the namespace has it

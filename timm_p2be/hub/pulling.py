@@ -7,10 +7,19 @@ from pathlib import Path
 from timm_p2be.artefact import FILES, MAX_CONFIG_BYTES
 from timm_p2be.artefact import MAX_BYTES as MAX_TABLE_BYTES
 from timm_p2be.repositories import Record, read_record, verify
-from timm_p2be.sources import MAX_BYTES, SourceError, fetch, resolved_commit, split_revision
+from timm_p2be.sources import (
+    MAX_BYTES,
+    SourceError,
+    fetch,
+    local_folder,
+    remember,
+    resolved_commit,
+    split_revision,
+)
 from timm_p2be.whole_files import file_sha256, temporary_beside
 
 _OPTIONAL = ('README.md', 'results.json')
+_MAX_OPTIONAL_BYTES = 2**24
 
 
 @dataclass(frozen=True)
@@ -73,14 +82,44 @@ def pull(source: str, revision: str | None = None, output: Path | None = None, o
 
 
 def _fetch_verified(source: str, revision: str | None, force_download: bool = False) -> tuple[Path, Record]:
-    """Return folder and record of a repository; its weights are asked for only if the record is one we can use."""
-    remote = f'hf-hub:{source.removeprefix("hf-hub:")}'
-    folder = fetch(remote, FILES[:1], revision, force_download=force_download, max_bytes=MAX_CONFIG_BYTES)
-    limit = MAX_TABLE_BYTES if read_record(folder).kind == 'embedding' else MAX_BYTES
-    # the same commit, whatever a branch points to by now
-    pinned = f'{remote.partition("@")[0]}@{resolved_commit(folder)}'
-    folder = fetch(pinned, FILES, optional=_OPTIONAL, force_download=force_download, max_bytes=limit)
-    return folder, verify(folder)
+    """Return folder and record of a repository; its weights are asked for last."""
+    pinned, record = fetch_record(f'hf-hub:{source.removeprefix("hf-hub:")}', revision, force_download)
+    fetch(pinned, FILES[:1], optional=_OPTIONAL, max_bytes=_MAX_OPTIONAL_BYTES)
+    folder = fetch_weights(pinned, record, force_download)
+    record = verify(folder)
+    remember(source, revision, folder)
+    return folder, record
+
+
+def fetch_record(source: str, revision: str | None = None, force_download: bool = False) -> tuple[str, Record]:
+    """Return the one commit that a source means by now, and what its config.json says; nothing else is downloaded.
+
+    Args:
+        source: as in `timm_p2be.sources.fetch`.
+        revision: likewise.
+        force_download: likewise.
+
+    Returns:
+        'hf-hub:org/name@commit', or 'local-dir:' and the folder; and the record.
+
+    Raises:
+        ValueError: as `timm_p2be.repositories.read_record` and `timm_p2be.sources.fetch`.
+    """
+    folder = fetch(source, FILES[:1], revision, force_download=force_download, max_bytes=MAX_CONFIG_BYTES)
+    record = read_record(folder)
+    if local_folder(source) is not None:
+        return f'local-dir:{folder}', record
+    return f'hf-hub:{split_revision(source.removeprefix("hf-hub:"))[0]}@{resolved_commit(folder)}', record
+
+
+def fetch_weights(pinned: str, record: Record, force_download: bool = False) -> Path:
+    """Return the folder of what `fetch_record` returned, with weights in it, no larger than those of its kind are.
+
+    Raises:
+        SourceError: as `timm_p2be.sources.fetch`.
+    """
+    limit = MAX_TABLE_BYTES if record.kind == 'embedding' else MAX_BYTES
+    return fetch(pinned, FILES, force_download=force_download, max_bytes=limit)
 
 
 def _digests(folder: Path) -> dict[str, str]:

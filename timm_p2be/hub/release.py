@@ -18,10 +18,11 @@ from timm_p2be.checkpoints import weights_sha256
 from timm_p2be.codes import thermometer_codes
 from timm_p2be.hub.results import PUBLISHED, ROUNDED, collect_results, measure_clean
 from timm_p2be.hub.run_folder import Run, build_model, data_config, read_run
-from timm_p2be.hub.run_record import Dataset, Origin, has_learned_table, origin_of, record_of, stem_of
+from timm_p2be.hub.run_record import Dataset, Origin, has_learned_table, origin_of, record_of
 from timm_p2be.repositories import MODEL_FORMAT_VERSION, verify
 from timm_p2be.robustness.images import ImageSet
 from timm_p2be.robustness.models import PixelModel
+from timm_p2be.stem import encoded_stem
 from timm_p2be.whole_files import file_sha256, temporary_beside, write_json
 
 RELEASE_FILES = ('README.md', 'config.json', 'model.safetensors', 'results.json')
@@ -53,8 +54,9 @@ class Release:
         results: files of `timm-p2be benchmark`.
         base_model: what the run started from; for a table, the published network it is from.
         licence: as the Hub spells it.
-        test: returns the images on which to measure the weights once more, as they are published, given the side they
-            must have and the shorter side before the central crop (None: as they are).
+        test: returns the images on which to measure the weights once more, as they are published, given a side in
+            pixels; of the image set only `source` and `limit` count, resized and cropped as config.json has it.
+        test_split: what the card calls them; None takes the run's validation split.
     """
 
     repo_id: str
@@ -66,7 +68,8 @@ class Release:
     results: Sequence[Path] = ()
     base_model: str | None = None
     licence: str = LICENCE
-    test: Callable[[int, int | None], ImageSet] | None = None
+    test: Callable[[int], ImageSet] | None = None
+    test_split: str | None = None
 
     @property
     def name(self) -> str:
@@ -124,7 +127,7 @@ def _write_model(run: Run, model: nn.Module, folder: Path, release: Release) -> 
     path = folder / 'config.json'
     content: dict[str, Any] = json.loads(path.read_text(encoding='utf-8'))
     content['pretrained_cfg'].pop('tag', None)  # of the registered weights, which these are not
-    stem = stem_of(model)
+    stem = encoded_stem(model)[1]
     content['timm_p2be'] = {
         'format_version': MODEL_FORMAT_VERSION,
         'package_version': timm_p2be.__version__,
@@ -135,11 +138,11 @@ def _write_model(run: Run, model: nn.Module, folder: Path, release: Release) -> 
     }
     write_json(path, content)
     write_json(folder / 'results.json', results)
-    _write_card(folder, model_card(content, release.name, results, release.licence))
+    _write_card(folder, model_card(content, release.name, release.licence))
 
 
 def _write_embedding(run: Run, model: nn.Module, folder: Path, release: Release) -> None:
-    stem = stem_of(model)
+    stem = encoded_stem(model)[1]
     if stem is None or not has_learned_table(model):
         what = 'fixed codes' if stem else 'pixel values'
         raise ValueError(f'{run.flags["model"]} reads {what}; only a p2be model has a learned table to publish.')
@@ -173,18 +176,16 @@ def _results(
     measured = None
     if release.test is not None:
         config = data_config(run, model)
-        side = config['input_size'][-1]
-        resize = None if config['crop_pct'] == 1 else round(side / config['crop_pct'])
         pixels = PixelModel(model, config['mean'], config['std'])
-        measured = measure_clean(pixels, release.test(side, resize), origin.test_split, state)
-    return collect_results(run, release.results, known, origin.test_split, origin.test_images, measured) | _learned(
-        model
-    )
+        images, split = release.test(config['input_size'][-1]), release.test_split or origin.test_split
+        measured = measure_clean(pixels, images, config, split, state)
+    found = collect_results(run, release.results, known, origin.test_split, origin.test_images, measured)
+    return found | _learned(model)
 
 
 def _learned(model: nn.Module) -> dict[str, Any]:
     """Return how far a learned table is from the thermometer code, which short runs hardly leave."""
-    stem = stem_of(model)
+    stem = encoded_stem(model)[1]
     if stem is None or not has_learned_table(model):
         return {}
     codes = stem.embedding.codes().detach()
@@ -219,6 +220,6 @@ def _check_silent(run: Run, folder: Path) -> None:
     for path in folder.iterdir():
         if path.name != _WEIGHTS:
             text = path.read_text(encoding='utf-8')
-            found = next((place for place in places if place in text), None)
+            found = next((place for place in places if place in text or json.dumps(place)[1:-1] in text), None)
             if found:
                 raise ValueError(f'{path.name} would publish the path {found}. Take it out of the notes and labels.')

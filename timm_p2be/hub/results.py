@@ -5,8 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from timm.data import create_transform
+
 from timm_p2be.hub.run_folder import Run
-from timm_p2be.robustness.images import ImageSet, as_batch
+from timm_p2be.robustness.images import ImageSet
 from timm_p2be.robustness.models import PixelModel
 from timm_p2be.robustness.predictions import Judge
 from timm_p2be.robustness.results import read_json
@@ -75,22 +78,27 @@ def collect_results(
     }
 
 
-def measure_clean(model: PixelModel, images: ImageSet, split: str, state: str) -> dict[str, Any]:
+def measure_clean(
+    model: PixelModel, images: ImageSet, config: Mapping[str, Any], split: str, state: str
+) -> dict[str, Any]:
     """Return the error of a model on clean images, computed in float32.
 
     Args:
         model: with the weights as they are published.
-        images: labelled, at the model's size.
+        images: labelled; their `source` is read, of any size.
+        config: input size, interpolation, crop and mean, by which timm's validate.py resizes and crops them.
         split: what the card calls them.
         state: of the weights, in words.
 
     Raises:
         ValueError: labels that are no classes of the model, or logits that are not finite.
     """
-    judge = Judge(None, say=print)
+    judge, transform = Judge(None, say=print), create_transform(**config, normalize=False)  # uint8 pixels
     wrong = 0
     for start in range(0, len(images), _BATCH):
-        correct, _ = judge(model, *as_batch(images, range(start, min(start + _BATCH, len(images)))))
+        pairs = [images.source[index] for index in range(start, min(start + _BATCH, len(images)))]
+        pixels = torch.stack([transform(image.convert('RGB')) for image, _ in pairs])
+        correct, _ = judge(model, pixels, torch.tensor([int(label) for _, label in pairs]))
         wrong += int((~correct).sum())
     split = f'{split}, first {len(images)} images' if images.limit is not None else split
     return _clean('measured in float32 by timm-p2be publish', wrong / len(images), len(images), split, state)

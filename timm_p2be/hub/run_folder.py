@@ -15,7 +15,7 @@ from timm.data import resolve_data_config
 from torch import nn
 
 from timm_p2be.checkpoints import Checkpoint, read_checkpoint
-from timm_p2be.sources import clear_errors
+from timm_p2be.sources import checked_token, clear_errors
 from timm_p2be.whole_files import file_sha256
 
 _FILES = {'last': 'last.pth.tar', 'best': 'model_best.pth.tar'}
@@ -105,6 +105,8 @@ def build_model(run: Run) -> nn.Module:
 
 
 def _create(name: str, arguments: dict[str, Any], size: tuple[int, int] | None) -> nn.Module:
+    if name.startswith('hf-hub:'):
+        checked_token(None)  # timm's own download would fail inside the HTTP library
     if size:
         try:
             return timm.create_model(name, **arguments, img_size=size)
@@ -122,7 +124,7 @@ def image_size(run: Run) -> tuple[int, int] | None:
 
 
 def data_config(run: Run, model: nn.Module) -> dict[str, Any]:
-    """Return input size, mean, std, interpolation and crop that the run validated with."""
+    """Return input size, mean, std, interpolation and crop for config.json: of the run's flags, else the network's."""
     config = resolve_data_config(dict(run.flags), model=model)
     channels = (run.flags.get('input_size') or [run.flags.get('in_chans')])[0]
     if channels:
@@ -138,7 +140,8 @@ def _flags(path: Path) -> dict[str, Any]:
     try:
         flags = yaml.safe_load(path.read_text(encoding='utf-8'))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f'{path} cannot be read: {error}. Name the output folder of a run of train.py.') from error
+        reason = getattr(error, 'strerror', None) or error  # without the path once more
+        raise ValueError(f'{path} cannot be read: {reason}. Name the output folder of a run of train.py.') from error
     missing = [key for key in ('model', 'num_classes', 'seed') if key not in (flags if isinstance(flags, dict) else {})]
     if missing:
         raise ValueError(f'{path} lacks {missing}; it has to be the args.yaml of a run of train.py.')

@@ -9,7 +9,7 @@ from torch import nn
 
 from timm_p2be.hub.run_folder import Run
 from timm_p2be.sources import SourceError, split_revision
-from timm_p2be.stem import EncodedConv2d
+from timm_p2be.stem import encoded_stem
 
 # flags of train.py that are published, and on which flag each depends to have had an effect
 _PUBLISHED: dict[str, str | None] = {
@@ -172,14 +172,9 @@ def architecture(model: nn.Module) -> str:
     return model.pretrained_cfg['architecture']  # type: ignore[index, return-value]
 
 
-def stem_of(model: nn.Module) -> EncodedConv2d | None:
-    """Return the encoded first convolution of a model, or None for one of pixel values."""
-    return next((module for module in model.modules() if isinstance(module, EncodedConv2d)), None)
-
-
 def has_learned_table(model: nn.Module) -> bool:
     """Return whether a model has a table that training can move."""
-    stem = stem_of(model)
+    stem = encoded_stem(model)[1]
     return stem is not None and stem.embedding.weight is not None
 
 

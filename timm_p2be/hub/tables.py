@@ -10,8 +10,9 @@ from torch import Tensor
 from timm_p2be.artefact import FILES, codes_sha256, read_artefact
 from timm_p2be.checkpoints import read_checkpoint
 from timm_p2be.codes import LEVELS, binarize, check_num_bits, fixed_codes
-from timm_p2be.repositories import DEFAULT_BITS, read_record, verified_weights
-from timm_p2be.sources import fetch, resolved_commit
+from timm_p2be.hub.pulling import fetch_record, fetch_weights
+from timm_p2be.repositories import DEFAULT_BITS, verified_weights
+from timm_p2be.sources import resolved_commit
 from timm_p2be.stem import find_embedding
 from timm_p2be.weights import shipped_provenance
 
@@ -94,13 +95,14 @@ def _of_checkpoint(path: Path) -> Table:
 
 
 def _of_repository(source: str) -> Table:
-    folder = fetch(source, FILES)
-    record, commit = read_record(folder), resolved_commit(folder)
+    pinned, record = fetch_record(source)
+    if record.num_bits is None:
+        raise ValueError(f'{source} is a {record.describe()}: it has no table. Name an encoded model.')
+    folder = fetch_weights(pinned, record)
+    commit = resolved_commit(folder)
     if record.kind == 'embedding':
         found = read_artefact(folder)
         return Table(source, record.describe(), found.encoding, found.codes, found.latents, found.provenance, commit)
-    if record.num_bits is None:
-        raise ValueError(f'{source} is a {record.describe()}: it has no table. Name an encoded model.')
     state = verified_weights(folder, record)
     if record.encoding in _FIXED:
         codes, latents = fixed_codes(record.encoding, record.num_bits), None

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from timm_p2be.encodings import PixelEmbedding
 from timm_p2be.models.pretrained import build_checked
 from timm_p2be.models.published_table import published_table
-from timm_p2be.stem import EncodedConv2d, convert, find_embedding
+from timm_p2be.stem import convert, encoded_stem, find_embedding
 
 __all__: list[str] = []
 
@@ -58,11 +58,6 @@ def encoded_cfg(**fields: Any) -> dict[str, Any]:
     }
 
 
-def _stem(model: nn.Module) -> tuple[str, EncodedConv2d]:
-    """Return name and module of the encoded first convolution."""
-    return next((name, module) for name, module in model.named_modules() if isinstance(module, EncodedConv2d))
-
-
 def _build(
     backbone: str,
     encoding: str,
@@ -79,7 +74,8 @@ def _build(
         num_bits = table.num_bits
     convert(model, encoding, num_bits=64 if num_bits is None else num_bits, init=embedding_init or 'normal')
     if table is not None:
-        stem = _stem(model)[1]
+        stem = encoded_stem(model)[1]
+        assert stem is not None
         stem.embedding = table.to(stem.weight.device)
         # timm saves these with its own: the weights can be loaded again without the table
         model._model_args = {'num_bits': table.num_bits}
@@ -89,30 +85,31 @@ def _build(
 
 
 def _fit_stem(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Fit an encoded checkpoint's stem to more image channels, bit by bit, by timm's rule for RGB stems.
-
-    One channel is left to timm, which sums the right planes itself; for the others it would start the stem afresh.
+    """Fit an encoded checkpoint's stem to other image channels, bit by bit, by timm's rule for RGB stems.
 
     Raises:
         ValueError: the checkpoint's codes have another length than the model's.
     """
-    name, stem = _stem(model)
+    name, stem = encoded_stem(model)
+    assert stem is not None
     bits, table, weight = stem.embedding.num_bits, f'{name}.embedding.weight', f'{name}.weight'
-    if weight not in state_dict:
+    if weight not in state_dict or state_dict[weight].ndim != stem.weight.ndim:
         return state_dict
     # of float16 weights too, sums over channels are rounded once, in the model
     state_dict = {**state_dict, weight: state_dict[weight].float()}
     fits = state_dict[weight].shape[1] == stem.weight.shape[1]
     outputs, planes, *kernel = state_dict[weight].shape
-    input_size = cast(dict[str, Any], model.pretrained_cfg)['input_size']  # the weights'
-    chans: int = stem.in_chans if fits else input_size[0]
+    cfg = cast(dict[str, Any], model.pretrained_cfg)  # the weights'
+    chans: int = stem.in_chans if fits else cfg['input_size'][0]
     saved_bits = state_dict[table].shape[1] if table in state_dict else planes // chans
     if saved_bits != bits:
         raise ValueError(f'Got num_bits={bits}, but the weights have codes of {saved_bits} bits. Use {saved_bits}.')
-    if fits or stem.in_chans == 1:
+    if fits or planes != bits * chans:
         return state_dict
     per_bit = state_dict[weight].reshape(outputs * bits, chans, *kernel)  # planes are bit-major
     adapted = adapt_input_conv(stem.in_chans, per_bit, base_chans=chans)
+    # of the fitted weights; timm reads it next, and would report a stem that it has to leave as it is
+    cfg['input_size'] = (stem.in_chans, *cfg['input_size'][1:])
     return {**state_dict, weight: adapted.reshape(outputs, bits * stem.in_chans, *kernel)}
 
 
@@ -169,7 +166,7 @@ def create_encoded(
     """
     table = None
     if embedding is not None and _is_fetched(embedding, pretrained, kwargs.get('pretrained_model_args')):
-        wanted = {name: kwargs.get(name) for name in ('num_bits', 'embedding_init', 'cache_dir')}
+        wanted = {name: kwargs.get(name) for name in ('num_bits', 'embedding_init', 'cache_dir', 'device')}
         table = published_table(_as_recorded(embedding, kwargs), encoding, **wanted)
     build = partial(_build, backbone, encoding, table)
     return build_checked(build, variant, pretrained, pretrained_filter_fn=_fit_stem, **kwargs)

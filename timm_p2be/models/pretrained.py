@@ -37,30 +37,46 @@ def build_checked(model_cls: Callable[..., Any], variant: str, pretrained: bool,
         given, overlay = kwargs.pop('pretrained_cfg', None), kwargs.pop('pretrained_cfg_overlay', None)
         cfg = resolve_pretrained_cfg(variant, given, overlay)
         kwargs['pretrained_cfg'] = asdict(_checked(cfg, kwargs.get('cache_dir')))
-        kwargs.pop('pretrained_strict', None)  # a stranger's config.json may hold it
-        kwargs['pretrained_filter_fn'] = partial(_complete, cfg.classifier, kwargs.get('pretrained_filter_fn'))
+        kwargs['pretrained_filter_fn'] = partial(_complete, cfg, kwargs.get('pretrained_filter_fn'))
     return build_model_with_cfg(model_cls, variant, pretrained, **kwargs)
 
 
 def _complete(
-    classifier: str | Sequence[str] | None,
+    cfg: PretrainedCfg,
     fit: Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]] | None,
     state_dict: dict[str, Tensor],
     model: nn.Module,
 ) -> dict[str, Tensor]:
-    """Return `state_dict`, fitted, if nothing of the model but its classifier is missing in it.
+    """Return `state_dict`, fitted, if nothing of the model but its classifier is missing in it or of another shape.
 
     With another number of classes timm loads whatever fits, and the rest of the network would stay random.
+
+    Raises:
+        ValueError: the weights are of another network; one tensor is named.
     """
     fitted = state_dict if fit is None else fit(state_dict, model)
-    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
-    prefixes = tuple(f'{head}.' for head in heads)
-    missing = [name for name in model.state_dict() if name not in fitted and not name.startswith(prefixes)]
+    heads, stems = _prefixes(cfg.classifier), _prefixes(cfg.first_conv)
+    missing = [name for name in model.state_dict() if name not in fitted and not name.startswith(heads)]
     if missing:
         raise ValueError(
             f'The weights lack {len(missing)} tensors of the model, {missing[0]} for one. They are of another network.'
         )
+    replaced = heads if cfg.num_classes != getattr(model, 'num_classes', None) else ()
+    for name, tensor in model.state_dict().items():
+        if name not in fitted or name.startswith(replaced):
+            continue
+        got, allowed = list(fitted[name].shape), list(tensor.shape)
+        is_adapted = fit is None and name.startswith(stems)  # by timm, to other image channels
+        if got != allowed and not (is_adapted and got == [allowed[0], cfg.input_size[0], *allowed[2:]]):
+            raise ValueError(
+                f'The weights have {name} of shape {got}; the model has {allowed}. They are of another network, or one '
+                'built with other arguments: leave out those that change its shapes.'
+            )
     return fitted
+
+
+def _prefixes(modules: str | Sequence[str] | None) -> tuple[str, ...]:
+    return tuple(f'{name}.' for name in ((modules,) if isinstance(modules, str) else modules or ()))
 
 
 def _checked(cfg: PretrainedCfg, cache_dir: str | Path | None) -> PretrainedCfg:

@@ -1,6 +1,7 @@
 """A table from a folder or the Hub for a new model: the argument `embedding` of the encoded models."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -8,11 +9,12 @@ from timm_p2be.encodings import PixelEmbedding
 
 
 def published_table(
-    embedding: str,
+    embedding: str | Path,
     encoding: str,
     num_bits: int | None = None,
     embedding_init: str | None = None,
     cache_dir: str | Path | None = None,
+    device: Any = None,
 ) -> PixelEmbedding:
     """Return the table that a model is to start from.
 
@@ -22,17 +24,25 @@ def published_table(
         num_bits: M the caller asked for; None takes the table's.
         embedding_init: start the caller asked for; a loaded table has no use for one.
         cache_dir: cache of the Hub's files, None for the usual one.
+        device: the model's, None for torch's default.
 
     Raises:
-        ValueError: the model's encoding or the table's is fixed, another M, an `embedding_init`, or a table that
-            cannot be fetched or is damaged.
+        ValueError: `embedding` is no text or path, the model's encoding or the table's is fixed, another M, an
+            `embedding_init`, the meta device, or a table that cannot be fetched or is damaged.
     """
+    if not isinstance(embedding, str | Path) or not str(embedding):
+        raise ValueError(f"Got embedding={embedding!r}; write the path of a folder, 'org/name[@revision]', or None.")
     if encoding != 'p2be':
         raise ValueError(f"embedding={embedding!r} needs a learned table; encoding {encoding!r} is fixed. Use 'p2be'.")
     if embedding_init is not None:
         raise ValueError(
             f'Got embedding={embedding!r} and embedding_init={embedding_init!r}: the table is loaded, so it is not '
             'drawn. Leave one of them out.'
+        )
+    if torch.empty(0, device=device).is_meta:  # also by `with torch.device('meta')`
+        raise ValueError(
+            f'Got embedding={embedding!r} and the meta device, which holds no values; after to_empty() the table would '
+            'be garbage. Create the model on a real device, or leave out embedding and load a state dict.'
         )
     with torch.random.fork_rng(devices=[]):  # the network starts as it would with a table drawn at random
         table = PixelEmbedding.from_pretrained(embedding, cache_dir=cache_dir)

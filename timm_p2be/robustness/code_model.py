@@ -6,10 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from timm_p2be.encodings import LEVELS
-from timm_p2be.levels import LevelStem
 from timm_p2be.robustness.models import PixelModel
 from timm_p2be.robustness.sharing import share_tensors
-from timm_p2be.stem import EncodedConv2d
+from timm_p2be.stem import EncodedConv2d, encoded_stem
 
 
 class CodeModel(nn.Module):
@@ -52,23 +51,6 @@ class CodeModel(nn.Module):
     def train(self, mode: bool = True) -> 'CodeModel':
         """Stay in evaluation mode: an attack never moves the statistics of batch normalisation."""
         return super().train(False)
-
-
-def encoded_stem(model: nn.Module) -> tuple[str, EncodedConv2d | None]:
-    """Return name and module of the model's encoded stem; ('', None) if it has none.
-
-    Raises:
-        ValueError: the stem has been folded into a table, which has lost its codes.
-    """
-    for name, module in model.named_modules():
-        if isinstance(module, EncodedConv2d):
-            return name, module
-        if isinstance(module, LevelStem):
-            raise ValueError(
-                f'{type(model).__name__} has been folded (timm_p2be.fold): its stem has no codes left to derive. '
-                'Attack the model it was folded from; the two compute the same.'
-            )
-    return '', None
 
 
 def replace_stem(model: nn.Module, name: str, stem: nn.Module) -> nn.Module:

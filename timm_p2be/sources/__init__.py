@@ -11,7 +11,18 @@ from timm_p2be.sources.folders import check_files, local_folder, resolved_commit
 from timm_p2be.sources.names import SourceError, UnreachableError, check_filename, checked_revision, split_revision
 from timm_p2be.sources.repository import Repository, checked_token
 
-__all__ = ['MAX_BYTES', 'SourceError', 'UnreachableError', 'clear_errors', 'fetch', 'resolved_commit', 'split_revision']
+__all__ = [
+    'MAX_BYTES',
+    'SourceError',
+    'UnreachableError',
+    'checked_token',
+    'clear_errors',
+    'fetch',
+    'local_folder',
+    'remember',
+    'resolved_commit',
+    'split_revision',
+]
 
 MAX_BYTES = 4 * 2**30
 
@@ -32,7 +43,7 @@ def fetch(
 
     A folder goes before a repository of the same spelling if it contains config.json; the prefixes 'local-dir:' and
     'hf-hub:' decide otherwise. Nothing but the named files is downloaded or looked at. If the Hub cannot be reached,
-    the commit downloaded last for this revision is used, with a warning.
+    what was downloaded last for this revision is used, with a warning.
 
     Args:
         source: a folder, 'organisation/name' or 'organisation/name@revision'.
@@ -57,11 +68,7 @@ def fetch(
         raise SourceError('Got no file names; name at least one file that has to be there.')
     folder = local_folder(source)
     if folder is None:
-        repo_id, named = split_revision(str(source).removeprefix('hf-hub:'))
-        if revision and named and revision != named:
-            raise SourceError(f'Got two revisions, {str(source)!r} and revision={revision!r}; leave one of them out.')
-        where = None if cache_dir is None else Path(cache_dir).expanduser()
-        place = Repository(repo_id, checked_revision(revision or named or 'main'), where, checked_token(token))
+        place = _repository(str(source), revision, cache_dir, token)
         if local_files_only or constants.HF_HUB_OFFLINE:
             folder = place.offline(filenames, force_download)
         else:
@@ -72,3 +79,31 @@ def fetch(
         )
     check_files(folder, filenames, optional, max_bytes)
     return folder
+
+
+def remember(source: str, revision: str | None, folder: Path) -> None:
+    """Let a Hub id mean a snapshot in the cache while offline.
+
+    `fetch` does so by itself, unless the snapshot still lacks files that the one before had.
+
+    Args:
+        source: 'organisation/name' or 'organisation/name@revision'.
+        revision: as in `fetch`.
+        folder: as `fetch` returned it for a commit of that repository.
+
+    Raises:
+        SourceError: malformed names.
+    """
+    _repository(source, revision, None, None).remember(folder)
+
+
+def _repository(
+    source: str, revision: str | None, cache_dir: str | os.PathLike[str] | None, token: str | bool | None
+) -> Repository:
+    repo_id, named = split_revision(source.removeprefix('hf-hub:'))
+    if revision is None:
+        revision = named or 'main'
+    elif named not in (None, revision):
+        raise SourceError(f'Got two revisions, {source!r} and revision={revision!r}; leave one of them out.')
+    where = None if cache_dir is None else Path(cache_dir).expanduser()
+    return Repository(repo_id, checked_revision(revision), where, checked_token(token))

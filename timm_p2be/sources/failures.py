@@ -71,7 +71,7 @@ def _explained(error: Exception, what: str) -> SourceError:
         if isinstance(cause, ConnectionError) or 'Connect' in kind:
             return UnreachableError(
                 f'{constants.ENDPOINT} cannot be reached for {what} ({kind}). Check the connection, the proxy and '
-                'HF_ENDPOINT, or use a local folder.'
+                'HF_ENDPOINT, and try again.'
             )
         if isinstance(cause, JSONDecodeError):
             return no_hub(what)

@@ -15,6 +15,8 @@ def local_folder(source: str | os.PathLike[str]) -> Path | None:
     """
     if isinstance(source, str) and source.startswith('hf-hub:'):
         return None
+    if source in ('', 'local-dir:'):
+        raise SourceError(f"Got {source!r}; write the path of a folder, or 'organisation/name'.")  # '' is not '.'
     path = Path(source.removeprefix('local-dir:') if isinstance(source, str) else source).expanduser()
     named = not isinstance(source, str) or source.startswith('local-dir:')
     if (path / 'config.json').is_file():
@@ -68,4 +70,7 @@ def check_files(folder: Path, filenames: Sequence[str], optional: Sequence[str],
 def too_large(what: str, size: int | None, max_bytes: int) -> str:
     """Return the message on a file with more than `max_bytes` bytes, or with an unknown number of them."""
     known = 'does not tell its size' if size is None else f'has {size} bytes'
-    return f'{what} {known}; at most {max_bytes} are accepted. Is it the right file? Otherwise raise max_bytes.'
+    return (
+        f'{what} {known}; at most {max_bytes} are accepted. Is it the right one? If so, read it in Python: '
+        'timm_p2be.sources.fetch takes another max_bytes.'
+    )

@@ -75,20 +75,23 @@ class Repository:
             if folder is not None:
                 return folder
         try:
-            return self._download(filenames, optional, force_download, max_bytes)
+            commit, sizes = self._listing()
         except UnreachableError as error:
             folder = None if force_download else self.cached(filenames)
             if folder is None:
                 raise
             _logger.warning('%s Using the copy in the cache, commit %s.', error, folder.name)
             return folder
-
-    def _download(
-        self, filenames: Sequence[str], optional: Sequence[str], force_download: bool, max_bytes: int
-    ) -> Path:
-        commit, sizes = self._listing()
         wanted = [*filenames, *(name for name in optional if name in sizes)]
         self._check_sizes(sizes, wanted, max_bytes)
+        folder = self._download(commit, wanted, force_download)
+        earlier = folder.with_name(self._ref(folder).read_text()) if self._ref(folder).is_file() else folder
+        # with less than the earlier snapshot had, this one would be of less use while offline
+        if not any((earlier / name).exists() and not (folder / name).exists() for name in sizes):
+            self.remember(folder)
+        return folder
+
+    def _download(self, commit: str, wanted: Sequence[str], force_download: bool) -> Path:
         with clear_errors(str(self)):
             paths = [
                 hf_hub_download(
@@ -101,9 +104,7 @@ class Repository:
                 )
                 for name in wanted
             ]
-        folder = _above(paths[0], wanted[0])
-        self._remember(folder)
-        return folder
+        return _above(paths[0], wanted[0])
 
     def _listing(self) -> tuple[str, dict[str, int | None]]:
         """The commit and the sizes of its files, in one request."""
@@ -128,11 +129,11 @@ class Repository:
             if size is None or size > max_bytes:
                 raise SourceError(too_large(f'{name!r} of {self}', size, max_bytes))
 
-    def _remember(self, folder: Path) -> None:
-        """Let the revision mean this commit while offline; only whole downloads get here."""
+    def remember(self, folder: Path) -> None:
+        """Let the revision mean this snapshot while offline."""
         if self.revision == folder.name:
             return
-        ref = folder.parent.parent / 'refs' / self.revision
+        ref = self._ref(folder)
         new = ref.with_name(f'{ref.name}.{uuid.uuid4().hex}.tmp')
         try:
             ref.parent.mkdir(parents=True, exist_ok=True)
@@ -140,6 +141,10 @@ class Repository:
             new.replace(ref)
         except OSError as error:  # a cache may be read-only
             _logger.warning('The cache cannot remember the commit of %s: %s', self, error)
+
+    def _ref(self, snapshot: Path) -> Path:
+        """Where the cache keeps the commit that the revision means."""
+        return snapshot.parent.parent / 'refs' / self.revision
 
 
 def _above(path: str, name: str) -> Path:
