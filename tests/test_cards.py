@@ -153,6 +153,12 @@ def test_the_encoding_is_told(encoding: str, words: str) -> None:
     assert words in model_card(network(encoding=encoding), NAME)
 
 
+@pytest.mark.parametrize(('encoding', 'tags'), [('onehot', {'onehot', 'binary-embedding'}), ('rgb', set())])
+def test_the_tags_of_baselines_do_not_say_p2be(encoding: str, tags: set[str]) -> None:
+    found = set(metadata(model_card(network(encoding=encoding, num_bits=None if encoding == 'rgb' else 64)))['tags'])
+    assert found == {'timm-p2be', 'timm', 'robustness', 'image-classification', *tags}
+
+
 def test_a_backbone_is_named() -> None:
     config = network(architecture='encoded') | {'model_args': {'backbone': 'resnet18'}}
     assert '`encoded` over `resnet18`' in model_card(config, NAME)

@@ -257,9 +257,10 @@ def test_a_table_that_is_none_is_wrong_usage(tmp_path: Path) -> None:
 
 def test_table_of_results() -> None:
     assert columns(OUTCOMES) == [('own', 'learned'), ('imagenet', 'fixed')]
-    head, _, row = markdown(OUTCOMES).splitlines()
-    assert head == '| target | own, learned | imagenet, fixed | seeds |'
-    assert row == '| cifar10 | 11.00 ± 1.41 | 9.50 | 2 |'
+    head, _, own, imagenet = markdown(OUTCOMES).splitlines()
+    assert head == '| table | cifar10, learned | cifar10, fixed | seeds |'
+    assert own == '| own | 11.00 ± 1.41 | - | 2 |'
+    assert imagenet == '| imagenet | - | 9.50 | 1 |'
 
 
 def test_picture_marks_every_seed() -> None:

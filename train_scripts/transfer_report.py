@@ -1,4 +1,4 @@
-"""The outcome of transfer.py as a table and a picture: one row a target, one column a table and mode."""
+"""The outcome of transfer.py: a text table with one row a table of codes, and a picture with one panel a target."""
 
 import statistics
 from collections.abc import Iterator, Sequence
@@ -24,13 +24,13 @@ def errors(outcomes: Sequence[Outcome], target: str, column: tuple[str, str]) ->
 
 def markdown(outcomes: Sequence[Outcome]) -> str:
     """Return a Markdown table: mean errors in percent, and their standard deviation where there are several seeds."""
-    head = columns(outcomes)
-    lines = ['| target | ' + ' | '.join(f'{table}, {mode}' for table, mode in head) + ' | seeds |']
+    head = list(dict.fromkeys((outcome['target'], outcome['mode']) for outcome in outcomes))
+    lines = ['| table | ' + ' | '.join(f'{target}, {mode}' for target, mode in head) + ' | seeds |']
     lines.append('|' + '---|' * (len(head) + 2))
-    for target in _targets(outcomes):
-        cells = [errors(outcomes, target, column) for column in head]
+    for table in dict.fromkeys(outcome['table'] for outcome in outcomes):
+        cells = [errors(outcomes, target, (table, mode)) for target, mode in head]
         seeds = max(len(cell) for cell in cells)
-        lines.append(f'| {target} | ' + ' | '.join(map(_figure, cells)) + f' | {seeds} |')
+        lines.append(f'| {table} | ' + ' | '.join(map(_figure, cells)) + f' | {seeds} |')
     return '\n'.join(lines)
 
 

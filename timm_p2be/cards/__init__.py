@@ -72,7 +72,7 @@ def embedding_card(config: Mapping[str, Any], name: str | None = None, licence: 
         'Integrity': f'sha256 of the packed bits, which loading verifies: `{_digest(config, "codes_sha256")}`',
     }
     kind = 'P2BE table' if learned else 'Code table'
-    return _card(kind, intro, parts, provenance, name, licence, 'image-feature-extraction')
+    return _card(kind, intro, parts, provenance, encoding, name, licence, 'image-feature-extraction')
 
 
 def model_card(config: Mapping[str, Any], name: str | None = None, licence: str = LICENCE) -> str:
@@ -115,7 +115,7 @@ def model_card(config: Mapping[str, Any], name: str | None = None, licence: str 
         'Limits': limits(provenance),
         'Integrity': f'sha256 of `model.safetensors`: `{_digest(ours, "weights_sha256")}`',
     }
-    return _card('Model', intro, parts, provenance, name, licence, 'image-classification')
+    return _card('Model', intro, parts, provenance, encoding, name, licence, 'image-classification')
 
 
 def check_card(text: str) -> None:
@@ -145,12 +145,13 @@ def _card(
     intro: str,
     parts: Mapping[str, str | None],
     provenance: dict[str, Any] | None,
+    encoding: str,
     name: str | None,
     licence: str,
     pipeline: str,
 ) -> str:
     repo = repo_id(name) if name else None
-    data = metadata(provenance, (repo or kind).rpartition('/')[2], licence, pipeline)
+    data = metadata(provenance, encoding, (repo or kind).rpartition('/')[2], licence, pipeline)
     sections = {**parts, 'Licence': licence, 'Citation': _CITATION}
     body = '\n\n'.join(f'## {head}\n\n{part}' for head, part in sections.items() if part)
     title = f'{kind} `{repo}`' if repo else kind

@@ -7,14 +7,13 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from timm_p2be.cards.markdown import of, repo_id
 
-_TAGS = ('timm-p2be', 'timm', 'p2be', 'robustness', 'binary-embedding')
 
-
-def metadata(provenance: dict[str, Any] | None, name: str, licence: str, pipeline: str) -> ModelCardData:
+def metadata(provenance: dict[str, Any] | None, encoding: str, name: str, licence: str, pipeline: str) -> ModelCardData:
     """Return the metadata.
 
     Args:
         provenance: checked record, or None.
+        encoding: 'p2be', 'onehot', 'thermometer' or 'rgb'.
         name: of the model in the Hub's list of results.
         licence: identifier as the Hub spells it.
         pipeline: task as the Hub spells it.
@@ -25,11 +24,12 @@ def metadata(provenance: dict[str, Any] | None, name: str, licence: str, pipelin
     if not re.fullmatch(r'[a-z0-9][a-z0-9.-]{0,40}', licence):
         raise ValueError(f"Got licence {licence!r}; write it as the Hub does, for example 'apache-2.0' or 'cc-by-4.0'.")
     dataset, base, evaluations = of(provenance, 'dataset', 'id'), of(provenance, 'base_model'), _evaluations(provenance)
+    kind = ('robustness',) if encoding == 'rgb' else (encoding, 'robustness', 'binary-embedding')
     return ModelCardData(
         license=licence,
         library_name='timm-p2be',
         pipeline_tag=pipeline,
-        tags=[*_TAGS, pipeline],
+        tags=['timm-p2be', 'timm', *kind, pipeline],
         datasets=[repo_id(dataset)] if dataset else None,
         metrics=['accuracy'] if evaluations else None,
         base_model=repo_id(base) if base and '/' in base else None,

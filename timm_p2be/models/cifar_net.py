@@ -37,10 +37,10 @@ def cifar_cfg(**fields: Any) -> dict[str, Any]:
     }
 
 
-def cifar10_weights(arch: str) -> dict[str, Any]:
-    """Return the cfg fields of the weights of `arch` that ship under the tag 'cifar10', for `cifar_cfg`."""
+def cifar10_weights(name: str) -> dict[str, Any]:
+    """Return the cfg fields of shipped weights, for `cifar_cfg`; `name` is architecture and tag."""
     return {
-        'file': weights_path(f'{arch}.cifar10'),
+        'file': weights_path(name),
         'description': 'Trained by this project on a copy of CIFAR-10 whose images had been JPEG-compressed once.',
         'label_names': _CIFAR10_LABELS,
     }

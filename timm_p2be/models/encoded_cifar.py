@@ -30,10 +30,10 @@ def _create(
 
 default_cfgs = generate_default_cfgs(
     {
-        'wrn40_2_p2be.cifar10': _cfg(**cifar10_weights('wrn40_2_p2be')),
+        'wrn40_2_p2be.cifar10': _cfg(**cifar10_weights('wrn40_2_p2be.cifar10')),
         'wrn40_2_onehot.untrained': _cfg(),
         'wrn40_2_thermometer.untrained': _cfg(),
-        'wrn16_2_p2be.cifar10': _cfg(**cifar10_weights('wrn16_2_p2be')),
+        'wrn16_2_p2be.cifar10': _cfg(**cifar10_weights('wrn16_2_p2be.cifar10')),
         'wrn16_2_onehot.untrained': _cfg(),
         'wrn16_2_thermometer.untrained': _cfg(),
         'wrn10_2_p2be.untrained': _cfg(),

@@ -10,7 +10,7 @@ from timm.layers import BatchNormAct2d
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from timm_p2be.models.cifar_net import CifarNet, cifar_cfg, create_cifar_net
+from timm_p2be.models.cifar_net import CifarNet, cifar10_weights, cifar_cfg, create_cifar_net
 
 __all__ = ['WideResNet']
 
@@ -88,14 +88,14 @@ def _create(variant: str, depth: int, pretrained: bool, **kwargs: Any) -> WideRe
     return create_cifar_net(WideResNet, variant, pretrained, **dict(model_args, **kwargs))
 
 
-def _cfg() -> dict[str, Any]:
-    return cifar_cfg(paper_name='Wide Residual Networks', paper_ids='arXiv:1605.07146')
+def _cfg(**fields: Any) -> dict[str, Any]:
+    return cifar_cfg(paper_name='Wide Residual Networks', paper_ids='arXiv:1605.07146', **fields)
 
 
 default_cfgs = generate_default_cfgs(
     {
         'wrn40_2.untrained': _cfg(),
-        'wrn16_2.untrained': _cfg(),
+        'wrn16_2.cifar10': _cfg(**cifar10_weights('wrn16_2.cifar10')),
         'wrn10_2.untrained': _cfg(),
     }
 )
