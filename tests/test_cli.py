@@ -103,6 +103,16 @@ def test_help_and_version_exit_0(args: list[str], capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out.startswith(expected)
 
 
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    command = [sys.executable, '-m', 'timm_p2be.cli', 'show', 'thermometer']
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        child.stdout.close()
+        assert child.stderr.read() == ''
+    assert child.returncode == 1
+
+
 def test_no_subcommand_prints_the_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, 'argv', ['timm-p2be'])
     assert main() == 2

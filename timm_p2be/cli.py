@@ -5,6 +5,7 @@ returns what runs on the parsed arguments. Wrong usage exits with 2.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -19,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: what follows the command's name; the arguments of this process when None.
 
     Returns:
-        Exit code: 0, or 2 when no subcommand was named.
+        Exit code: 0, 1 when nobody reads the output any more, or 2 when no subcommand was named.
 
     Raises:
         SystemExit: 2 for wrong usage, 0 for `--help` and `--version`, or what a script run by `run` exits with.
@@ -54,7 +55,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not hasattr(args, 'command'):
         parser.print_help(sys.stderr)
         return 2
-    return args.command(args)
+    try:
+        code = args.command(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `head` has seen enough; as https://docs.python.org/3/library/signal.html#note-on-sigpipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code
 
 
 _GROUPS = {'benchmark': 'Measure the robustness of models: corruptions, or attacks.'}

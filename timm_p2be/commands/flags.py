@@ -26,9 +26,9 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--device', default='cpu', help='default: %(default)s')
 
 
-def add_data_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that name clean images."""
-    group = parser.add_argument_group('data')
+def add_data_flags(parser: argparse.ArgumentParser, title: str = 'data') -> None:
+    """Add the flags that name clean images, under a `title` that says what these are for."""
+    group = parser.add_argument_group(title)
     group.add_argument('--data-dir', metavar='DIR', help='folder of the data')
     group.add_argument('--dataset', default='', metavar='NAME', help="timm's name, as torch/cifar10 or hfds/FOLDER")
     group.add_argument('--split', default='validation', help='default: %(default)s')

@@ -54,7 +54,7 @@ def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     group.add_argument(
         '--results', type=Path, nargs='+', default=[], metavar='FILE', help='JSON results of timm-p2be benchmark'
     )
-    add_data_flags(parser)
+    add_data_flags(parser, 'test data, to measure the clean error on')
     group = parser.add_argument_group('what the card states')
     group.add_argument(
         '--dataset-name', metavar='NAME', help='what the run was trained on, such as CIFAR-10 (known for torch/ ones)'

@@ -138,7 +138,7 @@ def _write_model(run: Run, model: nn.Module, folder: Path, release: Release) -> 
     }
     write_json(path, content)
     write_json(folder / 'results.json', results)
-    _write_card(folder, model_card(content, release.name, release.licence))
+    (folder / 'README.md').write_text(model_card(content, release.name, release.licence), encoding='utf-8')
 
 
 def _write_embedding(run: Run, model: nn.Module, folder: Path, release: Release) -> None:
@@ -165,8 +165,8 @@ def _write_embedding(run: Run, model: nn.Module, folder: Path, release: Release)
     }
     assert embedding.weight is not None
     codes, latents = embedding.codes().detach(), embedding.weight.detach()
-    write_artefact(folder, codes, latents, **record)
-    _write_card(folder, embedding_card(artefact_config(codes, **record), release.name, release.licence))
+    card = embedding_card(artefact_config(codes, **record), release.name, release.licence)
+    write_artefact(folder, codes, latents, **record, card=card)
 
 
 def _results(
@@ -205,10 +205,6 @@ def _round(model: nn.Module) -> None:
             if not bool(torch.isfinite(weight).all()):
                 raise ValueError(f'{name}.weight has values beyond the range of float16. Leave out --half.')
             module.weight = nn.Parameter(weight, requires_grad=False)
-
-
-def _write_card(folder: Path, text: str) -> None:
-    (folder / 'README.md').write_text(text, encoding='utf-8')
 
 
 def _check_silent(run: Run, folder: Path) -> None:

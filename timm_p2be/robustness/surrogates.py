@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from timm_p2be.encodings import LEVELS, pixel_levels
-from timm_p2be.robustness.code_model import encoded_stem, replace_stem
+from timm_p2be.robustness.code_model import replace_stem
 from timm_p2be.robustness.models import PixelModel
 from timm_p2be.robustness.sharing import share_tensors
-from timm_p2be.stem import EncodedConv2d
+from timm_p2be.stem import EncodedConv2d, encoded_stem
 
 SURROGATES = ('linear', 'kernel', 'straight-through', 'ramp')
 
