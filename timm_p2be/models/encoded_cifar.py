@@ -35,7 +35,7 @@ default_cfgs = generate_default_cfgs(
         'wrn40_2_thermometer.untrained': _cfg(),
         'wrn16_2_p2be.cifar10': _cfg(**cifar10_weights('wrn16_2_p2be.cifar10')),
         'wrn16_2_onehot.cifar10': _cfg(**cifar10_weights('wrn16_2_onehot.cifar10')),
-        'wrn16_2_thermometer.untrained': _cfg(),
+        'wrn16_2_thermometer.cifar10': _cfg(**cifar10_weights('wrn16_2_thermometer.cifar10')),
         'wrn10_2_p2be.untrained': _cfg(),
         'wrn10_2_onehot.untrained': _cfg(),
         'wrn10_2_thermometer.untrained': _cfg(),
