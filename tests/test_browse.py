@@ -163,6 +163,11 @@ def test_the_cache(hub: HubServer, namespace: dict[str, str], tmp_path: Path, pr
     assert f'{namespace["net"][:12]} v1' in out
 
 
+def test_what_answers_is_no_hub(hub: HubServer, refused: Said) -> None:
+    hub.fail('.', 200, body=b'null')
+    assert 'does not answer as a Hub' in refused('list', '--remote', 'tester')
+
+
 def test_nothing_at_all(hub: HubServer, printed: Said, listed: Listed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(list_command, 'shipped_entries', list)
     assert 'timm-p2be list --remote NAMESPACE' in printed('list')

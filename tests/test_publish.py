@@ -762,6 +762,12 @@ def test_no_hub(hub: HubServer, trained: Path, refused: Callable[..., str], monk
     assert hub.requests == []
 
 
+@pytest.mark.parametrize('body', [b'{}', b'[]', b'null', b'{"id": 5, "sha": 6}'])
+def test_what_answers_is_no_hub(hub: HubServer, trained: Path, refused: Callable[..., str], body: bytes) -> None:
+    hub.fail('.', 200, body=body)
+    assert 'does not answer as a Hub' in refused(trained, *NAMED)
+
+
 def test_a_hub_that_is_down(trained: Path, tmp_path: Path) -> None:
     with HubServer() as hub:
         environment = os.environ | hub.environment(tmp_path)

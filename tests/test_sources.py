@@ -314,7 +314,17 @@ def test_no_connection(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
         fetch(NAME, WANTED)
 
 
-@pytest.mark.parametrize('body', [b'<html>Please log in to the Wi-Fi</html>', b'{}', b'[]', b'{"id": "someone/table"}'])
+@pytest.mark.parametrize(
+    'body',
+    [
+        b'<html>Please log in to the Wi-Fi</html>',
+        b'{}',
+        b'[]',
+        b'null',
+        b'{"id": "someone/table"}',
+        b'{"id": "someone/table", "sha": 6}',
+    ],
+)
 def test_what_is_no_hub(hub: HubServer, body: bytes) -> None:
     hub.fail('GET /api/models/', 200, body=body)
     with pytest.raises(SourceError, match=r'does not answer as a Hub.*Check HF_ENDPOINT'):
@@ -375,6 +385,15 @@ def test_a_newer_commit_counts_offline_once_it_is_whole(hub: HubServer, waits: l
     newer = fetch(NAME, WANTED)
     assert newer != older
     assert fetch(NAME, WANTED, local_files_only=True) == newer
+
+
+@pytest.mark.parametrize('content', [b'', b'../x', b'a/b', b'\xff'])
+def test_a_damaged_ref_in_the_cache_is_written_anew(hub: HubServer, content: bytes) -> None:
+    hub.put(NAME, FILES)
+    where = fetch(NAME, WANTED)
+    (where.parent.parent / 'refs' / 'main').write_bytes(content)
+    assert fetch(NAME, WANTED) == where
+    assert fetch(NAME, WANTED, local_files_only=True) == where
 
 
 def test_an_optional_file_that_breaks_off_is_not_left_out(hub: HubServer, waits: list[float]) -> None:

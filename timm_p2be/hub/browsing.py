@@ -11,7 +11,7 @@ from huggingface_hub import CacheNotFound, HfApi, ModelInfo, constants, scan_cac
 
 from timm_p2be.artefact import FILES, MAX_CONFIG_BYTES
 from timm_p2be.repositories import DEFAULT_BITS, Record, encoding_of, read_record
-from timm_p2be.sources import SourceError, checked_token, clear_errors, fetch
+from timm_p2be.sources import SourceError, checked_token, fetch, sound_answers
 from timm_p2be.weights import shipped_provenance, shipped_weights
 
 TAG = 'timm-p2be'  # of the cards of ours
@@ -54,8 +54,10 @@ def shipped_entries() -> list[Entry]:
         size = path.stat().st_size if path.is_file() else None
         encoding = encoding_of(architecture, {})
         num_bits = None if encoding == 'rgb' else DEFAULT_BITS
-        sha256 = shipped_weights()[name]
-        record = Record('model', architecture, encoding, num_bits, sha256, None, shipped_provenance(name), True)
+        provenance = shipped_provenance(name)
+        record = Record(
+            'model', architecture, encoding, num_bits, shipped_weights()[name], None, provenance, is_ours=True
+        )
         entries.append(Entry('package', name, record, size=size, tags=(tag,) if tag else ()))
     return entries
 
@@ -101,7 +103,7 @@ def remote_entries(namespace: str) -> list[Entry]:
     if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9_.-]{0,95}', namespace):
         raise ValueError(f"Got the namespace {namespace!r}; name a user or an organisation, the 'org' of 'org/name'.")
     token = checked_token(None)
-    with clear_errors(f'the models of {namespace}'):
+    with sound_answers(f'the models of {namespace}'):
         found = list(HfApi(token=token).list_models(author=namespace, filter=TAG, full=True, limit=MAX_REMOTE))
     with ThreadPoolExecutor(8) as pool:
         return list(pool.map(_remote_entry, sorted(found, key=lambda info: info.id)))

@@ -9,7 +9,7 @@ import timm_p2be
 from timm_p2be.cards import check_card
 from timm_p2be.hub.release import RELEASE_FILES
 from timm_p2be.repositories import verify
-from timm_p2be.sources import SourceError, checked_token, clear_errors, split_revision
+from timm_p2be.sources import SourceError, checked_token, sound_answers, split_revision
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def publish(
     except ValueError as error:  # UnicodeDecodeError is one
         raise ValueError(f'{folder / "README.md"}: {error}') from error
     api = HfApi(token=checked_token(token), library_name='timm-p2be', library_version=timm_p2be.__version__)
-    with clear_errors(repo_id):
+    with sound_answers(repo_id):
         ModelCard(card).validate()
         url = api.create_repo(repo_id, private=private or None, exist_ok=True)  # None: as the namespace has it
         info = api.model_info(repo_id)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-from timm_p2be.sources.failures import clear_errors
+from timm_p2be.sources.failures import clear_errors, sound_answers
 from timm_p2be.sources.folders import check_files, local_folder, resolved_commit
 from timm_p2be.sources.names import SourceError, UnreachableError, check_filename, checked_revision, split_revision
 from timm_p2be.sources.repository import Repository, checked_token
@@ -21,6 +21,7 @@ __all__ = [
     'local_folder',
     'remember',
     'resolved_commit',
+    'sound_answers',
     'split_revision',
 ]
 

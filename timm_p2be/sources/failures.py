@@ -49,6 +49,23 @@ def clear_errors(what: str) -> Iterator[None]:
         raise _explained(error, what) from error
 
 
+@contextmanager
+def sound_answers(what: str) -> Iterator[None]:
+    """Like `clear_errors`, for calls whose arguments are right: then errors of types and keys are those of the answer.
+
+    Args:
+        what: what is asked for.
+
+    Raises:
+        SourceError: as `clear_errors`, or the answer is JSON that no Hub sends.
+    """
+    try:
+        with clear_errors(what):
+            yield
+    except (AttributeError, KeyError, TypeError) as error:
+        raise no_hub(what) from error
+
+
 def no_hub(what: str) -> SourceError:
     """Return the error for an answer that makes no sense, such as the login page of a network."""
     return SourceError(

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from huggingface_hub import HfApi, constants, get_token, hf_hub_download, try_to_load_from_cache
 
-from timm_p2be.sources.failures import LOGIN, clear_errors, no_hub
+from timm_p2be.sources.failures import LOGIN, clear_errors, no_hub, sound_answers
 from timm_p2be.sources.folders import too_large
 from timm_p2be.sources.names import COMMIT, SourceError, UnreachableError
 
@@ -85,7 +85,7 @@ class Repository:
         wanted = [*filenames, *(name for name in optional if name in sizes)]
         self._check_sizes(sizes, wanted, max_bytes)
         folder = self._download(commit, wanted, force_download)
-        earlier = folder.with_name(self._ref(folder).read_text()) if self._ref(folder).is_file() else folder
+        earlier = self._remembered(folder)
         # with less than the earlier snapshot had, this one would be of less use while offline
         if not any((earlier / name).exists() and not (folder / name).exists() for name in sizes):
             self.remember(folder)
@@ -108,14 +108,11 @@ class Repository:
 
     def _listing(self) -> tuple[str, dict[str, int | None]]:
         """The commit and the sizes of its files, in one request."""
-        try:
-            with clear_errors(str(self)):
-                info = HfApi(token=self.token).model_info(
-                    self.repo_id, revision=self.revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
-                )
-        except (KeyError, TypeError) as error:  # JSON of something else
-            raise no_hub(str(self)) from error
-        if info.sha is None or not COMMIT.fullmatch(info.sha):
+        with sound_answers(str(self)):
+            info = HfApi(token=self.token).model_info(
+                self.repo_id, revision=self.revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
+            )
+        if not isinstance(info.sha, str) or not COMMIT.fullmatch(info.sha):
             raise no_hub(str(self))
         return info.sha, {sibling.rfilename: sibling.size for sibling in info.siblings or ()}
 
@@ -141,6 +138,14 @@ class Repository:
             new.replace(ref)
         except OSError as error:  # a cache may be read-only
             _logger.warning('The cache cannot remember the commit of %s: %s', self, error)
+
+    def _remembered(self, snapshot: Path) -> Path:
+        """Return the snapshot that the revision has meant so far, this one if there is none."""
+        try:
+            commit = self._ref(snapshot).read_text()
+        except (OSError, UnicodeDecodeError):
+            return snapshot
+        return snapshot.with_name(commit) if COMMIT.fullmatch(commit) else snapshot
 
     def _ref(self, snapshot: Path) -> Path:
         """Where the cache keeps the commit that the revision means."""

@@ -46,7 +46,7 @@ def _shipped() -> dict[str, dict[str, Any]]:
     path = FOLDER / 'shipped.json'
     try:
         listed = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f'{path}, the list of shipped weights, cannot be read: {error}. {_REINSTALL}') from error
     entries = listed.values() if isinstance(listed, dict) else [None]
     if not all(isinstance(entry, dict) and entry.keys() == {'sha256', 'provenance'} for entry in entries):
