@@ -12,6 +12,7 @@ from timm.task import ClassificationTask
 from torch import Tensor
 
 from timm_p2be import checkpoints as weights
+from timm_p2be.codes import LEVELS
 
 # what --resume takes from the checkpoint's optimizer, so that another value on the command line would be ignored
 _OPTIMIZER_SETTINGS = ('lr', 'momentum', 'weight_decay', 'opt_eps', 'opt_betas', 'opt_kwargs')
@@ -80,7 +81,7 @@ def read_checkpoint(path: str, args: argparse.Namespace) -> dict[str, Any]:
 def table_bits(state_dict: Mapping[str, Tensor]) -> int | None:
     """Return the number of bits of the learned table in a model's weights, None if they have none."""
     tables = (tensor for name, tensor in state_dict.items() if name.endswith('.embedding.weight'))
-    return next((table.shape[1] for table in tables if table.ndim == 2 and len(table) == 256), None)
+    return next((table.shape[1] for table in tables if table.ndim == 2 and len(table) == LEVELS), None)
 
 
 def check_optimizer(checkpoint: dict[str, Any], args: argparse.Namespace, explicit: set[str]) -> None:

@@ -1,7 +1,6 @@
 """The flags of a learned table: their defaults, which of them apply to a model, and where the table comes from."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from timm.models import resolve_model_input_args, split_model_name_tag
@@ -10,7 +9,7 @@ from checkpoints import table_bits
 from conflicts import TABLE_RULE, flag_name
 from timm_p2be.artefact import FILES, MAX_CONFIG_BYTES
 from timm_p2be.checkpoints import read_checkpoint
-from timm_p2be.sources import fetch, resolved_commit
+from timm_p2be.sources import fetch, local_folder, resolved_commit
 
 # What the flags of a learned table mean when neither recipe nor command line sets them (docs/protocol.md).
 EMBEDDING_DEFAULTS: dict[str, Any] = {
@@ -111,9 +110,8 @@ def pinned(source: str) -> str:
         ValueError: there is no such table, or it cannot be fetched.
     """
     folder = fetch(source, FILES[:1], max_bytes=MAX_CONFIG_BYTES)
-    commit = resolved_commit(folder)
-    is_local = folder == Path(source.removeprefix('local-dir:')).expanduser()  # perhaps one in the Hub's cache
-    return source if is_local or commit is None else f'{_hub_name(source)}@{commit}'
+    # a folder may be one in the Hub's cache, and is taken as it is all the same
+    return source if local_folder(source) is not None else f'{_hub_name(source)}@{resolved_commit(folder)}'
 
 
 def _hub_name(source: str) -> str:

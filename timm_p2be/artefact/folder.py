@@ -26,7 +26,7 @@ class Artefact:
     Attributes:
         encoding: 'p2be', 'onehot' or 'thermometer'.
         num_bits: M, code length.
-        init: how the latents once started, 'normal' or 'thermometer'.
+        init: how the latents once started, one of `timm_p2be.codes.INITS`.
         codes: (256, M) float32 tensor of 0 and 1.
         latents: (256, M) float32 tensor, or None for a fixed encoding.
         provenance: see `timm_p2be.provenance.check_provenance`; None if unknown.
@@ -60,7 +60,7 @@ def write_artefact(
         codes: (256, M) tensor of 0 and 1, M at most 4096.
         latents: (256, M) floating point tensor, saved as float32; None for a fixed encoding.
         encoding: 'p2be', 'onehot' or 'thermometer'.
-        init: 'normal' or 'thermometer'.
+        init: one of `timm_p2be.codes.INITS`.
         provenance: JSON values, see `timm_p2be.provenance.check_provenance`; None if unknown.
         package_version: of this package; None if unknown.
         card: what README.md is to hold; None leaves that file alone.

@@ -39,7 +39,7 @@ def artefact_config(
     Args:
         codes: (256, M) tensor of 0 and 1, M at most 4096.
         encoding: 'p2be', 'onehot' or 'thermometer'.
-        init: 'normal' or 'thermometer'.
+        init: one of `timm_p2be.codes.INITS`.
         provenance: JSON values, see `timm_p2be.provenance.check_provenance`; None if unknown.
         package_version: of this package; None if unknown.
 

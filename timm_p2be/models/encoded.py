@@ -156,7 +156,7 @@ def create_encoded(
         pretrained: load the weights `variant` (not `backbone`) has.
         embedding: P2BE only: table to start from, 'org/name[@revision]' on the Hub or a folder. Not fetched where a
             saved model that recorded it is loaded with its weights.
-        **kwargs: `num_bits` (64, or the table's); for P2BE also `embedding_init` ('normal' or 'thermometer') and
+        **kwargs: `num_bits` (64, or the table's); for P2BE also `embedding_init` (one of `codes.INITS`) and
             `freeze_embedding` (False); timm's build arguments; everything else goes to the backbone.
 
     Raises:
