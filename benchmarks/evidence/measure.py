@@ -1,0 +1,111 @@
+#!/usr/bin/env python3
+"""Measure a finished run of run_grid.py: errors, and its table epoch by epoch. Writes measured.json into its folder.
+
+    python benchmarks/evidence/measure.py RUN --data FOLDER --split 'train[:5000]' [--limit N] [--keep-checkpoints]
+
+Clean error, and corrupted error under the 15 corruptions of CIFAR-C at 5 severities (mean over the 75 sets), are of the
+first `--limit` images of the split (default: all), in float32. Per epoch: validation error as train.py measured it on
+its own validation split (bfloat16), share of bits unlike the table's start, distinct codes, mean distance of neighbouring levels in
+bits, share of latents at magnitudes of 1 or more, where the straight-through gradient is zero.
+"""
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from timm_p2be import PixelEmbedding
+from timm_p2be.checkpoints import read_checkpoint, weights_sha256
+from timm_p2be.code_statistics import code_statistics, latent_statistics
+from timm_p2be.encodings import thermometer_codes
+
+
+def table_figures(latents: torch.Tensor, start: torch.Tensor | None) -> dict[str, Any]:
+    """Return what one epoch did to a table, rounded for a file that people read."""
+    bits = latents >= 0
+    statistics = code_statistics(bits)
+    moved = None if start is None else round((bits != (start >= 0)).float().mean().item(), 5)
+    unlike = bits != thermometer_codes(bits.shape[1]).bool()
+    return {
+        'moved': moved,
+        'unlike_thermometer': round(unlike.float().mean().item(), 5),
+        'distinct': statistics.distinct,
+        'neighbor_distance': round(statistics.neighbours[1], 3),
+        'saturated': round(latent_statistics(latents).saturated, 4),
+        'mean_magnitude': round(latent_statistics(latents).mean_magnitude, 4),
+    }
+
+
+def _latents(state: dict[str, torch.Tensor]) -> torch.Tensor | None:
+    return next((tensor for name, tensor in state.items() if name.endswith('.embedding.weight')), None)
+
+
+def epochs_of(folder: Path) -> list[dict[str, Any]]:
+    """Return the figures of every epoch of a run."""
+    start = PixelEmbedding.from_pretrained(folder / 'start').weight if (folder / 'start').is_dir() else None
+    figures = []
+    for row in csv.DictReader((folder / 'summary.csv').read_text().splitlines()):
+        epoch = int(row['epoch'])
+        entry = {'epoch': epoch, 'loss': float(row['train_loss']), 'error': round(100 - float(row['eval_top1']), 3)}
+        file = folder / f'checkpoint-{epoch}.pth.tar'
+        if file.is_file():
+            latents = _latents(read_checkpoint(file).state_dict)
+            if latents is not None:
+                entry |= table_figures(latents, start)
+        figures.append(entry)
+    return figures
+
+
+def _benchmark(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    model = yaml.safe_load((folder / 'args.yaml').read_text())['model']
+    command = [sys.executable, '-m', 'timm_p2be.cli', 'benchmark', 'corruptions']
+    command += ['--model', f'run:{model}={folder / "last.pth.tar"}', '--dataset', f'hfds/{args.data.resolve()}']
+    command += ['--input-key', 'img', '--target-key', 'label', '--split', args.split]
+    command += ['--cache', str(folder.parent / 'corrupted'), '--output', str(folder)]
+    command += ['--limit', str(args.limit)] if args.limit else []
+    subprocess.run(command, check=True)
+    return json.loads((folder / 'results.json').read_text())
+
+
+def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Return everything that is known of a run."""
+    results = _benchmark(folder, args)
+    return {
+        'split': args.split,
+        'images': results['clean']['run']['examples'],
+        'clean_error': round(100 * results['clean']['run']['error'], 3),
+        'corrupted_error': round(100 * results['summary']['run']['mean_corruption_error'], 3),
+        'by_corruption': {
+            name: [round(100 * severities[str(severity)]['error'], 2) for severity in range(1, 6)]
+            for name, severities in results['results']['run'].items()
+        },
+        'weights_sha256': weights_sha256(read_checkpoint(folder / 'last.pth.tar').state_dict),
+        'versions': results['environment']['versions'],
+        'epochs': epochs_of(folder),
+    }
+
+
+def main() -> None:
+    """Measure one run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('run', type=Path)
+    parser.add_argument('--data', type=Path, required=True)
+    parser.add_argument('--split', required=True)
+    parser.add_argument('--limit', type=int)
+    parser.add_argument('--keep-checkpoints', action='store_true', help='else only last.pth.tar stays')
+    args = parser.parse_args()
+    figures = measure(args.run.resolve(), args)
+    (args.run / 'measured.json').write_text(json.dumps(figures, indent=1))
+    if not args.keep_checkpoints:
+        for file in [*args.run.glob('checkpoint-*.pth.tar'), *args.run.glob('recovery-*.pth.tar')]:
+            file.unlink()
+
+
+if __name__ == '__main__':
+    main()
