@@ -5,8 +5,8 @@
 
 Clean error, and corrupted error under the 15 corruptions of CIFAR-C at 5 severities (mean over the 75 sets), are of the
 first `--limit` images of the split (default: all), in float32. Per epoch: validation error as train.py measured it on
-its own validation split (bfloat16), share of bits unlike the table's start, distinct codes, mean distance of neighbouring levels in
-bits, share of latents at magnitudes of 1 or more, where the straight-through gradient is zero.
+its own validation split (bfloat16), share of bits unlike the table's start, distinct codes, mean distance of
+neighboring levels in bits, share of latents at magnitudes of 1 or more, where the straight-through gradient is zero.
 """
 
 import argparse

@@ -35,8 +35,7 @@ class Queue:
         self.data, self.output = data.resolve(), output.resolve()
         self.stop = threading.Event()
         git = ['git', '-C', str(ROOT)]
-        changed = subprocess.run([*git, 'status', '--porcelain', '-uno'], capture_output=True, text=True, check=True)
-        if changed.stdout:
+        if subprocess.check_output([*git, 'status', '--porcelain', '-uno']):
             raise SystemExit(f'run_grid.py: error: {ROOT} has uncommitted changes; run from a clean clone.')
         self.commit = subprocess.run(
             [*git, 'rev-parse', 'HEAD'], capture_output=True, text=True, check=True
