@@ -25,7 +25,7 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-_BEAT = 30.0  # seconds between updates of run.json: what a killed queue loses of the seconds it states
+_BEAT = 2.0  # seconds between updates of run.json: what a killed queue loses of the seconds it states
 
 
 class Queue:
@@ -50,13 +50,14 @@ class Queue:
             return
         folder.mkdir(parents=True, exist_ok=True)
         words = [*shlex.split(grid.get('flags', '')), *shlex.split(entry.get('flags', ''))]
-        if start := entry.get('start'):
-            self._write_table(folder / 'start', start)
-            words += ['--p2be-embedding', str(folder / 'start')]
+        start = entry.get('start')
         told = {'commit': self.commit, 'recipe': grid['recipe'], 'flags': words, 'start': start}
         if any(state.get(key, value) != value for key, value in told.items()):
             raise SystemExit(f'run_grid.py: error: {folder} holds another run (commit, recipe, flags or start differ).')
         state |= told | {'state': 'running'}
+        if start:
+            self._write_table(folder / 'start', start)
+            words = [*words, '--p2be-embedding', str(folder / 'start')]
         code = self._train(folder, state, ['-c', str(ROOT / grid['recipe']), *words])
         if self.stop.is_set():
             return
@@ -106,13 +107,12 @@ class Queue:
                 command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, 'OMP_NUM_THREADS': '1'}
             ) as child,
         ):
-            while True:
+            while child.poll() is None:
+                if self.stop.wait(_BEAT):
+                    child.terminate()  # train.py writes a recovery file
+                    child.wait()
                 beat(time.monotonic() - start)
-                try:
-                    return child.wait(1.0 if self.stop.is_set() else _BEAT)
-                except subprocess.TimeoutExpired:
-                    if self.stop.is_set():
-                        child.terminate()  # train.py writes a recovery file
+            return child.returncode
 
 
 def main() -> None:
