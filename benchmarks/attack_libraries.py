@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 import timm_p2be  # noqa: F401  registers the models
 from timm_p2be.robustness.attacks.gradient import PGD
+from timm_p2be.robustness.attacks.surrogates import attack_view
+from timm_p2be.robustness.evaluation.results import environment
 from timm_p2be.robustness.images import as_batch, read_images
-from timm_p2be.robustness.models import PixelModel, load_model
-from timm_p2be.robustness.results import environment
-from timm_p2be.robustness.surrogates import attack_view
+from timm_p2be.robustness.pixel_model import PixelModel, load_model
 
 NETWORKS = Path(__file__).parent / 'networks'
 NAMES = ('wrn10_2', 'wrn10_2_onehot', 'wrn10_2_thermometer', 'wrn10_2_p2be')

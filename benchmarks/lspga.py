@@ -27,9 +27,9 @@ import torch
 from torch import Tensor
 
 import timm_p2be  # noqa: F401  registers the models
-from timm_p2be.robustness.code_model import CodeModel
-from timm_p2be.robustness.lspga import LSPGA
-from timm_p2be.robustness.models import PixelModel
+from timm_p2be.robustness.attacks.code_model import CodeModel
+from timm_p2be.robustness.attacks.lspga import LSPGA
+from timm_p2be.robustness.pixel_model import PixelModel
 
 ROUNDS = 5
 STEPS, EPS, RATE = 7, 8, 1.2

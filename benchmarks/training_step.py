@@ -35,7 +35,7 @@ from torch import Tensor
 from timm_p2be.data import AugMix, MultiView, zero_padded_crop
 from timm_p2be.data.digits import write_digits
 from timm_p2be.encodings import pixel_levels
-from timm_p2be.operators import SWITCH
+from timm_p2be.lookup.operators import SWITCH
 from timm_p2be.stem import find_embedding
 from timm_p2be.task import P2BETask
 

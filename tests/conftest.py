@@ -8,7 +8,6 @@ os.environ['HF_HUB_DISABLE_TELEMETRY'] = '1'
 os.environ['HF_HUB_DISABLE_XET'] = '1'  # its Rust client would not pass through Python's sockets
 
 import argparse
-import importlib.util
 import ipaddress
 import socket
 import warnings
@@ -132,10 +131,7 @@ def p2be_data() -> Path:
 
 @pytest.fixture(scope='session')
 def train_parser() -> argparse.ArgumentParser:
-    """The argument parser of train_scripts/train.py; the folder is scripts, no package."""
-    spec = importlib.util.spec_from_file_location('p2be_arguments', ROOT / 'train_scripts' / 'arguments.py')
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.build_parser()
+    """The argument parser of train.py."""
+    from timm_p2be.training.arguments import build_parser
+
+    return build_parser()

@@ -7,7 +7,7 @@ from torch import Generator, Tensor, nn
 
 from timm_p2be.robustness.attacks.attack import Cost
 from timm_p2be.robustness.images import ImageSet
-from timm_p2be.robustness.models import PixelModel
+from timm_p2be.robustness.pixel_model import PixelModel
 
 SIDE = 4
 

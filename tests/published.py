@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from timm.models import save_for_hf
 
 import timm_p2be
-from timm_p2be.artefact import write_artefact
-from timm_p2be.codes import binarize, fixed_codes
+from timm_p2be.encodings.codes import binarize, fixed_codes
+from timm_p2be.hub.artefact import write_artefact
 
 PROVENANCE: dict[str, Any] = {
     'dataset': {'name': 'CIFAR-10', 'id': 'uoft-cs/cifar10', 'split': 'train', 'note': 'compressed once'},

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from arguments import build_parser, parse_args
+from timm_p2be.training.arguments import build_parser, parse_args
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / 'train_scripts' / 'recipes'
@@ -84,7 +84,9 @@ def test_names_and_defaults_are_timms() -> None:
 
 def test_every_flag_is_read_somewhere() -> None:
     """timm reads some for us: resolve_data_config, optimizer_kwargs and scheduler_kwargs take all flags."""
-    sources = [path for path in (ROOT / 'train_scripts').glob('*.py') if path.stem not in ('flags', 'conflicts')]
+    sources = [
+        path for path in (ROOT / 'timm_p2be' / 'training').glob('*.py') if path.stem not in ('flags', 'conflicts')
+    ]
     text = '\n'.join(path.read_text(encoding='utf-8') for path in sources)
     by_timm = {'mean', 'std', 'img_size', 'crop_pct', 'interpolation', 'opt_eps', 'opt_betas', 'momentum'}
     by_timm |= {'weight_decay', 'layer_decay', 'sched', 'min_lr', 'warmup_lr', 'warmup_epochs', 'warmup_prefix'}

@@ -12,7 +12,8 @@ import safetensors.torch
 import torch
 from test_provenance import PROVENANCE
 
-from timm_p2be.artefact import (
+from timm_p2be.encodings.codes import onehot_codes, thermometer_codes
+from timm_p2be.hub.artefact import (
     FILES,
     MAX_BYTES,
     ArtefactError,
@@ -23,7 +24,6 @@ from timm_p2be.artefact import (
     read_config,
     write_artefact,
 )
-from timm_p2be.codes import onehot_codes, thermometer_codes
 
 EDGES = [0.0, -0.0, 1e-9, -1e-9, 1e-45, -1e-45, 3e38, -3e38, 0.5, -0.5]
 

@@ -15,15 +15,15 @@ from planted import Push, Toss, planted_images, planted_model
 from safetensors.torch import load_file
 from torch import Generator, Tensor
 
+from timm_p2be.cli import benchmark_attacks as command
 from timm_p2be.cli import main
-from timm_p2be.commands import benchmark_attacks as command
-from timm_p2be.robustness import attack_record
-from timm_p2be.robustness.attack_benchmark import benchmark_attacks
-from timm_p2be.robustness.attack_budget import Speed, budget
-from timm_p2be.robustness.attack_suite import FAMILIES, build_suite, variant
-from timm_p2be.robustness.attack_trial import BrokenAttackError, is_correct, seeded
-from timm_p2be.robustness.models import PixelModel
-from timm_p2be.robustness.results import unpack_bits
+from timm_p2be.robustness.attacks.attack_trial import BrokenAttackError, is_correct, seeded
+from timm_p2be.robustness.evaluation import attack_record
+from timm_p2be.robustness.evaluation.attack_benchmark import benchmark_attacks
+from timm_p2be.robustness.evaluation.attack_budget import Speed, budget
+from timm_p2be.robustness.evaluation.attack_suite import FAMILIES, build_suite, variant
+from timm_p2be.robustness.evaluation.results import unpack_bits
+from timm_p2be.robustness.pixel_model import PixelModel
 
 # timm's readers leave images open
 pytestmark = pytest.mark.filterwarnings('ignore:unclosed file:ResourceWarning')

@@ -10,9 +10,20 @@ import torch
 from planted import Push, planted_images, planted_model
 from torch import Generator, Tensor, nn
 
-from timm_p2be.robustness.attack_benchmark import benchmark_attacks
-from timm_p2be.robustness.attack_checks import FAILED, NOT_RUN, PASSED, Check, conclude, run_checks, suspected, verdict
-from timm_p2be.robustness.attack_probes import (
+from timm_p2be.robustness.attacks.attack_trial import seeded
+from timm_p2be.robustness.attacks.gradient import PGD
+from timm_p2be.robustness.evaluation.attack_benchmark import benchmark_attacks
+from timm_p2be.robustness.evaluation.attack_checks import (
+    FAILED,
+    NOT_RUN,
+    PASSED,
+    Check,
+    conclude,
+    run_checks,
+    suspected,
+    verdict,
+)
+from timm_p2be.robustness.evaluation.attack_probes import (
     EPS_VALUES,
     STEPS_VALUES,
     gradient_shares,
@@ -21,11 +32,9 @@ from timm_p2be.robustness.attack_probes import (
     probe_gradients,
     strongest,
 )
-from timm_p2be.robustness.attack_trial import seeded
-from timm_p2be.robustness.attacks.gradient import PGD
-from timm_p2be.robustness.binarization import binarize
-from timm_p2be.robustness.models import PixelModel
-from timm_p2be.robustness.results import pack_bits
+from timm_p2be.robustness.evaluation.binarization import binarize
+from timm_p2be.robustness.evaluation.results import pack_bits
+from timm_p2be.robustness.pixel_model import PixelModel
 
 COUNT = 100
 NAMES = ['iterative', 'white', 'exclusive', 'noise', 'eps', 'steps', 'gradient', 'binarization']

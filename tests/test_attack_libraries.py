@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import timm_p2be
-from timm_p2be.robustness.models import PixelModel
+from timm_p2be.robustness.pixel_model import PixelModel
 
 EPS = 8
 

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from planted import Push, planted_images, planted_model
 
-from timm_p2be.robustness.attack_benchmark import benchmark_attacks
-from timm_p2be.robustness.attack_checks import conclude
-from timm_p2be.robustness.attack_probes import probe_curves
-from timm_p2be.robustness.attack_report import html, markdown, threat_model, warnings
-from timm_p2be.robustness.models import PixelModel
+from timm_p2be.robustness.evaluation.attack_benchmark import benchmark_attacks
+from timm_p2be.robustness.evaluation.attack_checks import conclude
+from timm_p2be.robustness.evaluation.attack_probes import probe_curves
+from timm_p2be.robustness.evaluation.attack_report import html, markdown, threat_model, warnings
+from timm_p2be.robustness.pixel_model import PixelModel
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from timm_p2be.robustness.attacks.hop_skip_jump import HopSkipJump
 from timm_p2be.robustness.attacks.noise import Noise
 from timm_p2be.robustness.attacks.square import Square, _squares
 from timm_p2be.robustness.attacks.transfer import Transfer
-from timm_p2be.robustness.models import PixelModel
+from timm_p2be.robustness.pixel_model import PixelModel
 
 Build = Callable[..., Attack]
 

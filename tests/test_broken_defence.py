@@ -5,14 +5,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from timm_p2be.robustness.attack_benchmark import benchmark_attacks
-from timm_p2be.robustness.attack_checks import conclude
-from timm_p2be.robustness.attack_probes import probe_gradients
-from timm_p2be.robustness.attack_record import AttackRecord
-from timm_p2be.robustness.attack_suite import build_suite
+from timm_p2be.robustness.attacks.surrogates import attack_view
+from timm_p2be.robustness.evaluation.attack_benchmark import benchmark_attacks
+from timm_p2be.robustness.evaluation.attack_checks import conclude
+from timm_p2be.robustness.evaluation.attack_probes import probe_gradients
+from timm_p2be.robustness.evaluation.attack_record import AttackRecord
+from timm_p2be.robustness.evaluation.attack_suite import build_suite
 from timm_p2be.robustness.images import ImageSet
-from timm_p2be.robustness.models import PixelModel
-from timm_p2be.robustness.surrogates import attack_view
+from timm_p2be.robustness.pixel_model import PixelModel
 
 SIDE = 8
 

@@ -11,7 +11,7 @@ import timm
 from hub_server import HubServer
 from huggingface_hub import snapshot_download
 
-from timm_p2be.commands import list as list_command
+from timm_p2be.cli import list as list_command
 from timm_p2be.hub import browsing
 from timm_p2be.hub.pulling import pull
 

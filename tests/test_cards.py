@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from published import PROVENANCE
 
-from timm_p2be.cards import check_card, embedding_card, model_card
+from timm_p2be.hub.cards import check_card, embedding_card, model_card
 
 DIGEST = '0123456789abcdef' * 4
 NAME = 'someone/net'

@@ -6,8 +6,8 @@ from itertools import combinations
 import pytest
 import torch
 
-from timm_p2be.code_statistics import code_statistics, hamming_distances, latent_statistics
 from timm_p2be.encodings import onehot_codes, thermometer_codes
+from timm_p2be.encodings.statistics import code_statistics, hamming_distances, latent_statistics
 
 
 def _differences(a: list[float], b: list[float]) -> int:

@@ -16,12 +16,12 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from timm_p2be.robustness.corrupted_arrays import CorruptedArrays
-from timm_p2be.robustness.corrupted_data import RECORD, spans_of
-from timm_p2be.robustness.corrupted_folders import CorruptedFolders
-from timm_p2be.robustness.corrupted_sets import GeneratedSet, open_corrupted
-from timm_p2be.robustness.corrupted_writing import write_set
 from timm_p2be.robustness.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from timm_p2be.robustness.corruptions.corrupted_arrays import CorruptedArrays
+from timm_p2be.robustness.corruptions.corrupted_data import RECORD, spans_of
+from timm_p2be.robustness.corruptions.corrupted_folders import CorruptedFolders
+from timm_p2be.robustness.corruptions.corrupted_sets import GeneratedSet, open_corrupted
+from timm_p2be.robustness.corruptions.corrupted_writing import write_set
 from timm_p2be.robustness.images import ImageSet
 
 COUNT = 6
@@ -240,7 +240,7 @@ def test_frost_without_its_photographs(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*args: Any) -> None:
         raise ModuleNotFoundError('run: pip install imagecorruptions-imaug')
 
-    monkeypatch.setattr('timm_p2be.robustness.corrupted_sets.corrupt', missing)
+    monkeypatch.setattr('timm_p2be.robustness.corruptions.corrupted_sets.corrupt', missing)
     with pytest.raises(ValueError, match='pip install imagecorruptions-imaug'):
         GeneratedSet(clean_images())
     GeneratedSet(clean_images(), names=['fog'])
@@ -263,7 +263,7 @@ def test_cache_is_used_again_only_if_equal(tmp_path: Path, monkeypatch: pytest.M
         raise AssertionError('generated again')
 
     with monkeypatch.context() as patch:
-        patch.setattr('timm_p2be.robustness.corrupted_sets.corrupt', fail)
+        patch.setattr('timm_p2be.robustness.corruptions.corrupted_sets.corrupt', fail)
         again = cached(tmp_path)
         again.prepare('fog')
         np.testing.assert_array_equal(pixels_of(again, 'fog', 3), plain)
@@ -342,8 +342,8 @@ def test_written_folders_keep_the_labels(tmp_path: Path) -> None:
 def test_killed_writer_leaves_no_half_file(tmp_path: Path) -> None:
     script = (
         'import sys, time; from pathlib import Path; from test_corrupted_sets import clean_images\n'
-        'from timm_p2be.robustness.corrupted_sets import GeneratedSet\n'
-        'from timm_p2be.robustness.corrupted_writing import write_set\n'
+        'from timm_p2be.robustness.corruptions.corrupted_sets import GeneratedSet\n'
+        'from timm_p2be.robustness.corruptions.corrupted_writing import write_set\n'
         'def step(count, what): print(what, flush=True); time.sleep(60)\n'
         "write_set(GeneratedSet(clean_images(), 'cifar', ['fog']), Path(sys.argv[1]), step=step)\n"
     )

@@ -17,19 +17,19 @@ from PIL import Image
 from torch import Tensor, nn
 
 from timm_p2be.cli import main
-from timm_p2be.robustness import corruption_benchmark
-from timm_p2be.robustness.corrupted_sets import GeneratedSet
-from timm_p2be.robustness.corruption_benchmark import benchmark_corruptions
-from timm_p2be.robustness.corruption_metrics import (
+from timm_p2be.robustness.corruptions import CORRUPTIONS, SEVERITIES
+from timm_p2be.robustness.corruptions.corrupted_sets import GeneratedSet
+from timm_p2be.robustness.evaluation import corruption_benchmark
+from timm_p2be.robustness.evaluation.corruption_benchmark import benchmark_corruptions
+from timm_p2be.robustness.evaluation.corruption_metrics import (
     ALEXNET_ERRORS,
     calibration_gaps,
     expected_calibration_error,
     summarise,
 )
-from timm_p2be.robustness.corruptions import CORRUPTIONS, SEVERITIES
+from timm_p2be.robustness.evaluation.results import unpack_bits
 from timm_p2be.robustness.images import ImageSet
-from timm_p2be.robustness.models import PixelModel
-from timm_p2be.robustness.results import unpack_bits
+from timm_p2be.robustness.pixel_model import PixelModel
 
 # timm's reader of image folders leaves closing its files to the garbage collector
 pytestmark = [
@@ -250,7 +250,7 @@ import torch
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
 from test_corruption_benchmark import *
-from timm_p2be.robustness import corruption_benchmark as runner
+from timm_p2be.robustness.evaluation import corruption_benchmark as runner
 write = runner.write_json
 def slow(path, content):
     write(path, content)
@@ -481,6 +481,6 @@ def test_dead_worker(monkeypatch: pytest.MonkeyPatch) -> None:
         os._exit(1)
 
     data = corrupted()
-    monkeypatch.setattr('timm_p2be.robustness.corrupted_sets.corrupt', die)
+    monkeypatch.setattr('timm_p2be.robustness.corruptions.corrupted_sets.corrupt', die)
     with pytest.raises(ValueError, match=r'died .* fewer --workers'):
         benchmark_corruptions([PixelModel(Brightness(), name='m')], data, workers=1, show=False)

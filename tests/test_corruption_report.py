@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from timm_p2be.robustness.corruption_record import CLEAN, figures_of, store_figures
-from timm_p2be.robustness.corruption_report import html, markdown, warnings
 from timm_p2be.robustness.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS
-from timm_p2be.robustness.html import grid, heat_map, line_chart, page, paragraph, table
+from timm_p2be.robustness.evaluation.corruption_record import CLEAN, figures_of, store_figures
+from timm_p2be.robustness.evaluation.corruption_report import html, markdown, warnings
+from timm_p2be.robustness.evaluation.html import grid, heat_map, line_chart, page, paragraph, table
 
 MODELS = ('p2be', 'rgb <b>|')
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from timm_p2be.robustness.contact_sheet import contact_sheet
 from timm_p2be.robustness.corruptions import CATEGORIES, CORRUPTIONS, EXTRA_CORRUPTIONS, SUITES, corrupt, weather
 from timm_p2be.robustness.corruptions.blur import directed_blur, disk_kernel
+from timm_p2be.robustness.corruptions.contact_sheet import contact_sheet
 from timm_p2be.robustness.corruptions.parameters import PARAMETERS
 
 Pixels = NDArray[np.uint8]

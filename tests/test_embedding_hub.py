@@ -14,9 +14,9 @@ from huggingface_hub import HfApi, ModelCard, constants
 from test_artefact import EDGES
 from test_provenance import PROVENANCE
 
-from timm_p2be.artefact import MAX_BYTES, ArtefactError, read_artefact
 from timm_p2be.encodings import ENCODINGS, EmbeddingParameter, PixelEmbedding
-from timm_p2be.sources import SourceError, fetch
+from timm_p2be.hub.artefact import MAX_BYTES, ArtefactError, read_artefact
+from timm_p2be.hub.sources import SourceError, fetch
 from timm_p2be.stem import find_embedding
 
 NAME = 'someone/table'

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from timm_p2be import encodings
-from timm_p2be.codes import linear_codes
 from timm_p2be.encodings import (
     ENCODINGS,
     EmbeddingParameter,
@@ -23,6 +22,7 @@ from timm_p2be.encodings import (
     thermometer_codes,
     warn_if_not_pixels,
 )
+from timm_p2be.encodings.codes import linear_codes
 
 BITS = (1, 2, 3, 10, 16, 64, 100, 255, 256, 300)
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -217,7 +217,7 @@ def test_table_is_binarised_once_per_step(batch, monkeypatch):
         shapes.append(tuple(weight.shape))
         return binarize(weight)
 
-    monkeypatch.setattr(encodings, 'binarize', counted)
+    monkeypatch.setattr(encodings.embedding, 'binarize', counted)
     model = timm.create_model('wrn10_2_p2be', num_bits=8)
     model(torch.rand(batch, 3, 16, 16)).sum().backward()
     assert shapes == [(256, 8)]

@@ -12,8 +12,8 @@ from timm.models import list_models, model_entrypoint
 from torch import Tensor, nn
 
 import timm_p2be
-from timm_p2be.folding import FoldedConv2d, fold
-from timm_p2be.stem import EncodedConv2d, convert
+from timm_p2be.stem import EncodedConv2d, convert, fold
+from timm_p2be.stem.fold import FoldedConv2d
 
 ENCODED = [
     name

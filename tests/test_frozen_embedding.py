@@ -19,12 +19,12 @@ from runs import SGD, VIEWS, assert_same_state, checkpoint, command, write_image
 from timm.models import list_models, model_entrypoint, save_for_hf
 from torch import Tensor, nn
 
-import train
-from arguments import parse_args
-from stopping import StopSignal
 from timm_p2be.encodings import EmbeddingParameter
-from timm_p2be.sources import SourceError
+from timm_p2be.hub.sources import SourceError
 from timm_p2be.stem import find_embedding
+from timm_p2be.training import run as train
+from timm_p2be.training.arguments import parse_args
+from timm_p2be.training.stopping import StopSignal
 
 ROOT = Path(__file__).parents[1]
 ID = 'someone/table'

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import timm_p2be
 from timm_p2be.robustness.attacks.gradient import APGD, PGD, _checkpoints
-from timm_p2be.robustness.models import PixelModel
+from timm_p2be.robustness.pixel_model import PixelModel
 
 
 class Planted(nn.Module):

@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 import ship
-from timm_p2be import PixelEmbedding, find_embedding, weights
-from timm_p2be.cards import embedding_card, model_card
-from timm_p2be.repositories import read_record
+from timm_p2be import PixelEmbedding, find_embedding
+from timm_p2be.hub.cards import embedding_card, model_card
+from timm_p2be.hub.repositories import read_record
+from timm_p2be.models import weights
 
 CARDS = Path(__file__).parents[1] / 'hub_cards'
 FOLDERS = sorted(path for path in CARDS.iterdir() if path.is_dir()) if CARDS.is_dir() else []

@@ -21,10 +21,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 import timm_p2be
-from timm_p2be import kernels, operators
-from timm_p2be.kernels import llvm_cpu, llvm_ir, llvm_jit
-from timm_p2be.kernels.window import slide
-from timm_p2be.lookup import code_table, lookup_conv2d, table_conv2d
+from timm_p2be import lookup
+from timm_p2be.lookup import code_table, llvm_cpu, llvm_ir, llvm_jit, lookup_conv2d, operators, table_conv2d
+from timm_p2be.lookup.window import slide
 from timm_p2be.stem import EncodedConv2d
 
 OPERATORS = ('lookup_conv2d', 'lookup_conv2d_backward', 'table_conv2d')
@@ -380,8 +379,8 @@ def test_without_openmp_python_threads_do_the_work(dtype, two_threads, monkeypat
 def _hide_llvmlite(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, 'llvmlite', None)
     for name in ('llvm_cpu', 'llvm_ir', 'llvm_jit'):
-        monkeypatch.delitem(sys.modules, f'timm_p2be.kernels.{name}')
-        monkeypatch.delattr(kernels, name)
+        monkeypatch.delitem(sys.modules, f'timm_p2be.lookup.{name}')
+        monkeypatch.delattr(lookup, name)
 
 
 def _break_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -471,8 +470,9 @@ import sys
 from pathlib import Path
 import torch
 import timm_p2be
+from timm_p2be import lookup
 assert Path(timm_p2be.__file__).is_relative_to(sys.path[1]), timm_p2be.__file__
-assert not [name for name in sys.modules if name.startswith(('llvmlite', 'timm_p2be.kernels.llvm'))]
+assert not [name for name in sys.modules if name.startswith(('llvmlite', 'timm_p2be.lookup.llvm'))]
 levels = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
 features = timm_p2be.lookup_conv2d(levels, torch.ones(256, 2), torch.ones(16, 2, 3, 3))
 assert (features == 18).all()

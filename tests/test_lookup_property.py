@@ -11,10 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from timm_p2be.kernels import llvm_cpu, plain
-from timm_p2be.kernels.window import slide
-from timm_p2be.lookup import code_table, lookup_conv2d, table_conv2d
-from timm_p2be.operators import SWITCH
+from timm_p2be.lookup import code_table, llvm_cpu, lookup_conv2d, plain, table_conv2d
+from timm_p2be.lookup.operators import SWITCH
+from timm_p2be.lookup.window import slide
 
 # one of each shape that loops are compiled for, and numbers of channels that stems have
 CHANNELS = (1, 2, 3, 5, 6, 7, 8, 12, 16, 20, 24, 32, 40, 48, 56, 64, 96, 100, 127, 128, 130)

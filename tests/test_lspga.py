@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 import timm_p2be
-from timm_p2be.robustness.code_model import CodeModel
-from timm_p2be.robustness.dga import DGA
-from timm_p2be.robustness.lspga import LSPGA
-from timm_p2be.robustness.models import PixelModel
-from timm_p2be.robustness.windows import Windows
+from timm_p2be.robustness.attacks.code_model import CodeModel
+from timm_p2be.robustness.attacks.dga import DGA
+from timm_p2be.robustness.attacks.lspga import LSPGA
+from timm_p2be.robustness.attacks.windows import Windows
+from timm_p2be.robustness.pixel_model import PixelModel
 
 ENCODED = ('wrn10_2_p2be', 'wrn10_2_onehot', 'wrn10_2_thermometer')
 

@@ -10,7 +10,7 @@ import pytest
 CODE = """
 import resource, sys
 import numpy as np
-import memory
+from timm_p2be.training import memory
 if sys.argv[1] == 'keep':
     assert memory.keep_freed_memory()
 np.ones(2**24)  # 128 MB, mapped anew each time without the option

@@ -5,9 +5,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from timm_p2be.code_statistics import code_statistics
 from timm_p2be.encodings import onehot_codes, thermometer_codes
-from timm_p2be.pictures import code_similarity, codes_picture
+from timm_p2be.encodings.statistics import code_statistics
+from timm_p2be.hub.pictures import code_similarity, codes_picture
 
 LEFT = TOP = 140  # corner of the panel of bits
 LEVEL, HEIGHT = 3, 768  # pixels of a level, of a panel

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from timm_p2be.provenance import check_provenance
+from timm_p2be.hub.provenance import check_provenance
 
 PROVENANCE = {
     'dataset': {'name': 'CIFAR-10', 'id': 'uoft-cs/cifar10', 'split': 'train', 'note': None},

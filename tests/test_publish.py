@@ -26,15 +26,15 @@ from runs import checkpoint, command, summary, write_images
 from safetensors.torch import load_file
 
 import timm_p2be
-import train
 from timm_p2be import PixelEmbedding
 from timm_p2be.checkpoints import read_checkpoint
 from timm_p2be.cli import main
+from timm_p2be.hub.provenance import check_provenance
 from timm_p2be.hub.publishing import publish
 from timm_p2be.hub.release import RELEASE_FILES, Release, prepare
 from timm_p2be.hub.run_record import Dataset
-from timm_p2be.provenance import check_provenance
-from timm_p2be.robustness.models import PixelModel
+from timm_p2be.robustness.pixel_model import PixelModel
+from timm_p2be.training import run as train
 from timm_p2be.whole_files import write_json
 
 pytestmark = [

@@ -24,7 +24,7 @@ from timm.models import build_model_with_cfg
 import timm_p2be
 from timm_p2be.hub import pulling
 from timm_p2be.hub.pulling import pull
-from timm_p2be.repositories import LOADING_ARGS, read_record
+from timm_p2be.hub.repositories import LOADING_ARGS, read_record
 
 COMMAND = [sys.executable, '-m', 'timm_p2be.cli', 'pull']
 Said = Callable[..., str]

@@ -19,7 +19,7 @@ from runs import (
     write_images,
 )
 
-import train
+from timm_p2be.training import run as train
 
 pytestmark = [
     pytest.mark.filterwarnings('ignore:unclosed file:ResourceWarning'),  # timm's readers leave images open

@@ -15,7 +15,7 @@ import pytest
 from hub_server import HubServer
 from huggingface_hub import constants
 
-from timm_p2be.sources import SourceError, clear_errors, fetch, resolved_commit, split_revision
+from timm_p2be.hub.sources import SourceError, clear_errors, fetch, resolved_commit, split_revision
 
 NAME = 'someone/table'
 WEIGHTS = bytes(range(256)) * 400
@@ -26,7 +26,7 @@ import sys, types
 package = types.ModuleType('timm_p2be')  # without its __init__.py, and so without torch
 package.__path__ = [sys.argv[1]]
 sys.modules['timm_p2be'] = package
-from timm_p2be.sources import fetch
+from timm_p2be.hub.sources import fetch
 print(fetch(sys.argv[2], ['config.json', 'model.safetensors']))
 """
 

@@ -15,11 +15,11 @@ import torch
 from runs import VIEWS, assert_same_state, checkpoint, command, summary, write_images
 from torch import Tensor
 
-import stopping
-import train
-from epoch import Trainer
-from progress import Progress
-from stopping import StopSignal
+from timm_p2be.training import run as train
+from timm_p2be.training import stopping
+from timm_p2be.training.epoch import Trainer
+from timm_p2be.training.progress import Progress
+from timm_p2be.training.stopping import StopSignal
 
 ROOT = Path(__file__).parents[1]
 pytestmark = [

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 import timm_p2be
 from timm_p2be.encodings import onehot_codes, thermometer_codes
-from timm_p2be.robustness.code_model import CodeModel
-from timm_p2be.robustness.models import PixelModel
-from timm_p2be.robustness.surrogates import SURROGATES, attack_view, code_slopes, surrogates_for
+from timm_p2be.robustness.attacks.code_model import CodeModel
+from timm_p2be.robustness.attacks.surrogates import SURROGATES, attack_view, code_slopes, surrogates_for
+from timm_p2be.robustness.pixel_model import PixelModel
 
 # stems: 3x3; 7x7 with stride; dynamic 'same' padding; patches with a bias
 STEMS = ('wrn10_2', 'resnet10t', 'tf_mobilenetv3_small_minimal_100', 'vit_tiny_patch16_224')

@@ -19,11 +19,11 @@ from runs import CPU, TINY, VIEWS, assert_same_state, checkpoint, command, summa
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-import train
-from arguments import parse_args
-from stopping import StopSignal
 from timm_p2be.data import MultiView
 from timm_p2be.stem import find_embedding
+from timm_p2be.training import run as train
+from timm_p2be.training.arguments import parse_args
+from timm_p2be.training.stopping import StopSignal
 
 ROOT = Path(__file__).parents[1]
 RGB = ('--model', 'test_resnet', '--img-size', '32')

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from timm_p2be.robustness.attack_suite import build_suite
-from timm_p2be.robustness.attack_trial import attack_batch, seeded
+from timm_p2be.robustness.attacks.attack_trial import attack_batch, seeded
+from timm_p2be.robustness.evaluation.attack_suite import build_suite
 from timm_p2be.robustness.images import as_batch, read_images
-from timm_p2be.robustness.models import PixelModel, load_model
+from timm_p2be.robustness.pixel_model import PixelModel, load_model
 
 NETWORKS = Path(__file__).parents[1] / 'benchmarks' / 'networks'
 NAMES = ('wrn10_2', 'wrn10_2_onehot', 'wrn10_2_thermometer', 'wrn10_2_p2be')

@@ -15,11 +15,10 @@ import yaml
 from hub_server import HubServer
 from runs import CPU, SHORT, write_images
 
-import transfer
-import transfer_inputs
 from timm_p2be import PixelEmbedding
 from timm_p2be.checkpoints import read_checkpoint
-from transfer_report import columns, markdown, picture
+from timm_p2be.training import transfer, transfer_inputs
+from timm_p2be.training.transfer_report import columns, markdown, picture
 
 OUTCOMES: list[dict[str, Any]] = [
     {'target': 'cifar10', 'table': table, 'mode': mode, 'seed': seed, 'error': error}

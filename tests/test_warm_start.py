@@ -12,10 +12,10 @@ from timm.layers import Conv2dSame, ScaledStdConv2d, ScaledStdConv2dSame, StdCon
 from torch import Tensor, nn
 
 from timm_p2be import convert, find_embedding, fold
-from timm_p2be.codes import linear_codes
 from timm_p2be.encodings import EmbeddingParameter, PixelEmbedding, onehot_codes, thermometer_codes
+from timm_p2be.encodings.codes import linear_codes
 from timm_p2be.stem import EncodedConv2d, UnsupportedStemError
-from timm_p2be.warm_start import applied_kernel, normalisation, plane_factors
+from timm_p2be.stem.keep_function import applied_kernel, normalisation, plane_factors
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 EXACT = [('p2be', 9), ('p2be', 64), ('onehot', 256), ('thermometer', 256)]

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from timm.models import get_arch_pretrained_cfgs, list_models, model_entrypoint
 from torch import Tensor, nn
 
-from timm_p2be import weights
-from timm_p2be.provenance import check_provenance
+from timm_p2be.hub.provenance import check_provenance
+from timm_p2be.models import weights
 from timm_p2be.stem import EncodedConv2d, find_embedding
 
 RELEASED = set(weights.shipped_weights())

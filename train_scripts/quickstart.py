@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-import train
 from timm_p2be import find_embedding
 from timm_p2be.data.digits import write_digits
-from timm_p2be.pictures import codes_picture
+from timm_p2be.hub.pictures import codes_picture
 from timm_p2be.robustness.corruptions import CORRUPTIONS, corrupt
+from timm_p2be.training import run as train
 
 MODELS = ('wrn10_2_p2be', 'wrn10_2')
 SEVERITIES = (1, 3, 5)

@@ -9,10 +9,10 @@ from pathlib import Path
 import timm
 from huggingface_hub import CacheNotFound, HfApi, ModelInfo, constants, scan_cache_dir
 
-from timm_p2be.artefact import FILES, MAX_CONFIG_BYTES
-from timm_p2be.repositories import DEFAULT_BITS, Record, encoding_of, read_record
-from timm_p2be.sources import SourceError, checked_token, fetch, sound_answers
-from timm_p2be.weights import shipped_provenance, shipped_weights
+from timm_p2be.hub.artefact import FILES, MAX_CONFIG_BYTES
+from timm_p2be.hub.repositories import DEFAULT_BITS, Record, encoding_of, read_record
+from timm_p2be.hub.sources import SourceError, checked_token, fetch, sound_answers
+from timm_p2be.models.weights import shipped_provenance, shipped_weights
 
 TAG = 'timm-p2be'  # of the cards of ours
 MAX_REMOTE = 100  # repositories of a namespace that are looked into

@@ -6,10 +6,10 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 
 import timm_p2be
-from timm_p2be.cards import check_card
+from timm_p2be.hub.cards import check_card
 from timm_p2be.hub.release import RELEASE_FILES
-from timm_p2be.repositories import verify
-from timm_p2be.sources import SourceError, checked_token, sound_answers, split_revision
+from timm_p2be.hub.repositories import verify
+from timm_p2be.hub.sources import SourceError, checked_token, sound_answers, split_revision
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from timm_p2be.artefact import FILES, MAX_CONFIG_BYTES
-from timm_p2be.artefact import MAX_BYTES as MAX_TABLE_BYTES
-from timm_p2be.repositories import Record, read_record, verify
-from timm_p2be.sources import (
+from timm_p2be.hub.artefact import FILES, MAX_CONFIG_BYTES
+from timm_p2be.hub.artefact import MAX_BYTES as MAX_TABLE_BYTES
+from timm_p2be.hub.repositories import Record, read_record, verify
+from timm_p2be.hub.sources import (
     MAX_BYTES,
     SourceError,
     fetch,
@@ -95,7 +95,7 @@ def fetch_record(source: str, revision: str | None = None, force_download: bool 
     """Return the one commit that a source means by now, and what its config.json says; nothing else is downloaded.
 
     Args:
-        source: as in `timm_p2be.sources.fetch`.
+        source: as in `timm_p2be.hub.sources.fetch`.
         revision: likewise.
         force_download: likewise.
 
@@ -103,7 +103,7 @@ def fetch_record(source: str, revision: str | None = None, force_download: bool 
         'hf-hub:org/name@commit', or 'local-dir:' and the folder; and the record.
 
     Raises:
-        ValueError: as `timm_p2be.repositories.read_record` and `timm_p2be.sources.fetch`.
+        ValueError: as `timm_p2be.hub.repositories.read_record` and `timm_p2be.hub.sources.fetch`.
     """
     folder = fetch(source, FILES[:1], revision, force_download=force_download, max_bytes=MAX_CONFIG_BYTES)
     record = read_record(folder)
@@ -116,7 +116,7 @@ def fetch_weights(pinned: str, record: Record, force_download: bool = False) -> 
     """Return the folder of what `fetch_record` returned, with weights in it, no larger than those of its kind are.
 
     Raises:
-        SourceError: as `timm_p2be.sources.fetch`.
+        SourceError: as `timm_p2be.hub.sources.fetch`.
     """
     limit = MAX_TABLE_BYTES if record.kind == 'embedding' else MAX_BYTES
     return fetch(pinned, FILES, force_download=force_download, max_bytes=limit)

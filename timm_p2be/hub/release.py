@@ -12,16 +12,16 @@ from timm.models import save_for_hf
 from torch import nn
 
 import timm_p2be
-from timm_p2be.artefact import artefact_config, write_artefact
-from timm_p2be.cards import LICENCE, embedding_card, model_card
 from timm_p2be.checkpoints import weights_sha256
-from timm_p2be.codes import thermometer_codes
+from timm_p2be.encodings.codes import thermometer_codes
+from timm_p2be.hub.artefact import artefact_config, write_artefact
+from timm_p2be.hub.cards import LICENCE, embedding_card, model_card
+from timm_p2be.hub.repositories import MODEL_FORMAT_VERSION, verify
 from timm_p2be.hub.results import PUBLISHED, ROUNDED, collect_results, measure_clean
 from timm_p2be.hub.run_folder import Run, build_model, data_config, read_run
 from timm_p2be.hub.run_record import Dataset, Origin, has_learned_table, origin_of, record_of
-from timm_p2be.repositories import MODEL_FORMAT_VERSION, verify
 from timm_p2be.robustness.images import ImageSet
-from timm_p2be.robustness.models import PixelModel
+from timm_p2be.robustness.pixel_model import PixelModel
 from timm_p2be.stem import encoded_stem
 from timm_p2be.whole_files import file_sha256, temporary_beside, write_json
 

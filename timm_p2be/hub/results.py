@@ -9,10 +9,10 @@ import torch
 from timm.data import create_transform
 
 from timm_p2be.hub.run_folder import Run
+from timm_p2be.robustness.evaluation.predictions import Judge
+from timm_p2be.robustness.evaluation.results import read_json
 from timm_p2be.robustness.images import ImageSet
-from timm_p2be.robustness.models import PixelModel
-from timm_p2be.robustness.predictions import Judge
-from timm_p2be.robustness.results import read_json
+from timm_p2be.robustness.pixel_model import PixelModel
 from timm_p2be.whole_files import file_sha256
 
 PUBLISHED = 'as published'

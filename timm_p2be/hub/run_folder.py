@@ -15,7 +15,7 @@ from timm.data import resolve_data_config
 from torch import nn
 
 from timm_p2be.checkpoints import Checkpoint, read_checkpoint
-from timm_p2be.sources import checked_token, clear_errors
+from timm_p2be.hub.sources import checked_token, clear_errors
 from timm_p2be.whole_files import file_sha256
 
 _FILES = {'last': 'last.pth.tar', 'best': 'model_best.pth.tar'}

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from timm_p2be.hub.run_folder import Run
-from timm_p2be.sources import SourceError, split_revision
+from timm_p2be.hub.sources import SourceError, split_revision
 from timm_p2be.stem import encoded_stem
 
 # flags of train.py that are published, and on which flag each depends to have had an effect
@@ -128,7 +128,7 @@ def origin_of(run: Run, given: Dataset) -> Origin:
 def record_of(
     run: Run, model: nn.Module, origin: Origin, note: str | None, base_model: str | None, results: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return the provenance of what a run trained, see `timm_p2be.provenance.check_provenance`.
+    """Return the provenance of what a run trained, see `timm_p2be.hub.provenance.check_provenance`.
 
     Args:
         run: the run.

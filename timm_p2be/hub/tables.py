@@ -7,14 +7,14 @@ from typing import Any
 import timm
 from torch import Tensor
 
-from timm_p2be.artefact import FILES, codes_sha256, read_artefact
 from timm_p2be.checkpoints import read_checkpoint
-from timm_p2be.codes import LEVELS, binarize, check_num_bits, fixed_codes
+from timm_p2be.encodings.codes import LEVELS, binarize, check_num_bits, fixed_codes
+from timm_p2be.hub.artefact import FILES, codes_sha256, read_artefact
 from timm_p2be.hub.pulling import fetch_record, fetch_weights
-from timm_p2be.repositories import DEFAULT_BITS, verified_weights
-from timm_p2be.sources import resolved_commit
+from timm_p2be.hub.repositories import DEFAULT_BITS, verified_weights
+from timm_p2be.hub.sources import resolved_commit
+from timm_p2be.models.weights import shipped_provenance
 from timm_p2be.stem import find_embedding
-from timm_p2be.weights import shipped_provenance
 
 _FIXED = ('onehot', 'thermometer')
 
@@ -29,7 +29,7 @@ class Table:
         encoding: 'p2be', 'onehot' or 'thermometer'.
         codes: (256, M) float32 tensor of 0 and 1.
         latents: (256, M) float32 tensor; None for a fixed encoding.
-        provenance: see `timm_p2be.provenance.check_provenance`; None if unknown.
+        provenance: see `timm_p2be.hub.provenance.check_provenance`; None if unknown.
         commit: of a Hub repository.
     """
 
@@ -61,7 +61,7 @@ def find_table(source: str, num_bits: int | None = None) -> Table:
         num_bits: M of a fixed table, 64 by default; for nothing else.
 
     Raises:
-        ValueError: nothing fits, there is no table in it, or it fails its check; see `timm_p2be.sources.fetch`.
+        ValueError: nothing fits, there is no table in it, or it fails its check; see `timm_p2be.hub.sources.fetch`.
     """
     if source in _FIXED:
         bits = DEFAULT_BITS if num_bits is None else num_bits

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from timm_p2be.models.pretrained import build_checked
-from timm_p2be.weights import weights_path
+from timm_p2be.models.weights import weights_path
 
 _STAGES = ('layer1', 'layer2', 'layer3')
 _CIFAR10_LABELS = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck')

@@ -9,9 +9,9 @@ from typing import Any
 from timm.models import PretrainedCfg, build_model_with_cfg, resolve_pretrained_cfg
 from torch import Tensor, nn
 
-from timm_p2be.repositories import verify
-from timm_p2be.sources import SourceError, fetch, resolved_commit, split_revision
-from timm_p2be.weights import is_shipped, verify_weights
+from timm_p2be.hub.repositories import verify
+from timm_p2be.hub.sources import SourceError, fetch, resolved_commit, split_revision
+from timm_p2be.models.weights import is_shipped, verify_weights
 
 _WEIGHTS = 'model.safetensors'
 _CONFIG = 'config.json'

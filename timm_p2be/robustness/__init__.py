@@ -3,7 +3,7 @@
 `timm_p2be.robustness.corruptions` has the corruptions; it is not imported here, since its libraries take seconds.
 """
 
-from timm_p2be.robustness.lspga import LSPGA
-from timm_p2be.robustness.surrogates import attack_view
+from timm_p2be.robustness.attacks.lspga import LSPGA
+from timm_p2be.robustness.attacks.surrogates import attack_view
 
 __all__ = ['LSPGA', 'attack_view']

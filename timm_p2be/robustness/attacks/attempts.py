@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Generator, Tensor
 
-from timm_p2be.robustness.models import PixelModel
-from timm_p2be.robustness.windows import check_images
+from timm_p2be.robustness.attacks.windows import check_images
+from timm_p2be.robustness.pixel_model import PixelModel
 
 
 class Attempts:

@@ -14,8 +14,8 @@ from torch.nn.functional import max_pool2d
 
 from timm_p2be.robustness.attacks.attack import Cost
 from timm_p2be.robustness.attacks.attempts import Attempts, check_count, shift
-from timm_p2be.robustness.models import PixelModel
-from timm_p2be.robustness.windows import check_eps
+from timm_p2be.robustness.attacks.windows import check_eps
+from timm_p2be.robustness.pixel_model import PixelModel
 
 
 class CoordinateSearch:

@@ -9,9 +9,9 @@ from torch import Generator, Tensor
 from timm_p2be.encodings import pixel_levels
 from timm_p2be.robustness.attacks.attack import Cost
 from timm_p2be.robustness.attacks.attempts import check_count
-from timm_p2be.robustness.models import PixelModel
-from timm_p2be.robustness.surrogates import attack_view
-from timm_p2be.robustness.windows import check_eps, check_images
+from timm_p2be.robustness.attacks.surrogates import attack_view
+from timm_p2be.robustness.attacks.windows import check_eps, check_images
+from timm_p2be.robustness.pixel_model import PixelModel
 
 LOSSES = ('ce', 'margin')
 

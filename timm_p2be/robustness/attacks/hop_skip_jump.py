@@ -16,8 +16,8 @@ from torch import Generator, Tensor
 from timm_p2be.encodings import LEVELS
 from timm_p2be.robustness.attacks.attack import Cost
 from timm_p2be.robustness.attacks.attempts import check_count
-from timm_p2be.robustness.models import PixelModel
-from timm_p2be.robustness.windows import check_eps, check_images
+from timm_p2be.robustness.attacks.windows import check_eps, check_images
+from timm_p2be.robustness.pixel_model import PixelModel
 
 # Root mean square of the noise that probes the boundary, as a share of the distance to the clean image. ART's own is
 # 0.0002 on 3x32x32 images: noise that rounding to levels removes, so that nearly all answers are the same.

@@ -14,8 +14,8 @@ from torch import Generator, Tensor
 
 from timm_p2be.robustness.attacks.attack import Cost
 from timm_p2be.robustness.attacks.attempts import Attempts, check_count, shift, signs
-from timm_p2be.robustness.models import PixelModel
-from timm_p2be.robustness.windows import check_eps
+from timm_p2be.robustness.attacks.windows import check_eps
+from timm_p2be.robustness.pixel_model import PixelModel
 
 # after these many of 10,000 queries the area of the squares halves
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)

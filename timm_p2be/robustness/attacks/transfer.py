@@ -4,8 +4,8 @@ from torch import Generator, Tensor
 
 from timm_p2be.robustness.attacks.attack import Attack, Cost
 from timm_p2be.robustness.attacks.attempts import Attempts
-from timm_p2be.robustness.models import PixelModel
-from timm_p2be.robustness.windows import check_eps
+from timm_p2be.robustness.attacks.windows import check_eps
+from timm_p2be.robustness.pixel_model import PixelModel
 
 
 class Transfer:

@@ -1,0 +1,183 @@
+"""`timm-p2be benchmark attacks`: models under attacks within one bound, the worst case, and checks on the attacks."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from timm_p2be.cli.flags import add_data_flags, add_model_flags, images_from, models_from
+from timm_p2be.cli.interruption import terminated_as_interrupt
+from timm_p2be.robustness.attacks.attack import Attack
+from timm_p2be.robustness.attacks.surrogates import attack_view, surrogates_for
+from timm_p2be.robustness.evaluation.attack_benchmark import benchmark_attacks
+from timm_p2be.robustness.evaluation.attack_budget import budget, measure_speed
+from timm_p2be.robustness.evaluation.attack_checks import conclude
+from timm_p2be.robustness.evaluation.attack_probes import probe_binarization, probe_curves, probe_gradients, strongest
+from timm_p2be.robustness.evaluation.attack_record import AttackRecord
+from timm_p2be.robustness.evaluation.attack_report import html, markdown
+from timm_p2be.robustness.evaluation.attack_suite import FAMILIES, SUITES, build_suite, variant
+from timm_p2be.robustness.images import ImageSet, as_batch
+from timm_p2be.robustness.pixel_model import PixelModel, load_model
+from timm_p2be.whole_files import whole_file
+
+_EPILOG = """\
+Attacks, cheapest first: {families}.
+fgsm, pgd and apgd run once for each surrogate gradient of a model; pgd-kernel names one of them. quick: {quick}.
+
+Each attack runs alone on the first --alone images. The worst case runs them in turn on the first --worst-case images,
+each on those still standing. Every adversarial image is a uint8 image within the bound, judged by the untouched model.
+OUTPUT gets MODEL.attacks.json, report.md and report.html; the same command again goes on where it stopped.
+
+exit codes: 0 done, 2 wrong usage, 3 done, and gradient masking is suspected.
+
+examples:
+  timm-p2be benchmark attacks --model wrn40_2_p2be=last.pth.tar --dataset torch/cifar10 --data-dir data --split test
+  timm-p2be benchmark attacks --model ours:wrn10_2_p2be=a.pth.tar rgb:wrn10_2=b.pth.tar --attacks quick --limit 100 \\
+      --dataset hfds/data/cifar10 --input-key img --target-key label --split test
+  timm-p2be benchmark attacks ... --attacks pgd-kernel square --alone 50 --worst-case 0 --no-curves --no-binarization
+  timm-p2be benchmark attacks ... --transfer-from rgb:wrn40_2=rgb.pth.tar --save-images
+  timm-p2be benchmark attacks ... --budget          (only says what it would cost)
+"""
+
+
+def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    """Add the flags of `benchmark attacks` and return the command."""
+    parser.epilog = _EPILOG.format(families=', '.join(FAMILIES), quick=', '.join(SUITES['quick']))
+    add_model_flags(parser)
+    add_data_flags(parser)
+    _add_flags(parser)
+
+    def command(args: argparse.Namespace) -> int:
+        try:
+            with terminated_as_interrupt():
+                return _run(args)
+        except ValueError as error:
+            parser.error(str(error))
+        except OSError as error:
+            parser.error(f'{error}. {_kept(args.output)}')
+        except KeyboardInterrupt:
+            print(f'{parser.prog}: interrupted. {_kept(args.output)}', file=sys.stderr)
+            return 130
+
+    return command
+
+
+def _add_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('attacks')
+    group.add_argument('--eps', type=int, default=8, metavar='LEVELS', help='bound, 1 to 255 (default: %(default)s)')
+    group.add_argument(
+        '--attacks', nargs='+', default=['full'], metavar='NAME', help='full (default), quick, or names, see below'
+    )
+    group.add_argument(
+        '--transfer-from',
+        nargs='+',
+        default=[],
+        metavar='[LABEL:]NAME[=FILE]',
+        help='models whose adversarial images are tried, too',
+    )
+    group.add_argument(
+        '--alone', type=int, default=200, metavar='N', help='images that every attack faces (default: %(default)s)'
+    )
+    group.add_argument(
+        '--worst-case', type=int, default=1000, metavar='N', help='images of the worst case; 0: none (%(default)s)'
+    )
+    group.add_argument('--no-curves', action='store_true', help='leave out the curves over the bound and the steps')
+    group.add_argument('--no-binarization', action='store_true', help='leave out the binarisation test')
+    group.add_argument(
+        '--probed', type=int, default=50, metavar='N', help='images of curves and binarisation (default: %(default)s)'
+    )
+    group = parser.add_argument_group('run')
+    group.add_argument('--img-size', type=int, metavar='SIDE', help="side of the images (default: the model's)")
+    group.add_argument('--resize', type=int, metavar='SIDE', help='shorter side before a central crop (default: none)')
+    group.add_argument('--batch-size', type=int, default=100, metavar='N', help='default: %(default)s')
+    group.add_argument('--seed', type=int, default=0, help='default: %(default)s')
+    group.add_argument(
+        '--output', type=Path, default=Path('output/attacks'), metavar='DIR', help='default: %(default)s'
+    )
+    group.add_argument('--overwrite', action='store_true', help='start afresh, whatever results are in --output')
+    group.add_argument('--budget', action='store_true', help='only print what the attacks would cost')
+    group.add_argument('--save-images', action='store_true', help='keep the images that fell in the worst case')
+
+
+def _run(args: argparse.Namespace) -> int:
+    models = models_from(args)
+    sources = [load_model(spec, args.num_classes, args.device, args.mean, args.std) for spec in args.transfer_from]
+    suites = [build_suite(model, args.eps, args.attacks, sources) for model in models]
+    data = {side: images_from(args, side, args.resize) for side in {_side(args, model) for model in models}}
+    for model, attacks in zip(
+        models, suites, strict=True
+    ):  # what is wrong with the last model is said before the first
+        images = data[_side(args, model)]
+        AttackRecord.open(
+            model, images, attacks, _settings(args), None if args.overwrite or args.budget else args.output
+        )
+        _print_budget(args, model, images, attacks)
+    if args.budget:
+        return 0
+    contents: list[dict[str, Any]] = []
+    for model, attacks in zip(models, suites, strict=True):
+        contents.append(_benchmark(args, model, data[_side(args, model)], attacks))
+        for name, text in {'report.md': markdown(contents), 'report.html': html(contents)}.items():
+            with whole_file(args.output / name) as file:
+                file.write(text.encode())
+    print(markdown(contents))
+    return 3 if any(content['gradient_masking_suspected'] for content in contents) else 0
+
+
+def _benchmark(
+    args: argparse.Namespace, model: PixelModel, data: ImageSet, attacks: Sequence[Attack]
+) -> dict[str, Any]:
+    """Run attacks, probes and checks on one model and return the content of its result file."""
+    record = benchmark_attacks(
+        model,
+        data,
+        attacks,
+        **_settings(args),
+        output=args.output,
+        overwrite=args.overwrite,
+        show=True,
+    )
+    views = {by: partial(attack_view, model, surrogate=by) for by in surrogates_for(model)}
+    probe_gradients(model, data, record, views)
+    variants = {attack.name: build for attack in attacks if (build := variant(attack.name)) is not None}
+    best = strongest(record.content, [name for name in variants if name != 'lspga-official'] or list(variants))
+    if not args.no_curves:
+        chosen = {name: build for name, build in variants.items() if name in (best, 'lspga-official')}
+        probe_curves(model, data, record, chosen, show=True)
+    if not args.no_binarization and best is not None and args.eps > 1:
+        probe_binarization(model, data, record, best, variants[best], show=True)
+    conclude(record)
+    return record.content
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    names = ('eps', 'alone', 'worst_case', 'probed', 'batch_size', 'seed', 'save_images')
+    return {name: getattr(args, name) for name in names}
+
+
+def _side(args: argparse.Namespace, model: PixelModel) -> int:
+    return args.img_size or model.input_size[-1]
+
+
+def _print_budget(args: argparse.Namespace, model: PixelModel, data: ImageSet, attacks: Sequence[Attack]) -> None:
+    levels, _ = as_batch(data, range(min(16, args.batch_size, len(data))))
+    images = min(max(args.alone, args.worst_case), len(data))
+    try:
+        speed = measure_speed(model, levels)
+    except (AssertionError, RuntimeError) as error:  # timm asserts the size of an image
+        side = levels.shape[-1]
+        raise ValueError(
+            f'{model.name} does not take {side}x{side} images: {error}. Its own size is {model.input_size[-1]}; see '
+            '--img-size and --resize.'
+        ) from error
+    text, _ = budget(attacks, images, speed)
+    print(f'{model.name}, eps {args.eps}:\n{text}', file=sys.stdout if args.budget else sys.stderr)
+
+
+def _kept(output: Path) -> str:
+    files = sorted(str(file) for file in output.glob('*.attacks.json'))
+    if not files:
+        return 'Nothing was finished; nothing is kept.'
+    return f'All finished batches are kept in {", ".join(files)}; the same command again goes on from there.'

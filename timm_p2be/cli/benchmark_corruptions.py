@@ -1,0 +1,143 @@
+"""`timm-p2be benchmark corruptions`: models under the corruptions of CIFAR-C or ImageNet-C."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from timm_p2be.cli.flags import add_data_flags, add_model_flags, images_from, models_from
+from timm_p2be.cli.interruption import terminated_as_interrupt
+from timm_p2be.robustness.corruptions import SEVERITIES, SUITES
+from timm_p2be.robustness.corruptions.corrupted_data import CorruptedSet
+from timm_p2be.robustness.corruptions.corrupted_sets import GeneratedSet, open_corrupted
+from timm_p2be.robustness.evaluation.corruption_benchmark import benchmark_corruptions
+from timm_p2be.robustness.evaluation.corruption_report import html, markdown
+from timm_p2be.robustness.images import RESIZE, ImageSet
+from timm_p2be.whole_files import whole_file
+
+_CLEAN_FLAGS = ('split', 'input_key', 'target_key', 'dataset_download')  # of no use without clean images
+_AMP = {'bfloat16': torch.bfloat16, 'float16': torch.float16}
+_EPILOG = """\
+The images are those of a folder (--corrupted: CIFAR-10-C, CIFAR-100-C, ImageNet-C, ImageNet-C-bar, or a set written by
+`timm-p2be corrupt`), or corrupted copies of clean images made as it goes. Clean images beside --corrupted add the clean
+error. OUTPUT gets results.json, report.md and report.html; the same command again does what is missing.
+
+examples:
+  timm-p2be benchmark corruptions --model wrn40_2_p2be=last.pth.tar --corrupted CIFAR-10-C \\
+      --dataset torch/cifar10 --data-dir data --split test --output results/cifar10c
+  timm-p2be benchmark corruptions --model resnet50.a1_in1k resnet50.tv_in1k --corrupted ImageNet-C --suite imagenet
+  timm-p2be benchmark corruptions --model ours:wrn10_2_p2be=a.pth.tar rgb:wrn10_2=b.pth.tar \\
+      --dataset hfds/data/cifar10 --input-key img --target-key label --split test --limit 200 --workers 2
+  torchrun --nproc-per-node 4 -m timm_p2be.cli benchmark corruptions ...     (the processes share the images)
+"""
+
+
+def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    """Add the flags of `benchmark corruptions` and return the command."""
+    parser.epilog = _EPILOG
+    add_model_flags(parser)
+    add_data_flags(parser)
+    _add_flags(parser)
+
+    def command(args: argparse.Namespace) -> int:
+        results = args.output / 'results.json'
+        try:
+            with terminated_as_interrupt():
+                given = [flag for flag in _CLEAN_FLAGS if getattr(args, flag) != parser.get_default(flag)]
+                content = _run(args, results, given)
+                if int(os.environ.get('RANK', '0')) == 0:
+                    report = markdown(content)
+                    for name, text in {'report.md': report, 'report.html': html(content)}.items():
+                        with whole_file(args.output / name) as file:
+                            file.write(text.encode())
+                    print(report)
+        except ValueError as error:
+            parser.error(str(error))
+        except OSError as error:
+            parser.error(f'{error}. {_kept(results)}')
+        except KeyboardInterrupt:
+            print(f'{parser.prog}: interrupted. {_kept(results)}', file=sys.stderr)
+            return 130
+        return 0
+
+    return command
+
+
+def _add_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('corruptions')
+    group.add_argument('--corrupted', type=Path, metavar='DIR', help='stored images; default: corrupt the clean ones')
+    group.add_argument(
+        '--suite', choices=list(SUITES), help='parameters and image size (default: of --corrupted, or cifar)'
+    )
+    group.add_argument('--corruptions', nargs='+', metavar='NAME', help='default: the 15 of the benchmark')
+    group.add_argument('--extra', action='store_true', help='also the 4 extra ones, which enter no mean')
+    group.add_argument(
+        '--severities', nargs='+', type=int, default=list(SEVERITIES), metavar='S', help='default: 1 to 5'
+    )
+    group.add_argument('--seed', type=int, help='of the corruptions that are made here (default: 0)')
+    group.add_argument('--cache', type=Path, metavar='DIR', help='keep the corrupted images here, for further runs')
+    group = parser.add_argument_group('run')
+    group.add_argument(
+        '--batch-size', type=int, default=128, metavar='N', help='default: %(default)s; less if memory runs out'
+    )
+    group.add_argument(
+        '--workers', type=int, default=0, metavar='N', help='processes that make images (default: %(default)s)'
+    )
+    group.add_argument('--amp-dtype', choices=list(_AMP), help='run the models in autocast (default: float32)')
+    group.add_argument(
+        '--output', type=Path, default=Path('output/corruptions'), metavar='DIR', help='default: %(default)s'
+    )
+    group.add_argument('--overwrite', action='store_true', help='start afresh, whatever results are in --output')
+
+
+def _run(args: argparse.Namespace, results: Path, clean_flags: Sequence[str]) -> dict[str, Any]:
+    data, clean = _data(args, clean_flags)
+    return benchmark_corruptions(
+        models_from(args),
+        data,
+        clean,
+        batch_size=args.batch_size,
+        workers=args.workers,
+        output=results,
+        overwrite=args.overwrite,
+        amp_dtype=_AMP.get(args.amp_dtype),
+    )
+
+
+def _data(args: argparse.Namespace, unused: Sequence[str]) -> tuple[CorruptedSet, ImageSet | None]:
+    """Return corrupted images, and clean ones if the flags name some; `unused` are flags that only those need."""
+    if args.corrupted is None:
+        suite = args.suite or 'cifar'
+        if not args.dataset and not args.data_dir:
+            raise ValueError(
+                'No data: pass --corrupted DIR for stored images, or clean ones to corrupt: --data-dir DIR for an '
+                'image folder, or --dataset NAME as in timm.'
+            )
+        clean = images_from(args, SUITES[suite], RESIZE[suite])
+        seed = args.seed or 0
+        return GeneratedSet(clean, suite, args.corruptions, args.severities, args.extra, seed, args.cache), clean
+    for flag in ('seed', 'cache'):
+        if getattr(args, flag) is not None:
+            raise ValueError(
+                f'--{flag} is for corruptions that are made here; --corrupted {args.corrupted} has its own.'
+            )
+    named = bool(args.dataset or args.data_dir)
+    if unused and not named:
+        flags = ', '.join('--' + flag.replace('_', '-') for flag in unused)
+        raise ValueError(f'Got {flags}, but no clean images that it is about. Pass --dataset or --data-dir too.')
+    data = open_corrupted(args.corrupted, args.corruptions, args.severities, args.extra, args.limit, args.class_map)
+    if args.suite not in (None, data.suite):
+        raise ValueError(
+            f'{args.corrupted} has the layout of the suite {data.suite}, not {args.suite}. Leave out --suite.'
+        )
+    return data, images_from(args, SUITES[data.suite], RESIZE[data.suite]) if named else None
+
+
+def _kept(results: Path) -> str:
+    if not results.exists():
+        return 'Nothing was finished; nothing is kept.'
+    return f'Finished sets are kept in {results}; the same command again goes on from there.'

@@ -1,0 +1,135 @@
+"""`timm-p2be corrupt`: corrupted copies of image files, or of a whole data set."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from timm_p2be.cli.flags import DATA_FLAGS, add_data_flags, images_from
+from timm_p2be.cli.interruption import terminated_as_interrupt
+from timm_p2be.cli.picture_files import save_picture
+from timm_p2be.robustness.corruptions import SEVERITIES, SUITES, corrupt
+from timm_p2be.robustness.corruptions.contact_sheet import contact_sheet
+from timm_p2be.robustness.corruptions.corrupted_data import check_severities, choose_names
+from timm_p2be.robustness.corruptions.corrupted_sets import GeneratedSet
+from timm_p2be.robustness.corruptions.corrupted_writing import write_set
+from timm_p2be.robustness.evaluation.progress import Progress
+from timm_p2be.robustness.images import RESIZE, ImageSet
+
+_EPILOG = """\
+IMAGE files are written to OUTPUT as <image>_<corruption>_<severity>.png. A data set is written in the layout that
+`timm-p2be benchmark corruptions --corrupted` reads: <corruption>.npy and labels.npy as CIFAR-C for the suite cifar,
+<corruption>/<severity>/<class>/<number>.JPEG (quality 85, as ImageNet-C) for imagenet. Images of the suite cifar must
+have 32x32 pixels; those of imagenet are resized to a shorter side of 256 and cropped to 224x224, image files that have
+224x224 are taken as they are. Noise depends on the seed and the image's number alone.
+
+examples:
+  timm-p2be corrupt cat.jpg --suite imagenet --name fog snow --severity 3 --output corrupted
+  timm-p2be corrupt cat.jpg --suite imagenet --contact-sheet sheet.png
+  timm-p2be corrupt --dataset hfds/data/cifar10 --input-key img --target-key label --split test \\
+      --output data/cifar10-c-style --workers 2
+"""
+_DATA_FLAGS = (*DATA_FLAGS, 'workers')
+
+
+def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    """Add the flags of `corrupt` and return the command."""
+    parser.epilog = _EPILOG
+    parser.add_argument('image', nargs='*', type=Path, metavar='IMAGE', help='image files')
+    add_data_flags(parser)
+    group = parser.add_argument_group('corruptions')
+    group.add_argument(
+        '--suite', choices=list(SUITES), default='cifar', help='parameters and size (default: %(default)s)'
+    )
+    group.add_argument('--name', nargs='+', metavar='NAME', help='default: the 15 of the benchmark')
+    group.add_argument('--extra', action='store_true', help='also the 4 extra ones')
+    group.add_argument('--severity', nargs='+', type=int, default=list(SEVERITIES), metavar='S', help='default: 1 to 5')
+    group.add_argument('--seed', type=int, default=0, help='default: %(default)s')
+    group = parser.add_argument_group('output')
+    group.add_argument('--output', type=Path, metavar='DIR', help='folder of the corrupted images')
+    group.add_argument('--overwrite', action='store_true', help='replace what an earlier run wrote')
+    group.add_argument('--workers', type=int, default=0, metavar='N', help='processes, for a data set (default: 0)')
+    group.add_argument(
+        '--contact-sheet', type=Path, metavar='FILE', help='picture of the first image at all severities'
+    )
+
+    def command(args: argparse.Namespace) -> int:
+        try:
+            with terminated_as_interrupt():
+                _run(args, [flag for flag in _DATA_FLAGS if getattr(args, flag) != parser.get_default(flag)])
+        except (ValueError, ModuleNotFoundError) as error:
+            parser.error(str(error))
+        except OSError as error:
+            parser.error(f'{error}. Files that were finished are whole, and kept.')
+        except KeyboardInterrupt:
+            parser.exit(130, f'{parser.prog}: interrupted. Files that were finished are whole, and kept.\n')
+        return 0
+
+    return command
+
+
+def _run(args: argparse.Namespace, data_flags: Sequence[str]) -> None:
+    if args.output is None and args.contact_sheet is None:
+        raise ValueError('Nothing to write: pass --output DIR, or --contact-sheet FILE.')
+    if args.seed < 0 or args.workers < 0:
+        raise ValueError(f'Got seed={args.seed}, workers={args.workers}; both must be 0 or more.')
+    if not args.image:
+        clean = images_from(args, SUITES[args.suite], RESIZE[args.suite])
+        if args.output is not None:
+            _write_data(args, clean)
+        first = clean[0][0]
+    elif args.dataset or args.data_dir or data_flags:
+        flags = ', '.join('--' + flag.replace('_', '-') for flag in data_flags) or '--dataset, --data-dir'
+        raise ValueError(f'Got image files and {flags}, which is for data sets. Pass one of the two.')
+    else:
+        images = {path: _read(path, args.suite) for path in args.image}
+        if args.output is not None:
+            _write_files(args, images)
+        first = images[args.image[0]]
+    if args.contact_sheet is not None:
+        names = choose_names(None, args.name, args.name is None or args.extra, 'The benchmark')
+        save_picture(contact_sheet(first, args.suite, args.seed, names), args.contact_sheet, args.overwrite)
+
+
+def _write_data(args: argparse.Namespace, clean: ImageSet) -> None:
+    data = GeneratedSet(clean, args.suite, args.name, args.severity, args.extra, args.seed)
+    progress = Progress(len(data.names) * len(data.severities) * len(data))
+    try:
+        written = write_set(data, args.output, args.workers, args.overwrite, progress.step)
+    finally:
+        progress.close()
+    kind = 'arrays' if args.suite == 'cifar' else 'folders'
+    print(f'{written} {kind} of {data.describe()["label"]} written to {args.output}')
+
+
+def _write_files(args: argparse.Namespace, images: dict[Path, NDArray[np.uint8]]) -> None:
+    names = choose_names(None, args.name, args.extra, 'The benchmark')
+    severities = check_severities(args.severity)
+    stems = [path.stem for path in images]
+    twice = sorted({stem for stem in stems if stems.count(stem) > 1})
+    if twice:
+        raise ValueError(f'Two images are called {twice[0]!r}; corrupt them into folders of their own.')
+    for number, (path, pixels) in enumerate(images.items()):
+        for name in names:
+            for severity in severities:
+                made = corrupt(pixels, name, severity, args.suite, (args.seed, number))
+                target = args.output / f'{path.stem}_{name}_{severity}.png'
+                save_picture(Image.fromarray(made), target, args.overwrite)
+    print(f'{len(images) * len(names) * len(severities)} images written to {args.output}')
+
+
+def _read(path: Path, suite: str) -> NDArray[np.uint8]:
+    """Return an image file at the suite's size: as it is if it has that, else as images of a data set are treated."""
+    if not path.is_file():
+        raise ValueError(f'No image file {path}.')
+    try:
+        with Image.open(path) as file:
+            image = file.convert('RGB')
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f'{path} cannot be read as an image: {error}.') from error
+    side = SUITES[suite]
+    resize = None if image.size == (side, side) else RESIZE[suite]
+    return ImageSet([(image, 0)], path.name, side, resize)[0][0]

@@ -1,0 +1,82 @@
+"""Flags that several commands share: models, data, device. Names and meanings are those of timm's validate.py."""
+
+import argparse
+
+import torch
+
+from timm_p2be.robustness.images import ImageSet, read_images
+from timm_p2be.robustness.pixel_model import PixelModel, load_model
+
+DATA_FLAGS = ('split', 'input_key', 'target_key', 'class_map', 'dataset_download', 'limit')  # beside the data's name
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that name models and where they run."""
+    group = parser.add_argument_group('models')
+    group.add_argument(
+        '--model',
+        nargs='+',
+        required=True,
+        metavar='[LABEL:]NAME[=FILE]',
+        help='models of timm; FILE is a checkpoint of train.py, a state dict or safetensors (default: pretrained)',
+    )
+    group.add_argument('--num-classes', type=int, metavar='K', help="default: the checkpoint's")
+    group.add_argument('--mean', type=float, nargs='+', metavar='MEAN', help="override every model's own mean")
+    group.add_argument('--std', type=float, nargs='+', metavar='STD', help="override every model's own std")
+    group.add_argument('--device', default='cpu', help='default: %(default)s')
+
+
+def add_data_flags(parser: argparse.ArgumentParser, title: str = 'data') -> None:
+    """Add the flags that name clean images, under a `title` that says what these are for."""
+    group = parser.add_argument_group(title)
+    group.add_argument('--data-dir', metavar='DIR', help='folder of the data')
+    group.add_argument('--dataset', default='', metavar='NAME', help="timm's name, as torch/cifar10 or hfds/FOLDER")
+    group.add_argument('--split', default='validation', help='default: %(default)s')
+    group.add_argument('--input-key', metavar='COLUMN', help='column of the images (hfds/)')
+    group.add_argument('--target-key', metavar='COLUMN', help='column of the labels (hfds/)')
+    group.add_argument('--class-map', default='', metavar='FILE', help='file of class names, one a line')
+    group.add_argument('--dataset-download', action='store_true', help='fetch a torch/ data set')
+    group.add_argument('--limit', type=int, metavar='N', help='only the first N images, for a quick look')
+
+
+def models_from(args: argparse.Namespace) -> list[PixelModel]:
+    """Return the models that the flags name; their names are unique.
+
+    Raises:
+        ValueError: as `load_model`, two models of one name, an unknown device.
+    """
+    try:
+        device = torch.device(args.device)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f'--device {args.device}: {error}') from error
+    models = [load_model(spec, args.num_classes, device, args.mean, args.std) for spec in args.model]
+    names = [model.name for model in models]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(
+            f'Two models are called {twice[0]!r}; label them: --model a:{twice[0]}=FILE b:{twice[0]}=FILE.'
+        )
+    return models
+
+
+def images_from(args: argparse.Namespace, size: int, resize: int | None = None) -> ImageSet:
+    """Return the images that the flags name, `size` x `size`.
+
+    Raises:
+        ValueError: no data named, or nothing to read there.
+    """
+    if not args.dataset and not args.data_dir:
+        raise ValueError('No data: pass --data-dir DIR for an image folder, or --dataset NAME as in timm.')
+    return read_images(
+        args.dataset,
+        args.data_dir,
+        args.split,
+        size,
+        resize,
+        args.limit,
+        args.input_key,
+        args.target_key,
+        args.class_map,
+        args.dataset_download,
+    )

@@ -1,0 +1,139 @@
+"""`timm-p2be show`: a table of codes in figures and as a picture, and where it comes from."""
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from timm_p2be.cli.picture_files import save_picture
+from timm_p2be.encodings.statistics import CodeStatistics, code_statistics, latent_statistics
+from timm_p2be.hub.pictures import codes_picture
+from timm_p2be.hub.tables import Table, find_table
+
+_APART = (1, 2, 4, 8, 16, 32, 64, 128)
+_EPILOG = """\
+TABLE is read by the first rule that fits:
+  onehot, thermometer     the fixed table of --num-bits bits
+  a file                  the learned table in a checkpoint: .pth.tar, .pt or .safetensors
+  a folder, ORG/NAME[@REVISION]
+                          an embedding, or the table in a model's weights; the folder needs a config.json. The prefixes
+                          local-dir: and hf-hub: decide between a folder and the Hub.
+  a name of timm          the table in the weights that ship with timm-p2be, or a model's fixed table
+
+examples:
+  timm-p2be show wrn40_2_p2be --output codes.png
+  timm-p2be show thermometer --num-bits 64
+  timm-p2be show org/p2be-cifar10-m64@v1 --json
+"""
+
+
+def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    """Add the flags of `show` and return the command."""
+    parser.epilog = _EPILOG
+    parser.add_argument('table', metavar='TABLE', help='a name, file, folder or repository, see below')
+    parser.add_argument('--num-bits', type=int, metavar='M', help='of onehot and thermometer (default: 64)')
+    parser.add_argument('--output', type=Path, metavar='FILE', help='write the picture there, as .png or .jpg')
+    parser.add_argument('--overwrite', action='store_true', help='replace FILE')
+    parser.add_argument('--json', action='store_true', help='for programs: everything as JSON')
+
+    def command(args: argparse.Namespace) -> int:
+        if args.overwrite and args.output is None:
+            parser.error('--overwrite needs --output FILE.')
+        try:
+            table = find_table(args.table, args.num_bits)
+            report = _report(table)
+            if args.output is not None:
+                save_picture(codes_picture(table.codes, _title(table)), args.output, args.overwrite)
+        except (ValueError, OSError) as error:
+            parser.error(str(error))
+        print(json.dumps(report, indent=1) if args.json else _text(table, report, args.output))
+        return 0
+
+    return command
+
+
+def _report(table: Table) -> dict[str, Any]:
+    return {
+        'source': table.source,
+        'origin': table.origin,
+        'encoding': table.encoding,
+        'commit': table.commit,
+        'codes_sha256': table.codes_sha256,
+        'statistics': asdict(code_statistics(table.codes)),
+        'latents': None if table.latents is None else asdict(latent_statistics(table.latents)),
+        'provenance': table.provenance,
+    }
+
+
+def _title(table: Table) -> str:
+    """Return one line above a picture."""
+    dataset = ((table.provenance or {}).get('dataset') or {}).get('name')
+    source = '/'.join(Path(table.source).parts[-2:])[-100:]
+    parts = [source, f'{table.encoding}, M = {table.codes.shape[1]}', dataset]
+    return '   '.join(part for part in parts if part)
+
+
+def _text(table: Table, report: dict[str, Any], picture: Path | None) -> str:
+    statistics = CodeStatistics(**report['statistics'])
+    low, mean, high = statistics.neighbours
+    lines = [
+        ('table', f'{table.source}: {table.origin}'),
+        ('codes', f'256 levels of {statistics.num_bits} bits, {statistics.distinct} different codes'),
+        ('', f'{statistics.ones:.1f} of {statistics.num_bits} bits set in a code'),
+        ('constant', f'never on: {_bits(statistics.never_on)}; always on: {_bits(statistics.always_on)}'),
+        ('neighbours', f'Hamming distance of levels k and k + 1: mean {mean:.2f}, {low:.0f} to {high:.0f} bits'),
+        ('distance', '|i - j|  ' + ''.join(f'{apart:>8}' for apart in _APART)),
+        ('', 'mean bits' + ''.join(f'{statistics.distances[apart]:>8.2f}' for apart in _APART)),
+    ]
+    if (latents := report['latents']) is not None:
+        lines += [
+            (
+                'latents',
+                f'|w|: mean {latents["mean_magnitude"]:.3g}, smallest {latents["smallest_magnitude"]:.3g}, '
+                f'largest {latents["largest_magnitude"]:.3g}',
+            ),
+            ('', f'{100 * latents["saturated"]:.1f} % have |w| >= 1, where the approximate sign has no gradient'),
+        ]
+    lines += _provenance(table.provenance) if table.latents is not None else []
+    if table.commit is not None:
+        lines.append(('commit', table.commit))
+    lines.append(('sha256', f'{table.codes_sha256} of the packed codes'))
+    lines.append(('picture', str(picture) if picture is not None else 'none; pass --output FILE.png'))
+    return '\n'.join(f'{label:<12}{text}' for label, text in lines)
+
+
+def _bits(bits: Sequence[int]) -> str:
+    if not bits:
+        return 'none'
+    listed = ', '.join(map(str, bits[:8])) + (', ...' if len(bits) > 8 else '')
+    return f'{len(bits)} ({"bit" if len(bits) == 1 else "bits"} {listed})'
+
+
+def _provenance(provenance: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """Return label and text of what is known; `check_provenance` has seen to the types."""
+    if provenance is None:
+        return [('provenance', 'not recorded; timm-p2be publish records it')]
+    dataset, results = provenance['dataset'] or {}, provenance['results'] or {}
+    clean, corruptions = results.get('clean') or {}, results.get('corruptions') or {}
+    lines = [
+        ('data set', _joined(dataset, '{name}', '{id}', 'split {split}', '{note}')),
+        ('trained as', _joined(provenance, '{model}', '{recipe}', 'seed {seed}', '{epochs} epochs')),
+        ('smoothness', _joined(provenance, '{smoothness}', '{reduction}')),
+        ('base model', _joined(provenance, '{base_model}')),
+        ('clean', _joined(clean, '{error} % error', '{images} images', '{split}', 'weights {weights}')),
+        (
+            'corruptions',
+            _joined(corruptions, '{mean_corruption_error} % mean error', 'mCE {mce}', '{images} images', '{label}'),
+        ),
+    ]
+    for attack in results.get('attacks') or ():
+        lines.append(('attack', _joined(attack, '{name}', 'eps {eps}', '{accuracy} % accuracy', '{images} images')))
+    return [(label, text) for label, text in lines if text]
+
+
+def _joined(record: dict[str, Any], *parts: str) -> str:
+    """Return the parts whose key is known, filled in."""
+    known = {key: value for key, value in record.items() if value is not None}
+    return ', '.join(part.format(**known) for part in parts if part.partition('{')[2].partition('}')[0] in known)

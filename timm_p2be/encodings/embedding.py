@@ -1,0 +1,279 @@
+"""`PixelEmbedding`, the 256 x M table of pixel codes as a module: learned or fixed, saved, published and pulled."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from huggingface_hub import ModelCard, ModelHubMixin
+from torch import Tensor, nn
+
+from timm_p2be.encodings.codes import (
+    ENCODINGS,
+    INITS,
+    LEVELS,
+    binarize,
+    check_num_bits,
+    fixed_codes,
+    linear_codes,
+    thermometer_codes,
+)
+from timm_p2be.hub.artefact import Artefact, artefact_config, fetch_artefact, write_artefact
+from timm_p2be.hub.cards import embedding_card
+from timm_p2be.hub.sources import checked_token, clear_errors
+
+_LATENT = 0.5  # magnitude of latents that start from codes: the bit flips at 0, the gradient ends at 1
+_NOISE = {'normal': 1.0, 'thermometer': 0.05, 'linear': 0.0}  # standard deviation round that start
+
+
+class EmbeddingParameter(nn.Parameter):
+    """Learned latent table of a `PixelEmbedding`; its type tells optimizers which parameter the table is.
+
+    A type survives `copy.deepcopy` and pickling, an attribute set on a parameter does not.
+    """
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return EmbeddingParameter, (self.detach(), self.requires_grad)
+
+
+class PixelEmbedding(
+    nn.Module,
+    ModelHubMixin,
+    library_name='timm-p2be',
+    tags=['timm-p2be', 'p2be', 'binary-embedding'],
+    license='apache-2.0',
+    paper_url='https://huggingface.co/papers/2206.05898',
+):
+    """Table of binary codes, one for each of the 256 pixel levels.
+
+    `save_pretrained(folder)` writes it, `push_to_hub('org/name')` publishes it and `from_pretrained` gets it back: as
+    safetensors and JSON, with a card, see `timm_p2be.hub.artefact`.
+
+    Args:
+        encoding: 'p2be' (learned), 'onehot' or 'thermometer' (fixed).
+        num_bits: code length M, at least 1.
+        init: how P2BE's latents start: 'normal' is N(0, 1) as in the paper (Algorithm 1), 'thermometer' is +0.5
+            where the thermometer code is 1 and -0.5 where it is 0, plus noise of standard deviation 0.05: neighbouring
+            levels share their bits from the first step, which short runs need. 'linear' is +-0.5 by `linear_codes`,
+            without noise: the table with which `timm_p2be.convert` preserves a function, M at least 9.
+
+    Attributes:
+        weight: latent table, `EmbeddingParameter` (256, num_bits) float32, or None for a fixed encoding. It stays
+            float32 when the module is cast: float16 would turn -1e-9 into -0 and so a 0 into a 1, and a bfloat16
+            latent does not move at the learning rates used here.
+        provenance: record of where the table came from, see `timm_p2be.hub.provenance.check_provenance`; None if
+            unknown. It is saved with the table and describes it as it was loaded: set it anew after training.
+
+    Raises:
+        ValueError: unknown `encoding` or `init`, `num_bits` below 1, or an `init` given to a fixed encoding.
+
+    Example:
+        >>> PixelEmbedding('thermometer', num_bits=4).codes().shape
+        torch.Size([256, 4])
+    """
+
+    def __init__(self, encoding: str = 'p2be', num_bits: int = 64, init: str = 'normal') -> None:
+        super().__init__()
+        if encoding not in ENCODINGS:
+            raise ValueError(f'Unknown encoding {encoding!r}; choose one of {list(ENCODINGS)}.')
+        if init not in INITS:
+            raise ValueError(f'Unknown init {init!r}; choose one of {list(INITS)}.')
+        if encoding != 'p2be' and init != 'normal':
+            raise ValueError(f"init={init!r} needs a learned table; encoding {encoding!r} is fixed. Use 'p2be'.")
+        check_num_bits(num_bits)
+        self.encoding = encoding
+        self.num_bits = num_bits
+        self.init = init
+        self.provenance: dict[str, Any] | None = None
+        self.weight: EmbeddingParameter | None = None
+        self.table: Tensor | None
+        if encoding == 'p2be':
+            self.weight = EmbeddingParameter(torch.empty(LEVELS, num_bits, dtype=torch.float32))
+        # a fixed table is code, not state: rebuilt from its name, absent from checkpoints
+        fixed = None if encoding == 'p2be' else torch.empty(LEVELS, num_bits, dtype=torch.float32)
+        self.register_buffer('table', fixed, persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the latents anew as `init` says, or fill the fixed table."""
+        self.provenance = None
+        if self.weight is None:
+            self.init_non_persistent_buffers()
+            return
+        with torch.no_grad():
+            self.weight.normal_(std=_NOISE[self.init])
+            if self.init != 'normal':
+                start = thermometer_codes if self.init == 'thermometer' else linear_codes
+                self.weight.add_((start(self.num_bits).to(self.weight.device) * 2 - 1) * _LATENT)
+
+    def init_non_persistent_buffers(self) -> None:
+        """Fill the fixed table, which `to_empty` leaves blank; timm's reinit_non_persistent_buffers calls this."""
+        if self.table is not None:
+            self.table.copy_(fixed_codes(self.encoding, self.num_bits))
+
+    def codes(self) -> Tensor:
+        """Return the (256, num_bits) float32 table of 0 and 1; differentiable in `weight` (Eq. 5 and 6)."""
+        if self.weight is not None:
+            return binarize(self.weight)
+        assert self.table is not None
+        return self.table
+
+    def freeze(self) -> 'PixelEmbedding':
+        """Exclude the table from training and return the module.
+
+        Raises:
+            ValueError: the encoding has no learned table.
+        """
+        if self.weight is None:
+            raise ValueError(f'Encoding {self.encoding!r} is fixed already; only a p2be table can be frozen.')
+        self.weight.requires_grad_(False)
+        return self
+
+    def forward(self, levels: Tensor) -> Tensor:
+        """Return the codes of uint8 `levels` of shape (...), as (..., num_bits)."""
+        return nn.functional.embedding(levels.long(), self.codes())
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # no `model_kwargs`: the table is what the artefact says
+        cls,
+        path_or_id: str | Path,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+    ) -> 'PixelEmbedding':
+        """Return a saved or published embedding, every part of which has been checked.
+
+        Args:
+            path_or_id: a folder, or 'org/name' or 'org/name@revision' on the Hub.
+            revision: branch, tag or commit; pin a tag or commit for results to be repeatable.
+            cache_dir: of downloads; the Hub client's own by default.
+            token: of the Hub; the one of `hf auth login` by default.
+            local_files_only: use what has been downloaded before, ask nothing.
+            force_download: download again what has been downloaded before.
+
+        Raises:
+            SourceError: no such folder, repository, revision or file, no access, no connection, not in the cache.
+            ArtefactError: what is there is no embedding, damaged, or written by a newer version.
+        """
+        artefact = fetch_artefact(
+            path_or_id,
+            revision,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
+        embedding = cls(artefact.encoding, artefact.num_bits, artefact.init)
+        embedding.load_artefact(artefact)
+        return embedding
+
+    def load_artefact(self, artefact: Artefact) -> None:
+        """Take over latents, `init` and provenance; the parameter stays the same object.
+
+        Raises:
+            ValueError: another encoding or code length, or a table without values (meta device).
+        """
+        got, allowed = (artefact.encoding, artefact.num_bits), (self.encoding, self.num_bits)
+        if got != allowed:
+            raise ValueError(
+                f'Got a table of encoding {got[0]!r} and {got[1]} bits; allowed here is {allowed[0]!r} and '
+                f'{allowed[1]} bits. Create the model with encoding {got[0]!r} and num_bits={got[1]}, or choose '
+                'another table.'
+            )
+        if self.weight is not None and artefact.latents is not None:
+            if self.weight.is_meta:
+                raise ValueError('The table is on the meta device, which holds no values. Load it after to_empty().')
+            with torch.no_grad():
+                self.weight.copy_(artefact.latents)
+        self.init = artefact.init
+        self.provenance = copy.deepcopy(artefact.provenance)
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        model_card_kwargs: dict[str, Any] | None = None,
+        **push_to_hub_kwargs: Any,
+    ) -> str | None:
+        """Write the table with its record and its card; all of it is checked before anything is written.
+
+        Args:
+            save_directory: created if it is not there. An older table in it is replaced, other files stay, and so
+                does a README.md that is no card of this package (with a warning).
+            push_to_hub: publish the table as well, as `repo_id`, and return the commit's URL.
+            repo_id: 'org/name'.
+            model_card_kwargs: of `generate_model_card`.
+            **push_to_hub_kwargs: of `push_to_hub`.
+
+        Raises:
+            ValueError: the table or its provenance is not fit to be saved.
+        """
+        card = self.generate_model_card(**(model_card_kwargs or {})).content
+        write_artefact(save_directory, self.codes(), self.weight, card=card, **self._record())
+        return self.push_to_hub(repo_id or Path(save_directory).name, **push_to_hub_kwargs) if push_to_hub else None
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Publish the table in one commit and return the commit's URL.
+
+        Args:
+            repo_id: 'org/name', created if it does not exist.
+            **kwargs: of `huggingface_hub.ModelHubMixin.push_to_hub`, such as `private`, `token`, `branch`,
+                `commit_message` and `create_pr`.
+
+        Raises:
+            ValueError: `repo_id` has no namespace, or the table or its provenance is not fit to be saved.
+            SourceError: the Hub cannot be reached, refused, or broke off.
+        """
+        if repo_id.count('/') != 1:
+            raise ValueError(f"Got repo_id={repo_id!r}; the card shows how to load it, so write 'org/name'.")
+        checked_token(kwargs.get('token'))
+        card = {'name': repo_id}
+        with TemporaryDirectory() as folder:  # what cannot be saved fails before the mixin creates the repository
+            self.save_pretrained(folder, model_card_kwargs=card)
+        with clear_errors(repo_id):
+            return super().push_to_hub(repo_id, model_card_kwargs=card, **kwargs)
+
+    def generate_model_card(self, name: str | None = None) -> ModelCard:
+        """Return the card, README.md.
+
+        Args:
+            name: 'org/name' of the Hub repository; None for a folder.
+        """
+        return ModelCard(embedding_card(artefact_config(self.codes(), **self._record()), name))
+
+    def _record(self) -> dict[str, Any]:
+        return {'encoding': self.encoding, 'init': self.init, 'provenance': self.provenance}
+
+    def extra_repr(self) -> str:
+        return f'{self.encoding!r}, num_bits={self.num_bits}'
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> 'PixelEmbedding':
+        """Move the table as asked, but never change its dtype (float64 for gradient checks excepted)."""
+
+        def keep_dtype(tensor: Tensor) -> Tensor:
+            applied = fn(tensor)
+            if applied.dtype in (torch.float32, torch.float64):
+                return applied
+            return tensor.to(applied.device, torch.float32)
+
+        super()._apply(keep_dtype, recurse)
+        self._restore_type()
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.provenance = None  # a state dict does not say
+        self._restore_type()
+
+    def _restore_type(self) -> None:
+        """torch hands back a plain parameter after materialising or assigning one; mark the table again."""
+        weight = self.weight
+        if weight is not None and not isinstance(weight, EmbeddingParameter):
+            latents = weight.detach() if weight.dtype == torch.float64 else weight.detach().float()
+            self.weight = EmbeddingParameter(latents, requires_grad=weight.requires_grad)

@@ -1,0 +1,228 @@
+"""The lookup convolution as torch operators: one for autograd, torch.compile and torch.export, any backend under it.
+
+`padding` is (left, right, top, bottom) here; arguments have been checked by `timm_p2be.lookup`.
+"""
+
+import functools
+import logging
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from timm_p2be.lookup import plain
+from timm_p2be.lookup.window import PADDING_LEVEL, slide
+
+if TYPE_CHECKING:
+    from timm_p2be.lookup.llvm_cpu import Kernels
+
+_logger = logging.getLogger(__name__)
+
+SWITCH = 'TIMM_P2BE_LOOKUP'  # environment variable: 'auto' or 'plain'
+
+
+def no_autocast(tensor: Tensor) -> torch.autocast:
+    """Return a context in which nothing on the device of `tensor` is cast."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+def output_size(
+    shape: Sequence[int], kernel: Sequence[int], stride: list[int], padding: list[int], dilation: list[int]
+) -> tuple[int, int]:
+    """Return rows and columns of the feature map."""
+    left, right, top, bottom = padding
+    rows = (shape[2] + top + bottom - (kernel[0] - 1) * dilation[0] - 1) // stride[0] + 1
+    columns = (shape[3] + left + right - (kernel[1] - 1) * dilation[1] - 1) // stride[1] + 1
+    return rows, columns
+
+
+def taps_of(weight: Tensor, in_chans: int) -> Tensor:
+    """Return the kernel (O, M C, kh, kw) as one M x O matrix for each tap, (kh, C, kw, M, O)."""
+    return weight.unflatten(1, (-1, in_chans)).permute(3, 2, 4, 1, 0)
+
+
+def code_table(codes: Tensor, weight: Tensor, in_chans: int) -> Tensor:
+    """Return what each level adds to an output pixel at each tap of the kernel: T[j, k, :] = W_j^T e_k.
+
+    Args:
+        codes: (256, M) table, floating point.
+        weight: (O, M C, kh, kw) kernel.
+        in_chans: C.
+
+    Returns:
+        (kh, C, kw, 257, O) float32 (float64 if an argument is); the last row of a tap, that of padding, is 0.
+
+    Example:
+        >>> code_table(torch.eye(256), torch.ones(4, 768, 1, 1), 3)[0, 0, 0, [0, 255, 256], 0]
+        tensor([1., 1., 0.])
+    """
+    dtype = torch.promote_types(torch.float32, torch.promote_types(codes.dtype, weight.dtype))
+    return torch.matmul(F.pad(codes.to(dtype), (0, 0, 0, 1)), taps_of(weight.to(dtype), in_chans))
+
+
+@torch.library.custom_op('timm_p2be::lookup_conv2d', mutates_args=())
+def lookup_conv2d(
+    levels: Tensor,
+    codes: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    dtype: torch.dtype,
+) -> Tensor:
+    """Return `timm_p2be.lookup.lookup_conv2d` in `dtype`."""
+    geometry = list(stride), list(padding), list(dilation)
+    codes, weight = codes.detach(), weight.detach()
+    with no_autocast(levels):
+        kernels = _kernels(levels, weight.shape[0], dtype)
+        if kernels is None:
+            return _channels_last(plain.lookup_conv2d(levels, codes, weight, *geometry, dtype))
+        chans = levels.shape[1]
+
+        def part(channels: slice) -> Tensor:
+            return code_table(codes, weight[channels], chans)
+
+        return _sum_rows(kernels, levels, weight.shape[2:], part, *geometry).to(dtype)
+
+
+@torch.library.custom_op('timm_p2be::lookup_conv2d_backward', mutates_args=())
+def lookup_conv2d_backward(
+    grad: Tensor,
+    levels: Tensor,
+    codes: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    needs_codes: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of codes (zeros unless `needs_codes`) and weight for that of the feature map."""
+    geometry = list(stride), list(padding), list(dilation)
+    codes, weight = codes.detach(), weight.detach()
+    with no_autocast(levels):
+        kernels = _kernels(levels, weight.shape[0], grad.dtype)
+        if kernels is None:
+            return plain.lookup_conv2d_backward(grad, levels, codes, weight, *geometry, needs_codes)
+        window = slide(levels, weight.shape[2:], *geometry)
+        rows = grad.to(kernels.dtype).permute(0, 2, 3, 1).contiguous()
+        codes_grad, weight_grad = torch.zeros_like(codes, dtype=torch.float32), torch.empty_like(weight)
+        for channels in kernels.parts(len(window.offsets)):
+            table_grad = kernels.scatter_add(window, rows[..., channels])[:, :PADDING_LEVEL]
+            taps = taps_of(weight[channels].float(), levels.shape[1])  # the table is E W_j for each tap j
+            taps_grad = torch.matmul(codes.float().T, table_grad).unflatten(0, taps.shape[:3])
+            weight_grad[channels] = taps_grad.permute(4, 3, 1, 0, 2).reshape(weight[channels].shape)
+            if needs_codes:
+                codes_grad += torch.einsum('jko,jmo->km', table_grad, taps.flatten(0, 2))
+        return codes_grad.to(codes.dtype), weight_grad
+
+
+@torch.library.custom_op('timm_p2be::table_conv2d', mutates_args=())
+def table_conv2d(
+    levels: Tensor,
+    table: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    dtype: torch.dtype,
+) -> Tensor:
+    """Return `timm_p2be.lookup.table_conv2d` in `dtype`."""
+    geometry = list(stride), list(padding), list(dilation)
+    kernels = _kernels(levels, table.shape[4], dtype)
+    if kernels is None:
+        return _channels_last(plain.table_conv2d(levels, table, *geometry, dtype))
+    return _sum_rows(kernels, levels, table.shape[0:3:2], lambda part: table[..., part], *geometry).to(dtype)
+
+
+@lookup_conv2d.register_fake
+def _(levels: Any, codes: Any, weight: Any, stride: Any, padding: Any, dilation: Any, dtype: torch.dtype) -> Tensor:
+    rows, columns = output_size(levels.shape, weight.shape[2:], stride, padding, dilation)
+    return levels.new_empty(levels.shape[0], rows, columns, weight.shape[0], dtype=dtype).permute(0, 3, 1, 2)
+
+
+@lookup_conv2d_backward.register_fake
+def _(grad: Any, levels: Any, codes: Any, weight: Any, *_: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(codes), torch.empty_like(weight)
+
+
+@table_conv2d.register_fake
+def _(levels: Any, table: Any, stride: Any, padding: Any, dilation: Any, dtype: torch.dtype) -> Tensor:
+    rows, columns = output_size(levels.shape, table.shape[0:3:2], stride, padding, dilation)
+    return levels.new_empty(levels.shape[0], rows, columns, table.shape[4], dtype=dtype).permute(0, 3, 1, 2)
+
+
+def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    levels, codes, weight, *geometry, _ = inputs
+    ctx.save_for_backward(levels, codes, weight)
+    ctx.geometry = geometry
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    _, needs_codes, needs_weight, *_ = ctx.needs_input_grad
+    codes_grad, weight_grad = lookup_conv2d_backward(grad, *ctx.saved_tensors, *ctx.geometry, needs_codes)
+    return None, codes_grad if needs_codes else None, weight_grad if needs_weight else None, None, None, None, None
+
+
+lookup_conv2d.register_autograd(_differentiate, setup_context=_save_inputs)
+
+
+def _channels_last(features: Tensor) -> Tensor:
+    """Lay (B, O, H, W) out as the compiled loops and the fake tensors do, whatever the sizes."""
+    return features.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
+def _sum_rows(
+    kernels: 'Kernels',
+    levels: Tensor,
+    kernel: Sequence[int],
+    table: Callable[[slice], Tensor],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+) -> Tensor:
+    """Return the sums of table rows, `table` giving the table for some of the output channels."""
+    window = slide(levels, kernel, stride, padding, dilation)
+    features = levels.new_empty(len(levels), window.rows, window.columns, kernels.channels, dtype=kernels.dtype)
+    for channels in kernels.parts(len(window.offsets)):
+        kernels.gather_sum(window, table(channels).to(kernels.dtype).contiguous(), features[..., channels])
+    return features.permute(0, 3, 1, 2)
+
+
+def _kernels(levels: Tensor, channels: int, dtype: torch.dtype) -> 'Kernels | None':
+    """Return the compiled kernels for these arguments, or None for the plain path."""
+    choice = os.environ.get(SWITCH, 'auto')
+    if choice not in ('auto', 'plain'):
+        raise ValueError(f"Got {SWITCH}={choice!r} in the environment; allowed are 'auto' and 'plain'.")
+    if choice == 'plain':
+        _say_once(logging.INFO, f'lookup_conv2d convolves code planes: {SWITCH}=plain')
+        return None
+    if levels.device.type != 'cpu':
+        _say_once(logging.INFO, f'lookup_conv2d convolves code planes on {levels.device.type}')
+        return None
+    if dtype == torch.float64:
+        return None
+    return _compiled_kernels(channels, torch.bfloat16 if dtype == torch.bfloat16 else torch.float32)
+
+
+@functools.cache
+def _compiled_kernels(channels: int, dtype: torch.dtype) -> 'Kernels | None':
+    try:
+        from timm_p2be.lookup import llvm_cpu, llvm_jit
+
+        kernels = llvm_cpu.Kernels(channels, dtype)
+        _say_once(logging.INFO, f'lookup_conv2d sums table rows in kernels compiled by {llvm_jit.description()}')
+    except (ImportError, OSError, RuntimeError, AttributeError, TypeError) as error:  # another llvmlite, perhaps
+        _say_once(
+            logging.WARNING,
+            'lookup_conv2d convolves code planes, many times slower: compiled CPU kernels are not available '
+            f"({type(error).__name__}: {error}). Install their compiler with: pip install -U 'llvmlite>=0.45'",
+        )
+        return None
+    return kernels
+
+
+@functools.cache
+def _say_once(level: int, message: str) -> None:
+    _logger.log(level, message)

@@ -1,0 +1,64 @@
+"""One attack on one batch: its images are checked, then judged by the untouched model."""
+
+import hashlib
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Generator, Tensor
+
+from timm_p2be.robustness.attacks.attack import Attack
+from timm_p2be.robustness.pixel_model import PixelModel
+
+Bits = NDArray[np.bool_]
+
+
+class BrokenAttackError(AssertionError):
+    """An attack broke its contract: a bug in the attack, not a property of the model."""
+
+
+def seeded(*parts: str | int) -> Generator:
+    """Return a CPU generator that depends on `parts` alone, so that no result depends on what ran before it."""
+    digest = hashlib.sha256('\0'.join(map(str, parts)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], 'big') >> 1)
+
+
+@torch.no_grad()
+def is_correct(model: PixelModel, levels: Tensor, labels: Tensor) -> Bits:
+    """Return whether the model, in evaluation mode, gives each uint8 image (B, 3, H, W) its label: (B,) bool."""
+    model.eval()
+    return (model(levels.to(model.device)).argmax(1).cpu() == labels.cpu()).numpy()
+
+
+def attack_batch(
+    model: PixelModel, attack: Attack, levels: Tensor, labels: Tensor, eps: int, generator: Generator
+) -> tuple[Tensor, Bits]:
+    """Attack a batch and judge the result.
+
+    Args:
+        model: the model that judges, given nothing but the uint8 images.
+        attack: any attack.
+        levels: uint8 (B, 3, H, W) clean images.
+        labels: int64 (B,) true labels.
+        eps: bound that the images must keep, in levels.
+        generator: source of the attack's randomness.
+
+    Returns:
+        The uint8 images (B, 3, H, W) on the CPU, and (B,) bool: the model gets the image wrong.
+
+    Raises:
+        BrokenAttackError: the result is not uint8, has another shape, or leaves the bound.
+    """
+    model.eval()
+    attempt = attack(levels.to(model.device), labels.to(model.device), generator)
+    _check(attack.name, levels, attempt, eps)
+    return attempt.cpu(), ~is_correct(model, attempt, labels)
+
+
+def _check(name: str, levels: Tensor, attempt: Tensor, eps: int) -> None:
+    if not isinstance(attempt, Tensor) or attempt.dtype != torch.uint8 or attempt.shape != levels.shape:
+        got = f'{attempt.dtype} {tuple(attempt.shape)}' if isinstance(attempt, Tensor) else type(attempt).__name__
+        raise BrokenAttackError(f'Attack {name!r} returned {got}; its contract is uint8 {tuple(levels.shape)}.')
+    change = int((attempt.cpu().int() - levels.cpu().int()).abs().max())
+    if change > eps:
+        raise BrokenAttackError(f'Attack {name!r} changed a pixel by {change} levels; its bound is {eps}.')

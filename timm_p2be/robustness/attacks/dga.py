@@ -1,0 +1,71 @@
+"""DGA, the discrete gradient attack: jump to the level that the gradient at the current codes favours."""
+
+import torch
+from torch import Generator, Tensor
+
+from timm_p2be.robustness.attacks.attack import Cost
+from timm_p2be.robustness.attacks.attempts import check_count
+from timm_p2be.robustness.attacks.code_model import CodeModel
+from timm_p2be.robustness.attacks.windows import Windows, check_eps
+from timm_p2be.robustness.pixel_model import PixelModel
+
+
+class DGA:
+    """Discrete Gradient Ascent (Buckman et al., ICLR 2018) for any table of codes.
+
+    Starts at a random image within the bound. In each step every value jumps to the legal level j that, to first order
+    at the current codes e_k, raises the cross-entropy most: the largest <dL/de, e_j - e_k>. The published code
+    (anishathalye/obfuscated-gradients, thermometer/discretization_attacks.py) weighs single bits instead, which for
+    thermometer codes is not the first-order change (docs/protocol.md).
+
+    Args:
+        model: encoded, or a model of pixel values.
+        eps: bound in levels, 0 to 255.
+        steps: jumps, at least 1; the first image that is misclassified is kept.
+        name: in reports.
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+
+    kind = 'white-box'
+
+    def __init__(self, model: PixelModel, eps: int = 8, steps: int = 7, name: str = 'dga') -> None:
+        check_eps(eps)
+        check_count('steps', steps)
+        self.model = model
+        self.eps = eps
+        self.steps = steps
+        self.name = name
+        self._network = CodeModel(model)
+
+    def cost(self) -> Cost:
+        """Return the most an image can cost; the last image is only judged."""
+        return Cost(1, self.steps)
+
+    def __call__(self, levels: Tensor, labels: Tensor, generator: Generator | None = None) -> Tensor:
+        """Return uint8 (B, 3, H, W) images within `eps` of `levels`; see `timm_p2be.robustness.attacks.attack`."""
+        generator = generator or torch.Generator().manual_seed(0)
+        table = self._network.table()
+        noise = torch.rand(levels.shape, generator=generator).to(levels.device)
+        current = (levels + (2 * noise - 1) * self.eps).round().clamp(0, 255).to(torch.uint8)
+        standing = torch.arange(len(levels), device=levels.device)
+        for _ in range(self.steps):
+            # the gradient pass also tells which images have fallen already
+            logits, slope = self._gradient(current[standing], labels[standing], table)
+            alive = logits.argmax(dim=1) == labels[standing]
+            standing = standing[alive]
+            if len(standing) == 0:
+                break
+            windows = Windows(levels[standing], self.eps)
+            harm = windows.compare(slope[alive], table).masked_fill_(~windows.legal, -torch.inf)
+            current[standing] = windows.pick(harm.argmax(dim=1))
+        return current
+
+    def _gradient(self, levels: Tensor, labels: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits, and the gradient of the summed loss with respect to the (B, H, W, 3, M) code planes."""
+        with torch.enable_grad():
+            planes = table[levels.permute(0, 2, 3, 1).long()].requires_grad_()
+            logits = self._network(planes)
+            loss = torch.nn.functional.cross_entropy(logits, labels, reduction='sum')
+            return logits.detach(), torch.autograd.grad(loss, planes)[0]

@@ -1,0 +1,197 @@
+"""LS-PGA, the attack on discretised pixels of the paper's adversarial experiments, for any table of codes.
+
+Logit-Space Projected Gradient Ascent (Buckman et al., "Thermometer Encoding: One Hot Way to Resist Adversarial
+Examples", ICLR 2018) attacks a softmax over the legal levels of every pixel. The official P2BE code has it for binary
+codes (nutszebra/Pixel-to-Binary-Embedding, lspga.py); the two anneal in opposite directions (docs/protocol.md).
+"""
+
+import math
+
+import torch
+from torch import Generator, Tensor
+
+from timm_p2be.robustness.attacks.attack import Cost
+from timm_p2be.robustness.attacks.attempts import check_count
+from timm_p2be.robustness.attacks.code_model import CodeModel
+from timm_p2be.robustness.attacks.sharing import share_tensors
+from timm_p2be.robustness.attacks.windows import Windows, check_eps
+from timm_p2be.robustness.pixel_model import PixelModel
+
+ANNEALS = ('flatten', 'sharpen')
+GRADIENTS = ('sign', 'raw')
+
+
+class LSPGA:
+    """Gradient ascent in the logits u of a distribution over the at most 2 eps + 1 legal levels of every pixel value.
+
+    In each step the network sees the expected code z = sum_k softmax(u / T)_k e_k, and u moves by `step_size` times
+    the sign of the gradient of the cross-entropy; at the end every value takes its most probable level. Levels
+    outside the bound have probability 0 and are not stored: this window form gives the same images as the original
+    over all 256 levels, with a fifteenth of the memory at eps 8.
+
+    Args:
+        model: encoded, or a model of pixel values, whose relaxed code is the expected pixel value.
+        eps: bound in levels, 0 to 255.
+        steps: gradient steps, at least 1.
+        step_size: xi, added to u in each step; above 0.
+        anneal_rate: delta, factor of the temperature in each step, at least 1 (1: constant temperature).
+        anneal: 'flatten' as the official P2BE code: T = 1, 1, delta, delta^2, ...; 'sharpen' as the original attack:
+            T = 1, 1/delta, 1/delta^2, ...
+        gradient: 'sign', or 'raw' (of the loss summed over images), as a bug in widespread copies of the original.
+        restarts: random starts u ~ N(0, 1), at least 1; an image that has fallen is not attacked again.
+        targeted: descend to a wrong class instead: the one given, or the r-th most likely one in restart r.
+        name: in reports; None is 'lspga'.
+
+    Raises:
+        ValueError: an argument out of range.
+
+    Example:
+        >>> import timm
+        >>> model = PixelModel(timm.create_model('resnet10t', num_classes=10))
+        >>> images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+        >>> attacked = LSPGA(model, eps=8)(images, torch.tensor([3, 1]))
+        >>> attacked.dtype, bool((attacked.int() - images.int()).abs().max() <= 8)
+        (torch.uint8, True)
+    """
+
+    kind = 'white-box'
+
+    def __init__(
+        self,
+        model: PixelModel,
+        eps: int = 8,
+        steps: int = 7,
+        step_size: float = 1.0,
+        anneal_rate: float = 1.2,
+        anneal: str = 'flatten',
+        gradient: str = 'sign',
+        restarts: int = 1,
+        targeted: bool = False,
+        name: str | None = None,
+    ) -> None:
+        check_eps(eps)
+        check_count('steps', steps)
+        check_count('restarts', restarts)
+        if not 0 < step_size < math.inf:
+            raise ValueError(f'Got step_size={step_size!r}; it must be positive (1.0 in the official code).')
+        if not 1 <= anneal_rate < math.inf:
+            raise ValueError(f'Got anneal_rate={anneal_rate!r}; it must be at least 1, `anneal` gives the direction.')
+        if anneal not in ANNEALS:
+            raise ValueError(f'Unknown anneal {anneal!r}; choose one of {list(ANNEALS)}.')
+        if gradient not in GRADIENTS:
+            raise ValueError(f'Unknown gradient {gradient!r}; choose one of {list(GRADIENTS)}.')
+        if targeted and restarts >= model.num_classes:
+            raise ValueError(
+                f'Got restarts={restarts} of a targeted attack on {model.num_classes} classes; each restart has a '
+                f'wrong class of its own, so at most {model.num_classes - 1}.'
+            )
+        self.model = model
+        self.eps = eps
+        self.steps = steps
+        self.step_size = step_size
+        self.anneal_rate = anneal_rate
+        self.anneal = anneal
+        self.gradient = gradient
+        self.restarts = restarts
+        self.targeted = targeted
+        self.name = name or 'lspga'
+        self._network = CodeModel(model)
+        self._judge = share_tensors(model).eval()  # the model may be training meanwhile
+
+    @classmethod
+    def official(cls, model: PixelModel, eps: int = 8) -> 'LSPGA':
+        """Return the attack of the paper's Tables IV and V: 7 steps, xi = 1, delta = 1.2, flattening, one start."""
+        return cls(model, eps, name='lspga-official')
+
+    @classmethod
+    def strong(cls, model: PixelModel, eps: int = 8, anneal: str = 'flatten') -> 'LSPGA':
+        """Return 100 steps from 10 starts, annealed by the same total factor as the official 7 steps."""
+        rate = 1.2 ** (7 / 100)
+        return cls(model, eps, 100, 0.1, rate, anneal, restarts=10, name=f'lspga-strong-{anneal}')
+
+    def cost(self) -> Cost:
+        """Return the most an image can cost: every restart ends with one forward pass of the attacked model."""
+        return Cost(self.restarts + self.targeted, self.restarts * self.steps)
+
+    def __call__(
+        self, levels: Tensor, labels: Tensor, generator: Generator | None = None, targets: Tensor | None = None
+    ) -> Tensor:
+        """Attack a batch.
+
+        Args:
+            levels: uint8 (B, 3, H, W).
+            labels: int64 (B,) true labels.
+            generator: CPU source of the starts; None starts one from seed 0.
+            targets: int64 (B,) wrong classes to reach, for a targeted attack only; None tries likely ones and counts
+                any error as success.
+
+        Returns:
+            uint8 (B, 3, H, W): of the restarts the first that succeeds, else the one with the smallest margin.
+
+        Raises:
+            ValueError: images of another dtype or shape, or targets for an untargeted attack.
+        """
+        if targets is not None and not self.targeted:
+            raise ValueError('Got targets for an untargeted attack; build it with targeted=True.')
+        generator = generator or torch.Generator().manual_seed(0)
+        goals = self._goals(levels, labels, targets)
+        result = levels.clone()
+        margins = torch.full((len(levels),), math.inf, device=levels.device)
+        standing = torch.arange(len(levels), device=levels.device)
+        for restart in range(self.restarts):
+            goal = goals[standing, restart % goals.shape[1]]
+            attempt = self._ascend(levels[standing], goal, generator)
+            margin = self._margin(attempt, labels[standing], None if targets is None else goal)
+            better = margin < margins[standing]
+            result[standing[better]] = attempt[better]
+            margins[standing[better]] = margin[better]
+            standing = standing[margins[standing] >= 0]
+            if len(standing) == 0:
+                break
+        return result
+
+    def _goals(self, levels: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
+        """Return the classes whose loss is worked on, (B, 1) or (B, restarts)."""
+        if not self.targeted:
+            return labels.unsqueeze(1)
+        if targets is not None:
+            return targets.unsqueeze(1)
+        with torch.no_grad():
+            logits = self._judge(levels).scatter(1, labels.unsqueeze(1), -math.inf)
+        return logits.argsort(dim=1, descending=True)[:, : self.restarts]
+
+    def _ascend(self, levels: Tensor, goal: Tensor, generator: Generator) -> Tensor:
+        windows = Windows(levels, self.eps)
+        table = self._network.table()
+        start = torch.randn((*levels.shape, windows.width), generator=generator).to(levels.device)
+        logits = windows.sort(start).masked_fill_(~windows.legal, -math.inf)
+        step = -self.step_size if self.targeted else self.step_size
+        for index in range(self.steps):
+            temperature = self._temperature(index)
+            shares = torch.softmax(logits / temperature, dim=1)
+            slope = windows.compare(self._code_gradient(windows.mix(shares, table), goal), table)
+            # softmax backward; exactly 0 where the share is 0, so illegal levels never move
+            slope = shares * (slope - (shares * slope).sum(1, keepdim=True)) / temperature
+            logits += step * (slope.sign_() if self.gradient == 'sign' else slope)
+        return windows.pick(logits.argmax(dim=1))
+
+    def _temperature(self, step: int) -> float:
+        if self.anneal == 'flatten':
+            return self.anneal_rate ** max(step - 1, 0)
+        return self.anneal_rate**-step
+
+    def _code_gradient(self, planes: Tensor, goal: Tensor) -> Tensor:
+        """Return the gradient of the summed cross-entropy with respect to the code planes."""
+        with torch.enable_grad():
+            planes.requires_grad_()
+            loss = torch.nn.functional.cross_entropy(self._network(planes), goal, reduction='sum')
+            return torch.autograd.grad(loss, planes)[0]
+
+    @torch.no_grad()
+    def _margin(self, attempt: Tensor, labels: Tensor, goal: Tensor | None) -> Tensor:
+        """Return by how much each attempt still fails; negative is success."""
+        logits = self._judge(attempt)
+        aim = (labels if goal is None else goal).unsqueeze(1)
+        own = logits.gather(1, aim).squeeze(1)
+        other = logits.scatter(1, aim, -math.inf).amax(dim=1)
+        return own - other if goal is None else other - own

@@ -1,0 +1,81 @@
+"""What an attack benchmark will cost, before it starts: calls of the model, and time from a few timed passes."""
+
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from timm_p2be.robustness.attacks.attack import Attack
+from timm_p2be.robustness.pixel_model import PixelModel
+
+
+class Speed(NamedTuple):
+    """Seconds that one image takes."""
+
+    forward: float
+    backward: float
+
+
+def measure_speed(model: PixelModel, levels: Tensor, repeats: int = 3) -> Speed:
+    """Return the time of a pass through the model, without and with a backward pass to its features.
+
+    Args:
+        model: timed; a model of codes is timed up to its weights, since its levels have no gradient.
+        levels: uint8 (B, 3, H, W).
+        repeats: passes of each sort, of which the fastest counts; one more warms up.
+    """
+    levels = levels.to(model.device)
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+
+    def forward() -> None:
+        with torch.no_grad():
+            model(levels)
+
+    def backward() -> None:
+        torch.autograd.grad(model(levels).sum(), weights, allow_unused=True)
+
+    return Speed(*(_fastest(run, repeats) / len(levels) for run in (forward, backward)))
+
+
+def _fastest(run, repeats: int) -> float:  # type: ignore[no-untyped-def]
+    run()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def budget(attacks: Sequence[Attack], images: int, speed: Speed) -> tuple[str, float]:
+    """Return the budget of a benchmark as text, one line an attack, and the seconds it takes at most.
+
+    Args:
+        attacks: of the benchmark.
+        images: in the larger of the two sets; nobody knows before how many fall early and cost less.
+        speed: of the model.
+    """
+    lines, total = [], 0.0
+    for attack in attacks:
+        forwards, backwards = attack.cost()
+        seconds = images * (forwards * speed.forward + backwards * speed.backward)
+        total += seconds
+        lines.append(
+            f'  {attack.name:28} {attack.kind:10} {forwards:7,} passes, {backwards:6,} with gradient per image  '
+            f'{duration(seconds):>10}'
+        )
+    return '\n'.join([*lines, f'  {images} images, at most {duration(total)}, much less if they fall early']), total
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words.
+
+    Example:
+        >>> duration(5), duration(600), duration(9000)
+        ('5 s', '10 min', '2.5 h')
+    """
+    if seconds < 100:
+        return f'{seconds:.0f} s'
+    return f'{seconds / 60:.0f} min' if seconds < 6000 else f'{seconds / 3600:.1f} h'

@@ -1,0 +1,133 @@
+"""Which attacks a benchmark runs, cheapest first, and what they are called."""
+
+from collections.abc import Callable, Sequence
+
+from timm_p2be.robustness.attacks.attack import Attack
+from timm_p2be.robustness.attacks.coordinate import CoordinateSearch
+from timm_p2be.robustness.attacks.dga import DGA
+from timm_p2be.robustness.attacks.gradient import APGD, PGD
+from timm_p2be.robustness.attacks.hop_skip_jump import HopSkipJump
+from timm_p2be.robustness.attacks.lspga import LSPGA
+from timm_p2be.robustness.attacks.noise import Noise
+from timm_p2be.robustness.attacks.square import Square
+from timm_p2be.robustness.attacks.surrogates import surrogates_for
+from timm_p2be.robustness.attacks.transfer import Transfer
+from timm_p2be.robustness.pixel_model import PixelModel
+
+Builder = Callable[[PixelModel, int], Attack]
+SurrogateBuilder = Callable[[PixelModel, int, str], Attack]
+Variant = Callable[[PixelModel, int, int], Attack]  # model, eps, steps
+
+# one attack a model
+_SINGLE: dict[str, Builder] = {
+    'noise': lambda model, eps: Noise(model, eps),
+    'dga': lambda model, eps: DGA(model, eps),
+    'lspga-official': lambda model, eps: LSPGA.official(model, eps),
+    'lspga-strong-flatten': lambda model, eps: LSPGA.strong(model, eps, anneal='flatten'),
+    'lspga-strong-sharpen': lambda model, eps: LSPGA.strong(model, eps, anneal='sharpen'),
+    'coordinate': lambda model, eps: CoordinateSearch(model, eps, queries=2000),
+    'square': lambda model, eps: Square(model, eps, queries=5000),
+    'hop-skip-jump': lambda model, eps: HopSkipJump(model, eps),
+}
+
+# one attack a surrogate of the model's gradient
+_PER_SURROGATE: dict[str, SurrogateBuilder] = {
+    'fgsm': lambda model, eps, by: PGD(model, eps, by, steps=1, name=f'fgsm-{by}'),
+    'pgd': lambda model, eps, by: PGD(model, eps, by, steps=40, name=f'pgd-{by}'),
+    'apgd-ce': lambda model, eps, by: APGD(model, eps, by, steps=100, loss='ce', name=f'apgd-ce-{by}'),
+    'apgd-margin': lambda model, eps, by: APGD(model, eps, by, steps=100, loss='margin', name=f'apgd-margin-{by}'),
+}
+
+# cheapest first
+FAMILIES = (
+    'noise',
+    'transfer',
+    'fgsm',
+    'dga',
+    'lspga-official',
+    'pgd',
+    'apgd-ce',
+    'apgd-margin',
+    'lspga-strong-flatten',
+    'lspga-strong-sharpen',
+    'coordinate',
+    'square',
+    'hop-skip-jump',
+)
+SUITES = {'quick': FAMILIES[:6], 'full': FAMILIES}
+
+
+def build_suite(
+    model: PixelModel, eps: int = 8, names: Sequence[str] = ('full',), sources: Sequence[PixelModel] = ()
+) -> list[Attack]:
+    """Return attacks on a model, cheapest first whatever the order of the names.
+
+    Args:
+        model: attacked.
+        eps: bound in levels.
+        names: of `SUITES` or `FAMILIES`, or '<family>-<surrogate>' for one surrogate of a family that has one attack
+            for each, such as 'pgd-kernel'.
+        sources: models whose adversarial images are tried on `model`; without any, suites have no 'transfer'. One
+            with the checkpoint of `model` itself is left out: that would be no transfer.
+
+    Raises:
+        ValueError: an unknown name, a surrogate that the model has not, 'transfer' by name without sources, two
+            sources of one name.
+    """
+    surrogates = surrogates_for(model)
+    single = {f'{family}-{by}': (family, by) for family in _PER_SURROGATE for by in surrogates}
+    known = {*SUITES, *FAMILIES, *single}
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise ValueError(
+            f'{f"Unknown attack {unknown[0]!r}" if unknown else "No attack"} for {model.name}; choose among '
+            f'{", ".join(SUITES)}; {", ".join(FAMILIES)}; {", ".join(single)}.'
+        )
+    if 'transfer' in names and not sources:
+        raise ValueError("'transfer' needs models to transfer from; pass --transfer-from.")
+    for source in sources:
+        if source.num_classes != model.num_classes:
+            raise ValueError(
+                f'{source.name} has {source.num_classes} classes, {model.name} {model.num_classes}; transfer from a '
+                'model of the same classes.'
+            )
+    sources = [source for source in sources if source.sha256 is None or source.sha256 != model.sha256]
+    families = {name for word in names for name in SUITES.get(word, (word,))}
+    attacks: list[Attack] = []
+    for family in FAMILIES:
+        if family in _PER_SURROGATE:
+            chosen = [by for by in surrogates if family in families or f'{family}-{by}' in families]
+            attacks += [_PER_SURROGATE[family](model, eps, by) for by in chosen]
+        elif family == 'transfer' and family in families:
+            attacks += [Transfer(model, eps, transfer_source(source, eps)) for source in sources]
+        elif family in families:
+            attacks.append(_SINGLE[family](model, eps))
+    twice = [attack.name for attack in attacks if sum(other.name == attack.name for other in attacks) > 1]
+    if twice:
+        raise ValueError(f'Two attacks are called {twice[0]!r}; label the models to transfer from, as a:NAME=FILE.')
+    return attacks
+
+
+def transfer_source(source: PixelModel, eps: int) -> Attack:
+    """Return the attack whose images are transferred: PGD that goes on beyond the source's own boundary."""
+    surrogate = 'kernel' if source.encoding else 'straight-through'
+    return PGD(source, eps, surrogate, steps=40, stop=False)
+
+
+def variant(name: str) -> Variant | None:
+    """Return how to build the white-box attack `name` for another model, bound and number of steps, or None.
+
+    LS-PGA's step and annealing shrink as its steps grow beyond the official 7, so that all together they stay equal.
+    """
+    if name == 'lspga-official':
+        return _lspga
+    for family, attack in (('pgd', PGD), ('apgd-ce', APGD), ('apgd-margin', APGD)):
+        if name.startswith(f'{family}-'):
+            surrogate, loss = name.removeprefix(f'{family}-'), 'margin' if family == 'apgd-margin' else 'ce'
+            return lambda model, eps, steps: attack(model, eps, surrogate, steps=steps, loss=loss, name=name)
+    return None
+
+
+def _lspga(model: PixelModel, eps: int, steps: int) -> Attack:
+    share = min(1.0, 7 / steps)
+    return LSPGA(model, eps, steps, step_size=share, anneal_rate=1.2**share, name='lspga-official')

@@ -1,0 +1,1 @@
+"""The engine behind train.py: flags, loaders, epochs, checkpoints, exact resume."""

@@ -1,0 +1,255 @@
+"""Builds what a run computes with, from its flags: device, model, task, optimizer, precision."""
+
+import argparse
+import difflib
+import logging
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.layers import convert_sync_batchnorm
+from timm.loss import LabelSmoothingCrossEntropy
+from timm.models import create_model, is_model, list_models, split_model_name_tag
+from timm.optim import create_optimizer_v2, optimizer_kwargs
+from timm.utils import NativeScaler, init_distributed_device, is_primary
+from torch import nn
+
+from timm_p2be.encodings import PixelEmbedding
+from timm_p2be.stem import find_embedding
+from timm_p2be.task import P2BETask
+from timm_p2be.training.embedding_flags import EMBEDDING_DEFAULTS, resolve_embedding_flags
+from timm_p2be.training.memory import keep_freed_memory
+
+_logger = logging.getLogger('train')
+
+PROCESS_FIELDS = ('rank', 'local_rank', 'world_size', 'distributed')  # what `build_device` adds to the flags
+
+
+def build_device(args: argparse.Namespace, explicit: set[str]) -> torch.device:
+    """Return the device and join the process group under torchrun; sets `rank`, `world_size`, `distributed`.
+
+    Raises:
+        ValueError: a device was asked for that is not there, or that cannot do what flags ask for.
+    """
+    try:
+        kind = torch.device(args.device).type
+    except RuntimeError as error:
+        raise ValueError(f'--device {args.device}: {str(error).splitlines()[0]}') from error
+    fallback = kind == 'cuda' and not torch.cuda.is_available()
+    if fallback:
+        if 'device' in explicit:
+            raise ValueError(f'--device {args.device}, but this PyTorch finds no CUDA device; use --device cpu.')
+        kind = args.device = 'cpu'
+    if kind == 'cuda':  # as timm's train.py
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+    elif 'pin_mem' not in explicit:
+        args.pin_mem = False  # a recipe's, for GPUs
+    if kind == 'cpu':
+        keep_freed_memory()
+    requested = args.device
+    device = init_distributed_device(args)
+    args.device = requested  # not this process's own, so that args.yaml serves all
+    if args.sync_bn and kind == 'cpu':
+        raise ValueError('--sync-bn: PyTorch synchronises BatchNorm on GPUs only; --dist-bn reduce works on the CPU.')
+    if is_primary(args):
+        if fallback:
+            _logger.info('No CUDA device found, training on the CPU.')
+        single = {'sync_bn', 'dist_bn', 'no_ddp_bb'} & explicit
+        if single and not args.distributed:
+            _logger.warning(f'{sorted(single)} matter only with several processes (torchrun).')
+        if args.amp and args.amp_dtype == 'float16' and kind == 'cpu':
+            _logger.warning('float16 gradients underflow without the loss scaling of GPUs; use --amp-dtype bfloat16.')
+    return device
+
+
+def learned_embedding(model: nn.Module) -> PixelEmbedding | None:
+    """Return the embedding of a model with a learned table, frozen or not, else None."""
+    try:
+        embedding = find_embedding(model)
+    except ValueError:
+        return None
+    return None if embedding.weight is None else embedding
+
+
+def build_model(args: argparse.Namespace, explicit: set[str], device: torch.device) -> nn.Module:
+    """Return the model on its device and settle the flags of its table.
+
+    Raises:
+        ValueError: unknown model, or flags that do not fit it.
+    """
+    model = _create_model(args)
+    embedding = learned_embedding(model)
+    trainable = embedding is not None and embedding.weight is not None and embedding.weight.requires_grad
+    dropped = resolve_embedding_flags(args, explicit, embedding is not None, trainable)
+    if dropped and is_primary(args):
+        _logger.info(f"{args.model} trains no table with --opt {args.opt}: the recipe's {dropped} do not apply.")
+    if embedding is not None:
+        _settle_table(args, explicit, embedding, trainable)
+    args.num_classes = args.num_classes if args.num_classes is not None else model.num_classes
+    if args.grad_checkpointing:
+        try:
+            model.set_grad_checkpointing(enable=True)  # type: ignore[operator]
+        except (AttributeError, AssertionError, TypeError) as error:
+            raise ValueError(f'{args.model} has no --grad-checkpointing ({error}).') from error
+    model.to(device=device, dtype=getattr(torch, args.model_dtype) if args.model_dtype else None)
+    if args.channels_last:
+        model.to(memory_format=torch.channels_last)
+    if args.distributed and args.sync_bn:
+        args.dist_bn = ''
+        model = convert_sync_batchnorm(model)
+    return model
+
+
+def _create_model(args: argparse.Namespace) -> nn.Module:
+    """Return timm's model, with every way of failing as a ValueError."""
+    arch = split_model_name_tag(args.model)[0]
+    if ':' not in args.model and not is_model(arch):
+        close = difflib.get_close_matches(arch, list_models(), n=3)
+        hint = f'did you mean {", ".join(close)}?' if close else 'timm.list_models() has the names.'
+        raise ValueError(f'--model {args.model}: unknown model; {hint}')
+    for name in ('initial_checkpoint', 'pretrained_path'):
+        path = getattr(args, name)
+        if path and not Path(path).is_file():
+            raise ValueError(f'--{name.replace("_", "-")} {path}: no such file.')
+    overlay = {}
+    if args.pretrained_path:
+        # as timm: the file goes before other sources, and -1 makes the head start afresh
+        overlay = {'pretrained_cfg_overlay': {'file': args.pretrained_path, 'num_classes': -1}}
+    table: dict[str, Any] = {'freeze_embedding': True} if args.p2be_freeze else {}
+    if args.p2be_embedding and not args.resume:
+        table['embedding'] = args.p2be_embedding
+    create = partial(
+        create_model,
+        args.model,
+        pretrained=args.pretrained,
+        in_chans=args.input_size[0] if args.input_size else args.in_chans or 3,
+        num_classes=args.num_classes,
+        drop_rate=args.drop,
+        drop_path_rate=args.drop_path,
+        checkpoint_path=args.initial_checkpoint,
+        **overlay,
+        **table,
+        **args.model_kwargs,
+    )
+    size = args.input_size[1:] if args.input_size else [args.img_size] * 2 if args.img_size else None
+    try:
+        if size and 'img_size' not in args.model_kwargs:
+            try:
+                return create(img_size=tuple(size))
+            except TypeError as error:  # convolutional backbones take images of any size
+                if 'img_size' not in str(error):
+                    raise
+        return create()
+    except (TypeError, RuntimeError, OSError, EOFError, AssertionError, KeyError) as error:
+        files = args.initial_checkpoint or args.pretrained_path
+        advice = f' Does {files} hold weights of this model?' if files else ''
+        if args.pretrained and not files:
+            advice = ' Leave --pretrained out, or name a file by --pretrained-path.'
+        raise ValueError(f'Cannot create {args.model}: {str(error) or type(error).__name__}{advice}') from error
+
+
+def _settle_table(args: argparse.Namespace, explicit: set[str], embedding: PixelEmbedding, trainable: bool) -> None:
+    """Draw the table where none is loaded, record its size where one is, and log how it will be treated."""
+    if args.p2be_embedding:
+        # with this, flags of a checkpoint create the model that its weights fit, without the table's source
+        args.model_kwargs = {**args.model_kwargs, 'num_bits': embedding.num_bits}
+    else:
+        _settle_init(args, explicit, embedding)
+    if not is_primary(args):
+        return
+    if trainable and not args.opt.lower().endswith('p2be'):
+        _logger.warning(f'--opt {args.opt} will train the table like any weight; the paper uses --opt sgdp2be.')
+    if not (trainable or args.p2be_embedding or args.pretrained or args.initial_checkpoint or args.resume):
+        _logger.info(f'The table is frozen as it was drawn (--p2be-init {args.p2be_init}): nothing has been learned.')
+
+
+def _settle_init(args: argparse.Namespace, explicit: set[str], embedding: PixelEmbedding) -> None:
+    """Start the table as --p2be-init says, unless the weights of the model bring one."""
+    given = args.model_kwargs.get('embedding_init')
+    if 'p2be_init' in explicit:
+        if args.pretrained or args.initial_checkpoint:
+            raise ValueError('--p2be-init starts a new table, but the weights to start from bring theirs.')
+        if given not in (None, args.p2be_init):
+            raise ValueError(f'--p2be-init {args.p2be_init} contradicts --model-kwargs embedding_init={given}.')
+    if given or args.pretrained or args.initial_checkpoint:
+        args.p2be_init = embedding.init
+    elif embedding.init != args.p2be_init:
+        embedding.init = args.p2be_init
+        embedding.reset_parameters()
+
+
+def build_task(args: argparse.Namespace, model: nn.Module, device: torch.device) -> P2BETask:
+    """Return the task that computes Eq. 10 on the views of a batch."""
+    return P2BETask(
+        model,
+        alpha=args.p2be_alpha if args.jsd_loss else 0.0,
+        smoothness=args.p2be_smoothness or 0.0,
+        reduction=args.p2be_reduction or EMBEDDING_DEFAULTS['p2be_reduction'],
+        num_views=max(args.aug_splits, 1),
+        criterion=LabelSmoothingCrossEntropy(args.smoothing) if args.smoothing else nn.CrossEntropyLoss(),
+        device=device,
+        dtype=getattr(torch, args.model_dtype) if args.model_dtype else None,
+        verbose=is_primary(args),
+    )
+
+
+def compile_task(args: argparse.Namespace, task: P2BETask) -> None:
+    """Compile the model, and its moving average, by --torchcompile.
+
+    Raises:
+        ValueError: unknown backend.
+    """
+    backends = torch.compiler.list_backends(exclude_tags=())
+    if args.torchcompile not in backends:
+        raise ValueError(f'--torchcompile {args.torchcompile}: unknown backend; choose one of {backends}.')
+    task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
+    if task.has_ema():
+        task.compile_ema(backend=args.torchcompile, mode=args.torchcompile_mode)
+
+
+def build_optimizer(args: argparse.Namespace, model: nn.Module) -> torch.optim.Optimizer:
+    """Return the optimizer and settle the learning rate by timm's rule (--lr, or --lr-base by the total batch).
+
+    Raises:
+        ValueError: arguments that the optimizer does not take.
+    """
+    if args.lr is None:
+        ratio = args.batch_size * args.world_size * args.grad_accum_steps / args.lr_base_size
+        adaptive = any(name in args.opt.lower() for name in ('ada', 'lamb'))
+        args.lr_base_scale = args.lr_base_scale or ('sqrt' if adaptive else 'linear')
+        args.lr = args.lr_base * (ratio**0.5 if args.lr_base_scale == 'sqrt' else ratio)
+        if is_primary(args):
+            _logger.info(f'Learning rate {args.lr:g}: --lr-base {args.lr_base:g}, {args.lr_base_scale} scaling.')
+    embedding = {}
+    if args.p2be_lr is not None:
+        embedding = {
+            'embedding_lr': args.p2be_lr,
+            'embedding_betas': tuple(args.p2be_betas),
+            'embedding_weight_decay': args.p2be_weight_decay,
+            'embedding_sched': args.p2be_sched,
+        }
+    if double := embedding.keys() & args.opt_kwargs.keys():
+        raise ValueError(f'--opt-kwargs sets {sorted(double)}, which here are set by the flags --p2be-*.')
+    try:
+        return create_optimizer_v2(model, **{**optimizer_kwargs(cfg=args), **embedding, **args.opt_kwargs})
+    except TypeError as error:
+        raise ValueError(f'--opt {args.opt} does not take these --opt-kwargs: {error}') from error
+
+
+@dataclass
+class Precision:
+    """Autocast context factory and gradient scaler of a run."""
+
+    autocast: Any
+    scaler: Any
+
+
+def build_precision(args: argparse.Namespace, device: torch.device) -> Precision:
+    """Return autocast and, for float16 on CUDA, timm's gradient scaler."""
+    dtype = getattr(torch, args.amp_dtype)
+    autocast = partial(torch.autocast, device_type=device.type, dtype=dtype, enabled=args.amp)
+    needs_scaler = args.amp and device.type == 'cuda' and dtype == torch.float16
+    return Precision(autocast, NativeScaler(device=device.type) if needs_scaler else None)

@@ -1,0 +1,224 @@
+"""One epoch of training and one pass of validation."""
+
+import argparse
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from timm.task import evaluation_sample_limit
+from timm.utils import dispatch_clip_grad, is_primary
+from torch import Tensor
+
+from timm_p2be.optim import learning_rates
+from timm_p2be.task import P2BETask
+from timm_p2be.training.building import Precision
+from timm_p2be.training.checkpoints import Position
+from timm_p2be.training.progress import Progress
+from timm_p2be.training.schedules import Schedules
+from timm_p2be.training.stopping import Interrupted
+
+_logger = logging.getLogger('train')
+
+PARTS = ('loss', 'ce', 'jsd', 'smoothness')
+
+
+class Diverged(RuntimeError):
+    """The loss or a weight is no longer a finite number."""
+
+
+class Means:
+    """Running means of the loss parts, weighted by batch size; goes on from those of a position."""
+
+    def __init__(self, start: Position) -> None:
+        self.sums = {name: start.sums.get(name, 0.0) for name in PARTS}
+        self.count = start.count
+
+    def add(self, parts: dict[str, float], count: int) -> None:
+        """Count `count` more images whose means are `parts`."""
+        for name in PARTS:
+            self.sums[name] += parts[name] * count
+        self.count += count
+
+    def result(self, distributed: bool, device: torch.device) -> dict[str, float]:
+        """Return the means, over all processes if `distributed`."""
+        values = torch.tensor([*self.sums.values(), self.count], dtype=torch.float64).to(device)
+        if distributed:
+            torch.distributed.all_reduce(values)
+        return {name: (values[i] / values[-1].clamp(min=1)).item() for i, name in enumerate(PARTS)}
+
+
+@dataclass
+class Trainer:
+    """Trains and validates one epoch at a time.
+
+    Attributes:
+        args: flags of the run.
+        task: computes the objective.
+        optimizer: the run's one optimizer.
+        schedules: learning rates.
+        precision: autocast and gradient scaler.
+        device: of batches and weights.
+        stopping: tells whether a signal asked the run to stop.
+        save_recovery: writes a recovery checkpoint of the position.
+        position: where training stands.
+    """
+
+    args: argparse.Namespace
+    task: P2BETask
+    optimizer: torch.optim.Optimizer
+    schedules: Schedules
+    precision: Precision
+    device: torch.device
+    stopping: Callable[[], bool]
+    save_recovery: Callable[[], None]
+    position: Position = field(default_factory=Position)
+
+    def train(self, loader: Any, start: Position) -> dict[str, float]:
+        """Train one epoch and return its mean loss parts, images per second and share of time waiting for data.
+
+        Args:
+            loader: batches of all views; those before the position are read and passed over.
+            start: position in the epoch to start from.
+
+        Raises:
+            Diverged: the loss became infinite or NaN.
+            Interrupted: a signal asked to stop; `position` says where.
+        """
+        args, accum, total = self.args, self.args.grad_accum_steps, self.schedules.updates_per_epoch
+        self.position = start
+        means, images_seen = Means(start), 0
+        progress = Progress(start.epoch, total, start.update, show=is_primary(args), interval=args.log_interval)
+        self.task.train()
+        self.optimizer.zero_grad()
+        try:
+            self._stop_if_asked()
+            for batch, (images, labels) in self._batches(loader, start, progress):
+                update = batch // accum
+                done = (batch + 1) % accum == 0 or batch + 1 == len(loader)
+                # the last update of an epoch may hold fewer batches
+                parts = self._batch(images, labels, min(accum, len(loader) - update * accum), done)
+                count = len(images) // self.task.num_views
+                means.add(parts, count)
+                images_seen += count * args.world_size
+                if done:
+                    self._after_update(Position(start.epoch, update + 1, dict(means.sums), means.count))
+                    progress.report(update + 1, images_seen, parts, learning_rates(self.optimizer))
+                    self._stop_if_asked()
+        finally:
+            progress.close()
+        return {**means.result(args.distributed, self.device), **progress.speed(images_seen)}
+
+    def _batches(self, loader: Any, start: Position, progress: Progress) -> Iterator[tuple[int, Any]]:
+        """Yield the batches from a position on, with their index in the epoch."""
+        if start.update >= self.schedules.updates_per_epoch:
+            return  # stopped in validation
+        batches = enumerate(progress.timed(loader))
+        while True:
+            try:
+                batch, contents = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError:
+                if self.stopping():  # the signal ended a worker that had not come to ignore it yet
+                    raise Interrupted from None
+                raise
+            if batch >= len(loader):  # a streamed data set may be longer than it says
+                return
+            if batch >= start.update * self.args.grad_accum_steps:
+                yield batch, contents
+                continue
+            progress.restart()
+            if self.stopping() and not self.args.distributed:
+                raise Interrupted
+
+    def _batch(self, images: Tensor, labels: Tensor, accumulated: int, update: bool) -> dict[str, float]:
+        """Forward and backward of one batch, and the optimizer's step if it completes an update."""
+        args, scaler = self.args, self.precision.scaler
+        if args.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with nullcontext() if update else self.task.no_sync():
+            with self.precision.autocast():
+                result = self.task(images, labels)
+            values = torch.stack([result[name].detach() for name in PARTS]).tolist()  # one wait for the device
+            parts = dict(zip(PARTS, values, strict=True))
+            if self._any(not math.isfinite(parts['loss'])):
+                raise Diverged(f'The loss is no longer finite at {self.where()} (on this process: {parts}).')
+            loss = result['loss'] / accumulated
+            clip = self.task.get_clip_parameters(exclude_head='agc' in args.clip_mode) if args.clip_grad else None
+            if scaler is not None:
+                scaler(
+                    loss,
+                    self.optimizer,
+                    clip_grad=args.clip_grad,
+                    clip_mode=args.clip_mode,
+                    parameters=clip,
+                    need_update=update,
+                )
+                return parts
+            loss.backward()
+        if update:
+            if clip is not None:
+                dispatch_clip_grad(clip, value=args.clip_grad, mode=args.clip_mode)
+            self.optimizer.step()
+        return parts
+
+    def _after_update(self, position: Position) -> None:
+        self.position = position
+        num_updates = position.epoch * self.schedules.updates_per_epoch + position.update
+        self.optimizer.zero_grad()
+        self.task.update_ema(step=num_updates)
+        self.schedules.after_update(num_updates, position.sums['loss'] / position.count)
+        if self.args.recovery_interval and position.update % self.args.recovery_interval == 0:
+            self.save_recovery()
+
+    def where(self) -> str:
+        """Return the update at work, for messages."""
+        return f'epoch {self.position.epoch}, update {self.position.update}'
+
+    def _any(self, flag: bool) -> bool:
+        """Return whether `flag` is set on any process, so that all of them stop at the same place."""
+        if not self.args.distributed:
+            return flag
+        votes = torch.tensor(float(flag), device=self.device)
+        torch.distributed.all_reduce(votes, op=torch.distributed.ReduceOp.MAX)
+        return bool(votes.item())
+
+    def _stop_if_asked(self) -> None:
+        if self._any(self.stopping()):
+            raise Interrupted
+
+    @torch.inference_mode()
+    def validate(self, loader: Iterable[Any], ema: bool = False) -> dict[str, float]:
+        """Return loss, top1 and top5 (in percent) on a validation loader, of the model or its moving average.
+
+        Raises:
+            Diverged: the loss is infinite or NaN.
+            Interrupted: a signal asked to stop; several processes finish first, since they cannot stop one by one.
+        """
+        model = self.task.get_eval_model(ema=ema)
+        assert model is not None
+        model.eval()
+        evaluator = self.task.create_evaluator(max_samples=evaluation_sample_limit(loader))
+        start = time.time()
+        for images, labels in loader:
+            if self.stopping() and not self.args.distributed:
+                raise Interrupted
+            if self.args.channels_last:
+                images = images.contiguous(memory_format=torch.channels_last)
+            with self.precision.autocast():
+                output = model(images)
+            evaluator.update(output, labels)
+        metrics = evaluator.compute(distributed=self.args.distributed)
+        if not math.isfinite(metrics['loss']):
+            raise Diverged(f'The validation loss is {metrics["loss"]} at {self.where()}.')
+        if is_primary(self.args):
+            _logger.info(
+                f'Validation{" (EMA)" if ema else ""}: top1 {metrics["top1"]:.2f} %, error {100 - metrics["top1"]:.2f} '
+                f'%, top5 {metrics["top5"]:.2f} %, loss {metrics["loss"]:.4f}  ({time.time() - start:.1f} s)'
+            )
+        return metrics

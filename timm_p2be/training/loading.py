@@ -1,0 +1,222 @@
+"""Data sets, transforms and loaders of a run, built by timm's readers; views come from a transform."""
+
+import argparse
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data import create_dataset, create_loader, create_transform, resolve_data_config
+from timm.utils import is_primary
+from torch import nn
+from torch.utils.data import IterableDataset
+from torchvision.transforms import Compose
+
+from timm_p2be.data import AugMix
+from timm_p2be.data.transforms import MultiView, zero_padded_crop
+from timm_p2be.training.conflicts import reader
+from timm_p2be.training.stopping import ignore_signals
+
+
+@dataclass
+class Loaders:
+    """Training and validation batches of a run; `validation` is None without a validation split."""
+
+    training: Any
+    validation: Any
+    data_config: dict[str, Any]
+
+
+def build_loaders(args: argparse.Namespace, model: nn.Module, device: torch.device) -> Loaders:
+    """Return the loaders; with --aug-splits N a training batch holds N views, all clean ones first.
+
+    Raises:
+        ValueError: data folder missing or empty, fewer images than a batch, more classes than the model.
+    """
+    data_config = _data_config(args, model)
+    training = _dataset(args, args.train_split, data_config, is_training=True)
+    validation = _dataset(args, args.val_split, data_config, is_training=False) if args.val_split else None
+    _check_classes(args, training, validation)
+    loader = _training_loader(args, training, data_config, device)
+    if len(loader) == 0:
+        raise ValueError(
+            f'{len(training)} training images do not fill one batch of {args.batch_size} on each of {args.world_size} '
+            'processes (the last, partial batch is dropped, as in timm); lower --batch-size.'
+        )
+    _probe(args, training)
+    if validation is None:
+        return Loaders(loader, None, data_config)
+    workers = args.workers
+    if args.distributed and reader(args) == 'wds':
+        workers = min(2, workers)  # as timm: fewer shards that end at different times
+    validation_loader = create_loader(
+        validation,
+        batch_size=args.validation_batch_size or args.batch_size,
+        interpolation=data_config['interpolation'],
+        crop_pct=data_config['crop_pct'],
+        num_workers=workers,
+        **_loader_kwargs(args, data_config, device),
+    )
+    _probe(args, validation)
+    return Loaders(loader, _with_calm_workers(validation_loader), data_config)
+
+
+def _data_config(args: argparse.Namespace, model: nn.Module) -> dict[str, Any]:
+    channels = args.input_size[0] if args.input_size else args.in_chans
+    for name in ('mean', 'std'):
+        given = getattr(args, name)
+        if given and len(given) not in (1, channels or 3):
+            raise ValueError(f'--{name} has {len(given)} values for {channels or 3} channels; give one, or one each.')
+    data_config = resolve_data_config(vars(args), model=model, verbose=is_primary(args))
+    if channels:  # timm reads the channels of the model's own configuration when no size is given
+        data_config['input_size'] = (channels, *data_config['input_size'][1:])
+    if data_config['input_size'][0] not in (1, 3) and not args.input_img_mode:
+        raise ValueError(
+            f'{data_config["input_size"][0]} image channels need --input-img-mode, for example RGBA for 4 channels.'
+        )
+    return data_config
+
+
+def _loader_kwargs(args: argparse.Namespace, data_config: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    return {
+        'input_size': data_config['input_size'],
+        'mean': data_config['mean'],
+        'std': data_config['std'],
+        'pin_memory': args.pin_mem,
+        'img_dtype': getattr(torch, args.model_dtype) if args.model_dtype else torch.float32,
+        'device': device,
+        'distributed': args.distributed,
+        # workers that start anew take their seeds from the epoch's: a resumed run sees the batches of an unbroken one
+        'persistent_workers': False,
+    }
+
+
+def _with_calm_workers(loader: Any) -> Any:
+    """Return timm's loader with workers that outlive a signal."""
+    loader.loader.worker_init_fn = partial(ignore_signals, worker_init=loader.loader.worker_init_fn)
+    return loader
+
+
+def _training_loader(args: argparse.Namespace, training: Any, data_config: dict[str, Any], device: torch.device) -> Any:
+    interpolation = args.train_interpolation
+    if args.no_aug or not interpolation:
+        interpolation = data_config['interpolation']
+    transform = {
+        'train_crop_mode': args.train_crop_mode,
+        'scale': args.scale,
+        'ratio': args.ratio,
+        'hflip': args.hflip,
+        'vflip': args.vflip,
+        'color_jitter': args.color_jitter,
+        'auto_augment': args.aa,
+        'interpolation': interpolation,
+    }
+    try:
+        loader = create_loader(
+            training,
+            batch_size=args.batch_size,
+            is_training=True,
+            no_aug=args.no_aug,
+            re_prob=args.reprob,
+            re_mode=args.remode,
+            re_count=args.recount,
+            num_workers=args.workers,
+            worker_seeding=args.worker_seeding,
+            **transform,
+            **_loader_kwargs(args, data_config, device),
+        )
+    except (AssertionError, KeyError) as error:
+        raise ValueError(f'timm cannot build the training transform (--aa {args.aa}): {error!r}') from error
+    if args.aug_splits or args.p2be_augmix is not None or args.p2be_crop_padding is not None:
+        stages = create_transform(
+            data_config['input_size'],
+            is_training=True,
+            separate=True,
+            use_prefetcher=True,
+            mean=data_config['mean'],
+            std=data_config['std'],
+            **transform,
+        )
+        training.transform = _with_ours(args, data_config['input_size'], *stages)
+    return _with_calm_workers(loader)
+
+
+def _with_ours(args: argparse.Namespace, input_size: tuple[int, ...], crop: Any, augment: Any, to_array: Any) -> Any:
+    """Put our crop, AugMix and views into timm's three training stages where flags say so."""
+    if args.p2be_crop_padding is not None:
+        if input_size[1] != input_size[2]:
+            raise ValueError(f'--p2be-crop-padding makes square images, but --input-size is {input_size}.')
+        crop = zero_padded_crop(input_size[-1], args.p2be_crop_padding, args.hflip)
+    if args.p2be_augmix is not None:
+        augment = AugMix(severity=args.p2be_augmix)
+    if args.aug_splits:
+        return MultiView(crop, augment, args.aug_splits)
+    return Compose([crop, augment, to_array])
+
+
+def _dataset(args: argparse.Namespace, split: str, data_config: dict[str, Any], is_training: bool) -> Any:
+    kind = reader(args)
+    if kind == '' and not Path(args.data_dir).exists():
+        raise ValueError(f'--data-dir {args.data_dir}: no such folder.')
+    try:
+        dataset = create_dataset(
+            args.dataset,
+            root=args.data_dir,
+            split=split,
+            is_training=is_training,
+            class_map=args.class_map,
+            download=args.dataset_download,
+            batch_size=args.batch_size,
+            seed=args.seed,
+            input_img_mode=args.input_img_mode or ('RGB' if data_config['input_size'][0] == 3 else 'L'),
+            input_key=args.input_key,
+            target_key=args.target_key,
+            num_samples=args.train_num_samples if is_training else args.val_num_samples,
+        )
+    except Exception as error:  # readers and the libraries below them raise whatever they like
+        reason = str(error) or type(error).__name__
+        hint = ' Add --dataset-download to fetch it.' if kind == 'torch' and not args.dataset_download else ''
+        raise ValueError(
+            f'{_where(args, split)}: {reason}{hint} Check --data-dir, --dataset and the splits.'
+        ) from error
+    if kind == '' and Path(args.data_dir).is_dir() and args.val_split and dataset.reader.root == args.data_dir:
+        # timm would read the whole folder, the same images for training and validation
+        raise ValueError(
+            f'--data-dir {args.data_dir} has no folder {split!r} (nor a synonym). Name the folders by --train-split '
+            "and --val-split, or train on all of it without validation by --val-split ''."
+        )
+    return dataset
+
+
+def _where(args: argparse.Namespace, split: str) -> str:
+    source = args.dataset + (f' in {args.data_dir}' if args.data_dir else '') if args.dataset else args.data_dir
+    return f'No images read from {source}, split {split!r}'
+
+
+def _check_classes(args: argparse.Namespace, training: Any, validation: Any) -> None:
+    """Refuse labels that the model has no output for, and splits that number their classes differently."""
+    datasets = [training] if validation is None else [training, validation]
+    classes = [getattr(getattr(dataset, 'reader', dataset), 'class_to_idx', None) or {} for dataset in datasets]
+    if max(map(len, classes)) > args.num_classes:
+        raise ValueError(f'The data has {len(classes[0])} classes, the model {args.num_classes}; pass --num-classes.')
+    if classes[0] != classes[-1]:
+        names = sorted(map(str, classes[0].keys() ^ classes[-1].keys()))[:5]
+        raise ValueError(
+            f'Training and validation split have different classes ({", ".join(names)}, ...), so that their labels '
+            'would not agree. Complete the folders, or number the classes by --class-map.'
+        )
+
+
+def _probe(args: argparse.Namespace, dataset: Any) -> None:
+    """Read and transform one image, so that a wrong column, mode or size shows before anything is written."""
+    if isinstance(dataset, IterableDataset):
+        return
+    try:
+        label = dataset[0][1]
+    except KeyError as error:
+        raise ValueError(f'The data has no column {error}; see --input-key and --target-key.') from error
+    except (ValueError, TypeError, RuntimeError, OSError) as error:
+        raise ValueError(f'Cannot read or transform the first image: {error}') from error
+    if isinstance(label, int) and not 0 <= label < args.num_classes:
+        raise ValueError(f'The first label is {label}; the model has --num-classes {args.num_classes}.')
