@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/augmix.py [--json FILE]
 
 Set P2BE_DATA to a folder with cifar10/ and imagenet_sample/ to use photographs from there; otherwise crops of
-scikit-image's astronaut are used. The three do not compute the same thing: torchvision quantises its levels and
+scikit-image's astronaut are used. The three do not compute the same thing: torchvision quantizes its levels and
 truncates, timm has four more operations, other ranges and truncates too. All three run with severity 3, width 3 and
 random depth.
 """

@@ -3,7 +3,7 @@
     python benchmarks/lookup.py [--json FILE] [--rounds N] [--threads N] [--only TEXT]
 
 Set P2BE_DATA to a folder with cifar10/ and imagenet_sample/ to use photographs from there; otherwise crops of
-scikit-image's astronaut are used. Random pixels are the worst case for a lookup: neighbours seldom share a table row.
+scikit-image's astronaut are used. Random pixels are the worst case for a lookup: neighbors seldom share a table row.
 Each round times every variant once, one after another; medians leave out the first round, which warms up. All networks
 run in channels_last memory, the faster layout for the RGB network on a CPU. Other work on the machine lengthens steps
 many times over, since threads wait for each other: leave it idle. On two cores this takes about 20 minutes.

@@ -66,7 +66,7 @@ class Variant:
 
     @property
     def builds_planes(self) -> bool:
-        """Whether the M planes of every colour exist in memory."""
+        """Whether the M planes of every color exist in memory."""
         return self.per_pixel or self.lookup == 'plain'
 
 
@@ -110,10 +110,10 @@ class PixelSign(torch.autograd.Function):
 
 
 class PerPixelConv2d(nn.Module):
-    """A P2BE stem that binarises the latents of every pixel, as the authors' code does.
+    """A P2BE stem that binarizes the latents of every pixel, as the authors' code does.
 
     Written after nutszebra/Pixel-to-Binary-Embedding, third_party/WideResNet_pytorch_s/pixel_to_binary_embedding.py:
-    latents are looked up and laid out colour-major in NCHW, binarised there, and convolved.
+    latents are looked up and laid out color-major in NCHW, binarized there, and convolved.
 
     Args:
         conv: the RGB stem to take the place of.

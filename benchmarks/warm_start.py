@@ -50,8 +50,8 @@ STEMS = {
     'tf_efficientnet_b0': 'TensorFlow padding',
     'vit_tiny_patch16_224': 'patches of 16',
     'convnext_atto': 'patches of 4',
-    'nf_resnet26': 'standardised',
-    'vit_tiny_r_s16_p8_224': 'standardised, TensorFlow padding',
+    'nf_resnet26': 'standardized',
+    'vit_tiny_r_s16_p8_224': 'standardized, TensorFlow padding',
 }
 CODES = (('p2be', 9), ('p2be', 64), ('thermometer', 64), ('thermometer', 256), ('onehot', 64), ('onehot', 256))
 OUTPUT_COLUMNS = {

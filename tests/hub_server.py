@@ -45,7 +45,7 @@ class HubServer:
 
     Attributes:
         requests: method and path of every request, in the order they came; no query.
-        repos: repositories by 'organisation/name'.
+        repos: repositories by 'organization/name'.
         lfs: uploaded large files by SHA-256, committed or not.
         token: the only token accepted; public repositories can be read without one.
     """

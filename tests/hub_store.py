@@ -122,7 +122,7 @@ class Repository:
         return data if isinstance(data, dict) else {}
 
     def labels(self, commit: Commit) -> list[str]:
-        """The tags a listing is filtered by: those of the card, its library, licence and data sets."""
+        """The tags a listing is filtered by: those of the card, its library, license and data sets."""
         card = self.card(commit)
         several = [card.get('datasets', []), card.get('base_model', [])]
         datasets, bases = ([value] if isinstance(value, str) else value for value in several)

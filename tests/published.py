@@ -9,10 +9,10 @@ import timm
 import torch
 from safetensors.torch import save_file
 from timm.models import save_for_hf
+from timm_p2be.hub.artifact import write_artifact
 
 import timm_p2be
 from timm_p2be.encodings.codes import binarize, fixed_codes
-from timm_p2be.hub.artefact import write_artefact
 
 PROVENANCE: dict[str, Any] = {
     'dataset': {'name': 'CIFAR-10', 'id': 'uoft-cs/cifar10', 'split': 'train', 'note': 'compressed once'},
@@ -48,7 +48,7 @@ def embedding(folder: Path, num_bits: int = 16, encoding: str = 'p2be', seed: in
     """Write an embedding with a card into `folder` and return its files."""
     weight = latents(num_bits, seed) if encoding == 'p2be' else None
     codes = binarize(weight) if weight is not None else fixed_codes(encoding, num_bits)
-    write_artefact(
+    write_artifact(
         folder,
         codes,
         weight,

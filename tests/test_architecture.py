@@ -13,19 +13,19 @@ PACKAGE = ROOT / 'timm_p2be'
 
 # layer -> the layers of timm_p2be it may import; a layer is a top-level module or sub-package, '' is __init__.py
 ALLOWED: dict[str, set[str]] = {
-    'whole_files': set(),
+    'files': set(),
     'checkpoints': set(),
-    'encodings': {'hub', 'whole_files'},
+    'encodings': {'hub', 'files'},
     'lookup': set(),
     'losses': set(),
     'optim': {'encodings'},
     'data': set(),
     'stem': {'encodings', 'lookup'},
-    'models': {'encodings', 'hub', 'stem', 'whole_files'},
+    'models': {'encodings', 'hub', 'stem', 'files'},
     'task': {'encodings', 'losses', 'stem'},
-    'robustness': {'checkpoints', 'encodings', 'stem', 'whole_files'},
+    'robustness': {'checkpoints', 'encodings', 'stem', 'files'},
     '': {'encodings', 'lookup', 'losses', 'stem', 'optim', 'models', 'robustness'},  # registers and re-exports
-    'hub': {'checkpoints', 'encodings', 'models', 'robustness', 'stem', 'whole_files', ''},
+    'hub': {'checkpoints', 'encodings', 'models', 'robustness', 'stem', 'files', ''},
     'training': {
         'checkpoints',
         'cli',
@@ -36,10 +36,10 @@ ALLOWED: dict[str, set[str]] = {
         'robustness',
         'stem',
         'task',
-        'whole_files',
+        'files',
         '',
     },
-    'cli': {'encodings', 'hub', 'robustness', 'whole_files', ''},
+    'cli': {'encodings', 'hub', 'robustness', 'files', ''},
 }
 TORCH_ONLY = ('lookup', 'losses')  # they need torch, and llvmlite for the kernels
 FORBIDDEN_NAMES = {'utils', 'helpers', 'common', 'base'}

@@ -79,6 +79,6 @@ def test_masking_is_said_first(content: dict[str, Any]) -> None:
 
 
 def test_the_threat_model_names_what_is_known(content: dict[str, Any]) -> None:
-    assert 'the weights and the normalisation' in threat_model(content)
+    assert 'the weights and the normalization' in threat_model(content)
     content['model']['encoding'] = 'p2be'
     assert 'the weights and the codes' in threat_model(content)

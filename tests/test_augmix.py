@@ -66,7 +66,7 @@ def test_equals_the_mixture_computed_by_hand(pixels: Pixels, severity: int, widt
 
 
 def test_rounds_half_up() -> None:
-    """Solarising 201 gives 54, halfway between them is 127.5."""
+    """Solarizing 201 gives 54, halfway between them is 127.5."""
     halves = Mixture(np.array([0.5, 0.5], np.float32), [[Step('solarize', 3.0, False)]])
     assert mix(np.full((4, 4, 3), 201, np.uint8), halves)[0, 0].tolist() == [128, 128, 128]
 
@@ -141,9 +141,9 @@ def test_pil_images_and_arrays_give_the_same_pixels(pixels: Pixels, mode: str) -
         np.testing.assert_array_equal(np.asarray(out), from_array(np.asarray(image)))
 
 
-def test_grey_arrays_with_and_without_channel_agree(pixels: Pixels) -> None:
-    grey = pixels[..., :1]  # not contiguous
-    np.testing.assert_array_equal(AugMix()(grey)[..., 0], AugMix()(np.ascontiguousarray(grey[..., 0])))
+def test_gray_arrays_with_and_without_channel_agree(pixels: Pixels) -> None:
+    gray = pixels[..., :1]  # not contiguous
+    np.testing.assert_array_equal(AugMix()(gray)[..., 0], AugMix()(np.ascontiguousarray(gray[..., 0])))
 
 
 def test_the_torch_seed_decides(pixels: Pixels) -> None:

@@ -35,7 +35,7 @@ class Counted(PixelModel):
 
 
 def planted(threshold: float = 3.0) -> Counted:
-    """Class 1 from `threshold` levels above mid-grey in the mean of the left half's red, class 0 below."""
+    """Class 1 from `threshold` levels above mid-gray in the mean of the left half's red, class 0 below."""
 
     def logits(images: Tensor) -> Tensor:
         height = (images[:, 0, :, : images.shape[3] // 2].mean(dim=(1, 2)) * 255 - 128 - threshold) / 10
@@ -49,7 +49,7 @@ def constant() -> Counted:
 
 
 def one_level() -> Counted:
-    """Wrong only where one value is 3 levels above mid-grey: nothing that +-eps or a monotone search finds."""
+    """Wrong only where one value is 3 levels above mid-gray: nothing that +-eps or a monotone search finds."""
 
     def logits(images: Tensor) -> Tensor:
         away = (images[:, 1, 2, 5] * 255 - 131).abs()
@@ -59,7 +59,7 @@ def one_level() -> Counted:
     return Counted(logits)
 
 
-def grey(count: int = 4, size: int = 8, level: int = 128) -> tuple[Tensor, Tensor]:
+def gray(count: int = 4, size: int = 8, level: int = 128) -> tuple[Tensor, Tensor]:
     return torch.full((count, 3, size, size), level, dtype=torch.uint8), torch.zeros(count, dtype=torch.int64)
 
 
@@ -102,7 +102,7 @@ def test_images_are_levels_within_the_bound(build: Build) -> None:
 @pytest.mark.parametrize('build', ATTACKS[1:])
 def test_a_planted_weakness_is_found(build: Build) -> None:
     model = planted()
-    levels, labels = grey()
+    levels, labels = gray()
     levels = torch.cat([levels, levels + 100])  # the second half shows the other class
     labels = torch.cat([labels, labels + 1])
     assert (margins(model, levels, labels) >= 0).all()
@@ -113,7 +113,7 @@ def test_a_planted_weakness_is_found(build: Build) -> None:
 
 @pytest.mark.parametrize('build', SEARCHES)
 def test_a_weakness_just_inside_the_bound_is_found_and_one_outside_is_not(build: Build) -> None:
-    levels, labels = grey(2)
+    levels, labels = gray(2)
     assert (margins(planted(6.0), build(planted(6.0))(levels, labels), labels) < 0).all()
     attempt = build(planted(8.5))(levels, labels)
     assert (margins(planted(8.5), attempt, labels) >= 0).all()
@@ -123,7 +123,7 @@ def test_a_weakness_just_inside_the_bound_is_found_and_one_outside_is_not(build:
 @pytest.mark.parametrize('build', ATTACKS)
 def test_wrong_images_are_returned_unchanged_for_one_query(build: Build) -> None:
     model = planted()
-    levels, labels = grey()
+    levels, labels = gray()
     attempt = build(model)(levels, labels + 1)
     assert torch.equal(attempt, levels)
     assert model.asked == 4
@@ -131,7 +131,7 @@ def test_wrong_images_are_returned_unchanged_for_one_query(build: Build) -> None
 
 @pytest.mark.parametrize('build', ATTACKS)
 def test_the_generator_decides_everything(build: Build) -> None:
-    levels, labels = grey(8)
+    levels, labels = gray(8)
     state = np.random.get_state(legacy=False)['state']['key'].tolist()
     first, again, other = (build(planted())(levels, labels, torch.Generator().manual_seed(seed)) for seed in (7, 7, 8))
     default = build(planted())(levels, labels)
@@ -145,7 +145,7 @@ def test_the_generator_decides_everything(build: Build) -> None:
 def test_an_image_costs_at_most_what_is_stated(build: Build) -> None:
     model = planted(8.5)
     attack = build(model)
-    levels, labels = grey(2)
+    levels, labels = gray(2)
     attack(levels, labels)
     stated = 1 if attack.kind == 'transfer' else attack.cost().forwards
     assert 1 * 2 <= model.asked <= stated * 2
@@ -157,20 +157,20 @@ def test_an_image_costs_at_most_what_is_stated(build: Build) -> None:
 @pytest.mark.parametrize('build', SEARCHES)
 def test_fallen_images_cost_nothing_more(build: Build) -> None:
     model = planted()
-    levels, labels = grey()
+    levels, labels = gray()
     build(model)(levels, labels)
     assert model.asked < 4 * build(model).cost().forwards / 2
 
 
 @pytest.mark.parametrize('build', ATTACKS)
 def test_no_room_gives_the_clean_images(build: Build) -> None:
-    levels, labels = grey()
+    levels, labels = gray()
     assert torch.equal(build(planted(), 0)(levels, labels), levels)
 
 
 @pytest.mark.parametrize('build', ATTACKS)
 def test_a_constant_model_stands_and_an_empty_batch_passes(build: Build) -> None:
-    levels, labels = grey()
+    levels, labels = gray()
     attempt = build(constant())(levels, labels)
     assert (margins(constant(), attempt, labels) > 0).all()
     assert distance(attempt, levels) <= 8
@@ -178,13 +178,13 @@ def test_a_constant_model_stands_and_an_empty_batch_passes(build: Build) -> None
 
 
 def test_a_score_search_returns_its_lowest_margin() -> None:
-    levels, labels = grey(2)
+    levels, labels = gray(2)
     attempt = CoordinateSearch(planted(8.5), queries=2000)(levels, labels)
     assert torch.allclose(margins(planted(8.5), attempt, labels), torch.tensor(0.1), atol=1e-4)  # all 8 levels up
 
 
 def test_coordinate_search_tries_every_legal_level() -> None:
-    levels, labels = grey(2)
+    levels, labels = gray(2)
     attempt = CoordinateSearch(one_level(), queries=8000)(levels, labels)
     assert (margins(one_level(), attempt, labels) < 0).all()
     attempt = Square(one_level(), queries=1000)(levels, labels)
@@ -207,7 +207,7 @@ def test_batches_of_candidates_keep_to_the_cap() -> None:
         return function(images)
 
     model = Counted(logits)
-    levels, labels = grey(5)
+    levels, labels = gray(5)
     for build in (CoordinateSearch, Square, HopSkipJump):
         build(model, queries=50, batch_size=3)(levels, labels)
     assert max(sizes) == 3
@@ -215,7 +215,7 @@ def test_batches_of_candidates_keep_to_the_cap() -> None:
 
 def test_a_tie_counts_as_argmax_decides_it() -> None:
     tied = Counted(lambda images: images.new_zeros(len(images), 3))
-    levels, _ = grey(2)
+    levels, _ = gray(2)
     assert (margins(tied, levels, torch.tensor([0, 1])) < 0).tolist() == [False, True]
     assert Attempts(tied, levels, torch.tensor([0, 1])).standing().tolist() == [0]
 
@@ -228,7 +228,7 @@ def test_noise_has_corners_and_everything_between() -> None:
         return batch.new_tensor([[1.0, 0.0, 0.0]]).expand(len(batch), 3)
 
     model = Counted(logits)
-    levels, labels = grey(1, 32)
+    levels, labels = gray(1, 32)
     Noise(model, eps=4, draws=4)(levels, labels)
     offsets = [set((image * 255 - 128).round().int().flatten().tolist()) for image in images]
     assert offsets == [{0}, set(range(-4, 5)), {-4, 4}, set(range(-4, 5)), {-4, 4}]
@@ -254,8 +254,8 @@ def test_square_agrees_with_art() -> None:
         return torch.relu(nn.functional.conv2d(images, first, stride=2)).mean(dim=(2, 3)) @ second.T
 
     levels = torch.randint(0, 256, (200, 3, 16, 16), generator=seeded, dtype=torch.uint8)
-    centre = logits(levels / 255).mean(dim=0)
-    model = Counted(lambda images: logits(images) - centre)
+    center = logits(levels / 255).mean(dim=0)
+    model = Counted(lambda images: logits(images) - center)
     labels = model(levels).argmax(dim=1)
     pixels = levels.numpy().astype(np.float32) / 255
     estimator = BlackBoxClassifierNeuralNetwork(
@@ -273,7 +273,7 @@ def test_square_agrees_with_art() -> None:
 
 def test_hop_skip_jump_starts_from_noise_without_another_class() -> None:
     model = planted()
-    levels, labels = grey(1, level=128)
+    levels, labels = gray(1, level=128)
     attempt = HopSkipJump(model, queries=600)(levels, labels)
     assert margins(model, attempt, labels)[0] < 0
 
@@ -281,7 +281,7 @@ def test_hop_skip_jump_starts_from_noise_without_another_class() -> None:
 def test_transfer_hands_on_the_source_images() -> None:
     source = Square(planted(), queries=50)
     model = constant()
-    levels, labels = grey()
+    levels, labels = gray()
     attack = Transfer(model, 8, source)
     assert attack.name == 'transfer-planted'
     assert attack.cost() == Cost(51, 0)

@@ -21,7 +21,7 @@ class Corner(nn.Module):
     """Class 1 iff the upper left corner is brighter than 120.2 levels on average.
 
     Masked, the score is rounded to steps of a level before it is used: its gradient is 0 almost everywhere, which is
-    what quantised inputs do to a network.
+    what quantized inputs do to a network.
     """
 
     def __init__(self, masked: bool) -> None:
@@ -45,10 +45,10 @@ class Corner(nn.Module):
 
 
 def _images() -> ImageSet:
-    """Grey images of level 100 + i: those from 113 on can be pushed over the threshold by 8 levels."""
-    greys = range(100, 120)
-    pairs = [(Image.fromarray(np.full((SIDE, SIDE, 3), grey, np.uint8)), 0) for grey in greys]
-    return ImageSet(pairs, 'greys', SIDE)
+    """Gray images of level 100 + i: those from 113 on can be pushed over the threshold by 8 levels."""
+    grays = range(100, 120)
+    pairs = [(Image.fromarray(np.full((SIDE, SIDE, 3), gray, np.uint8)), 0) for gray in grays]
+    return ImageSet(pairs, 'grays', SIDE)
 
 
 def _benchmark(masked: bool) -> AttackRecord:

@@ -89,13 +89,13 @@ def test_unknown_things_are_left_out() -> None:
 
 def test_no_section_is_empty_or_superfluous() -> None:
     every = sections(model_card(network(), NAME))
-    assert [*every] == ['Use', 'Training', 'Results', 'Attacks', 'Limits', 'Integrity', 'Licence', 'Citation']
+    assert [*every] == ['Use', 'Training', 'Results', 'Attacks', 'Limits', 'Integrity', 'License', 'Citation']
     results = {'clean': PROVENANCE['results']['clean'], 'corruptions': None, 'attacks': None}
     assert 'Attacks' not in sections(model_card(network(changed(results=results)), NAME))
-    assert [*sections(embedding_card(table(None)))] == ['Use', 'Limits', 'Integrity', 'Licence', 'Citation']
+    assert [*sections(embedding_card(table(None)))] == ['Use', 'Limits', 'Integrity', 'License', 'Citation']
     unknown = {**dict.fromkeys(PROVENANCE), 'results': {'clean': None, 'corruptions': None, 'attacks': []}}
     least = sections(embedding_card(table(unknown)))
-    assert [*least] == ['Use', 'Limits', 'Integrity', 'Licence', 'Citation']
+    assert [*least] == ['Use', 'Limits', 'Integrity', 'License', 'Citation']
     assert all(every.values())
     assert all(least.values())
 
@@ -147,7 +147,7 @@ def test_attacks_say_what_follows() -> None:
 
 @pytest.mark.parametrize(
     ('encoding', 'words'),
-    [('rgb', 'reads pixel values'), ('onehot', 'reads fixed one-hot codes'), ('p2be', '64 bits a colour')],
+    [('rgb', 'reads pixel values'), ('onehot', 'reads fixed one-hot codes'), ('p2be', '64 bits a color')],
 )
 def test_the_encoding_is_told(encoding: str, words: str) -> None:
     assert words in model_card(network(encoding=encoding), NAME)
@@ -243,10 +243,10 @@ def test_malformed_configs_are_refused(config: dict[str, Any], name: str, messag
         model_card(config, name)
 
 
-def test_licences_are_spelt_as_on_the_hub() -> None:
-    assert metadata(model_card(network(), NAME, licence='cc-by-4.0'))['license'] == 'cc-by-4.0'
-    with pytest.raises(ValueError, match=r"Got licence 'Apache 2\.0'"):
-        model_card(network(), NAME, licence='Apache 2.0')
+def test_licenses_are_spelled_as_on_the_hub() -> None:
+    assert metadata(model_card(network(), NAME, license='cc-by-4.0'))['license'] == 'cc-by-4.0'
+    with pytest.raises(ValueError, match=r"Got license 'Apache 2\.0'"):
+        model_card(network(), NAME, license='Apache 2.0')
 
 
 def test_checking_a_card() -> None:

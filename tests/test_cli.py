@@ -18,7 +18,7 @@ LAUNCHERS = {'console': [str(Path(sys.executable).with_name('timm-p2be'))], 'mod
 
 REPORT = """
 import json, pathlib, sys
-import neighbour
+import neighbor
 pathlib.Path(sys.argv[1]).write_text(json.dumps({
     'argv': sys.argv, 'path': sys.path, 'name': __name__, 'file': __file__, 'main': sys.modules['__main__'].__file__
 }))
@@ -85,13 +85,13 @@ def _report(folder: Path, script: Path | str, *args: str) -> dict[str, Any]:
 
 @pytest.fixture
 def report_script(tmp_path: Path) -> Path:
-    (tmp_path / 'neighbour.py').touch()
+    (tmp_path / 'neighbor.py').touch()
     return _script(tmp_path, REPORT)
 
 
 @pytest.fixture(autouse=True)
-def no_neighbour_stays_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, 'neighbour', raising=False)
+def no_neighbor_stays_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, 'neighbor', raising=False)
 
 
 @pytest.mark.parametrize('args', [['--version'], ['--help'], ['run', '--help']])

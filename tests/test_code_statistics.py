@@ -34,8 +34,8 @@ def test_statistics_against_loops(num_bits: int) -> None:
     for i, j in combinations(range(256), 2):
         apart.setdefault(j - i, []).append(_differences(rows[i], rows[j]))
     assert found.distances == pytest.approx([statistics.mean(apart[d]) for d in range(256)], rel=1e-6)
-    neighbours = apart[1]
-    assert found.neighbours == pytest.approx((min(neighbours), statistics.mean(neighbours), max(neighbours)))
+    neighbors = apart[1]
+    assert found.neighbors == pytest.approx((min(neighbors), statistics.mean(neighbors), max(neighbors)))
 
 
 def test_distances_are_symmetric_counts() -> None:
@@ -50,8 +50,8 @@ def test_the_fixed_tables() -> None:
     assert thermometer.always_on == (63,)  # the last bit is on from level 0
     assert onehot.ones == 1
     assert max(onehot.distances) == 2
-    assert thermometer.neighbours[0] == 0
-    assert thermometer.neighbours[2] == 1
+    assert thermometer.neighbors[0] == 0
+    assert thermometer.neighbors[2] == 1
     assert thermometer.distances[255] == 63
 
 

@@ -88,7 +88,7 @@ def test_small_sets_are_never_called_official(arrays: Path) -> None:
     assert 'CIFAR-10-C' not in description['label']
 
 
-def test_published_sizes_are_recognised(tmp_path: Path) -> None:
+def test_published_sizes_are_recognized(tmp_path: Path) -> None:
     header = {'descr': '|u1', 'fortran_order': False, 'shape': (50_000, 32, 32, 3)}
     with (tmp_path / 'fog.npy').open('wb') as file:
         np.lib.format.write_array_header_1_0(file, header)
@@ -331,7 +331,7 @@ def test_arrays_have_all_severities(tmp_path: Path) -> None:
 
 def test_written_folders_keep_the_labels(tmp_path: Path) -> None:
     source = [(Image.new('RGB', (224, 224), (40 * label,) * 3), label) for label in (5, 2, 5)]
-    data = GeneratedSet(ImageSet(source, 'grey', size=224), 'imagenet', ['brightness'], [2])
+    data = GeneratedSet(ImageSet(source, 'gray', size=224), 'imagenet', ['brightness'], [2])
     assert write_set(data, tmp_path) == 1
     assert write_set(data, tmp_path) == 0
     stored = open_corrupted(tmp_path, ['brightness'], [2])

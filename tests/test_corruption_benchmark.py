@@ -25,7 +25,7 @@ from timm_p2be.robustness.evaluation.corruption_metrics import (
     ALEXNET_ERRORS,
     calibration_gaps,
     expected_calibration_error,
-    summarise,
+    summarize,
 )
 from timm_p2be.robustness.evaluation.results import unpack_bits
 from timm_p2be.robustness.images import ImageSet
@@ -84,10 +84,10 @@ def test_mce_of_the_papers_table(row: str) -> None:
         name: dict.fromkeys(SEVERITIES, ce / 100 * ALEXNET_ERRORS[name])
         for name, ce in zip(CORRUPTIONS, ces, strict=True)
     }
-    figures = summarise(errors)
+    figures = summarize(errors)
     assert 100 * figures['mce_alexnet'] == pytest.approx(expected, abs=0.005)
     assert figures['ce']['fog'] == pytest.approx(ces[9] / 100)
-    extra = summarise(errors | {'saturate': dict.fromkeys(SEVERITIES, 1.0)})
+    extra = summarize(errors | {'saturate': dict.fromkeys(SEVERITIES, 1.0)})
     for key in ('mce_alexnet', 'mean_corruption_error', 'categories'):
         assert extra[key] == figures[key]
 
@@ -97,20 +97,20 @@ def test_unnormalised_error_of_the_papers_table() -> None:
     errors = {
         n: dict.fromkeys(SEVERITIES, ce / 100 * ALEXNET_ERRORS[n]) for n, ce in zip(CORRUPTIONS, ces, strict=True)
     }
-    assert 100 * summarise(errors)['mean_corruption_error'] == pytest.approx(53.9, abs=0.05)
+    assert 100 * summarize(errors)['mean_corruption_error'] == pytest.approx(53.9, abs=0.05)
 
 
 def test_mce_needs_everything() -> None:
     errors = {name: dict.fromkeys(SEVERITIES, 0.5) for name in CORRUPTIONS}
-    assert summarise(errors)['mce_alexnet'] is not None
-    assert summarise(errors | {'fog': {1: 0.5, 2: 0.5}})['mce_alexnet'] is None
-    partial = summarise({name: errors[name] for name in CORRUPTIONS[:14]})
+    assert summarize(errors)['mce_alexnet'] is not None
+    assert summarize(errors | {'fog': {1: 0.5, 2: 0.5}})['mce_alexnet'] is None
+    partial = summarize({name: errors[name] for name in CORRUPTIONS[:14]})
     assert partial['mce_alexnet'] is None
     assert 'jpeg_compression' in partial['mce_reason']
     assert partial['mean_corruption_error'] == 0.5
     assert partial['categories']['digital'] is None
     assert partial['categories']['noise'] == 0.5
-    assert summarise({'saturate': {1: 0.5}})['mean_corruption_error'] is None
+    assert summarize({'saturate': {1: 0.5}})['mean_corruption_error'] is None
 
 
 def test_calibration_error_against_a_loop() -> None:
@@ -432,7 +432,7 @@ def test_model_without_mean(checkpoint: Path, folder: Path, capsys: pytest.Captu
     model = PixelModel(timm.create_model('wrn10_2', num_classes=3))  # its own mean is known
     assert model.mean == (0, 0, 0)
     del model.model.pretrained_cfg
-    with pytest.raises(ValueError, match='the mean of its normalisation is unknown'):
+    with pytest.raises(ValueError, match='the mean of its normalization is unknown'):
         PixelModel(model.model)
 
 

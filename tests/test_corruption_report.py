@@ -82,7 +82,7 @@ def results(
 
 def test_both_means_stand_side_by_side() -> None:
     text = markdown(results())
-    assert '| model | clean error | mean corruption error (unnormalised) | mCE (AlexNet) |' in text
+    assert '| model | clean error | mean corruption error (unnormalized) | mCE (AlexNet) |' in text
     assert '| p2be | 2.0 | 30.0 | 38.8 |' in text  # 100 * mean of 0.3 / AlexNet's error
     assert '| rgb <b>\\| | 7.0 | 35.0 |' in text
 

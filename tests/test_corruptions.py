@@ -169,8 +169,8 @@ def test_gaussian_noise(suite: str, severity: int) -> None:
     noise = _generator('gaussian_noise', severity, 7, 3).standard_normal(image.shape) * deviation
     got = corrupt(image, 'gaussian_noise', severity, suite, seed=(7, 3))
     _assert_truncated(got, np.clip(image / 255 + noise, 0, 1) * 255)
-    grey = np.full_like(image, 128)
-    spread = (corrupt(grey, 'gaussian_noise', severity, suite) / 255.0 - 128 / 255).clip(-0.5, 0.5)
+    gray = np.full_like(image, 128)
+    spread = (corrupt(gray, 'gaussian_noise', severity, suite) / 255.0 - 128 / 255).clip(-0.5, 0.5)
     if deviation <= 0.12:  # beyond, clipping at black and white narrows it
         assert spread.std() == pytest.approx(deviation, rel=0.05)
         assert spread.mean() == pytest.approx(-0.5 / 255, abs=0.08 * deviation)
@@ -201,9 +201,9 @@ def test_shot_noise(suite: str, severity: int) -> None:
 @each_severity
 def test_impulse_noise(suite: str, severity: int) -> None:
     (amount,) = _expected('impulse_noise', suite, severity)
-    grey = np.full((SUITES[suite], SUITES[suite], 3), 128, np.uint8)
+    gray = np.full((SUITES[suite], SUITES[suite], 3), 128, np.uint8)
     got = np.stack(
-        [corrupt(grey, 'impulse_noise', severity, suite, seed) for seed in range(40 if suite == 'cifar' else 2)]
+        [corrupt(gray, 'impulse_noise', severity, suite, seed) for seed in range(40 if suite == 'cifar' else 2)]
     )
     assert set(np.unique(got)) == {0, 128, 255}
     error = 4 * math.sqrt(amount / 2 / got.size)
@@ -254,14 +254,14 @@ def test_gaussian_blur(suite: str, severity: int) -> None:
     )
 
 
-@pytest.mark.parametrize(('severity', 'centre'), [(1, 0.845), (2, 0.619), (3, 0.445)])
-def test_mild_defocus_at_32_pixels_is_a_gaussian_of_3x3(severity: int, centre: float) -> None:
+@pytest.mark.parametrize(('severity', 'center'), [(1, 0.845), (2, 0.619), (3, 0.445)])
+def test_mild_defocus_at_32_pixels_is_a_gaussian_of_3x3(severity: int, center: float) -> None:
     radius, alias = _expected('defocus_blur', 'cifar', severity)
     kernel = disk_kernel(radius, alias)
     line = np.exp(-0.5 * (np.arange(-1, 2) / alias) ** 2)
     line /= line.sum()
     np.testing.assert_allclose(kernel[7:10, 7:10], np.outer(line, line), atol=1e-6)
-    assert kernel[8, 8] == pytest.approx(centre, abs=5e-4)
+    assert kernel[8, 8] == pytest.approx(center, abs=5e-4)
     assert kernel.sum() == pytest.approx(1, abs=1e-6)
     assert kernel.shape == (17, 17)
 
@@ -294,7 +294,7 @@ def test_defocus_blur_mirrors_at_the_edges(suite: str, severity: int) -> None:
 
 @pytest.mark.parametrize(('suite', 'severity'), [('cifar', s) for s in (1, 2, 3, 4, 5)] + [('imagenet', 2)])
 def test_glass_blur_copies_one_way(suite: str, severity: int) -> None:
-    """From the bottom right corner on, each pixel becomes a copy of a neighbour, which itself stays."""
+    """From the bottom right corner on, each pixel becomes a copy of a neighbor, which itself stays."""
     image = _image(suite)
     side = SUITES[suite]
     deviation, reach, rounds = _expected('glass_blur', suite, severity)
@@ -412,7 +412,7 @@ def test_zoom_factors(suite: str, severity: int) -> None:
     ('suite', 'severity'), [('cifar', s) for s in (1, 2, 3, 4, 5)] + [('imagenet', 3), ('imagenet', 4)]
 )
 def test_zoom_blur(suite: str, severity: int) -> None:
-    """Bit for bit the mean over scipy's magnifications, trimmed at the centre, and the image itself once more."""
+    """Bit for bit the mean over scipy's magnifications, trimmed at the center, and the image itself once more."""
     image = _image(suite)
     side = SUITES[suite]
     x = (image / 255.0).astype(np.float32)
@@ -457,13 +457,13 @@ def test_snow_falls_on_black(suite: str, severity: int) -> None:
     assert fallen.max() > 0
 
 
-def test_snow_whitens_photographs_by_their_grey() -> None:
-    """Without flakes: b x + (1 - b) max(x, 1.5 grey + .5), grey being .299 R + .587 G + .114 B."""
+def test_snow_whitens_photographs_by_their_gray() -> None:
+    """Without flakes: b x + (1 - b) max(x, 1.5 gray + .5), gray being .299 R + .587 G + .114 B."""
     image = _image('cifar')
     numbers = {key: values[4] for key, values in PARAMETERS['snow']['cifar'].items()}
     got = weather.snow(image, np.random.default_rng(0), **{**numbers, 'mean': -9.0})
-    grey = image @ np.array([0.299, 0.587, 0.114])
-    exact = 0.8 * image + 0.2 * np.maximum(image, 1.5 * grey[..., None] + 127.5)
+    gray = image @ np.array([0.299, 0.587, 0.114])
+    exact = 0.8 * image + 0.2 * np.maximum(image, 1.5 * gray[..., None] + 127.5)
     np.testing.assert_allclose(got, exact.clip(0, 255), atol=1e-3)
 
 
@@ -510,8 +510,8 @@ def test_frost_pictures_are_rgb_and_resized_linearly() -> None:
     assert file.origin is not None
     exact = np.asarray(Image.open(Path(file.origin).with_name('frost') / 'frost1.png').convert('RGB')).astype(float)
     np.testing.assert_array_equal(weather.frost_picture('frost1.png', 1), exact)
-    centre = exact[2::5, 2::5]  # a fifth of the size: pixel i lies on pixel 5 i + 2
-    assert np.abs(weather.frost_picture('frost1.png', 0.2) - centre).max() <= 1
+    center = exact[2::5, 2::5]  # a fifth of the size: pixel i lies on pixel 5 i + 2
+    assert np.abs(weather.frost_picture('frost1.png', 0.2) - center).max() <= 1
 
 
 def test_frost_without_its_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -537,10 +537,10 @@ def _plasma(side: int, decay: float, generator: np.random.Generator) -> NDArray[
         grid = range(0, side, step)
         shape = (len(grid), len(grid))
 
-        def fill(rows: range, columns: range, neighbours: list[tuple[int, int]], noise: NDArray[np.float64]) -> None:
+        def fill(rows: range, columns: range, neighbors: list[tuple[int, int]], noise: NDArray[np.float64]) -> None:
             for i, row in enumerate(rows):
                 for j, column in enumerate(columns):
-                    around = [cloud[(row + y) % side, (column + x) % side] for y, x in neighbours]
+                    around = [cloud[(row + y) % side, (column + x) % side] for y, x in neighbors]
                     cloud[row, column] = sum(around) / 4 + wibble * noise[i, j]  # noqa: B023
 
         between = range(half, side, step)
@@ -756,15 +756,15 @@ def test_order_and_subset_do_not_matter(name: str) -> None:
 
 
 def test_seeds_images_and_severities_have_noise_of_their_own() -> None:
-    grey = np.full((32, 32, 3), 128, np.uint8)
+    gray = np.full((32, 32, 3), 128, np.uint8)
     seeds: list[int | tuple[int, ...]] = [0, 1, (0, 0), (0, 1), (1, 0), (0, 0, 0)]
-    noises = [corrupt(grey, 'gaussian_noise', 3, seed=seed) for seed in seeds]
+    noises = [corrupt(gray, 'gaussian_noise', 3, seed=seed) for seed in seeds]
     assert len({noise.tobytes() for noise in noises}) == len(seeds)
-    standardised = [
-        (corrupt(grey, 'gaussian_noise', severity) / 255.0 - 0.5) / deviation
+    standardized = [
+        (corrupt(gray, 'gaussian_noise', severity) / 255.0 - 0.5) / deviation
         for severity, deviation in enumerate(EXPECTED['gaussian_noise'][0], start=1)
     ]
-    assert abs(np.corrcoef(standardised[3].ravel(), standardised[4].ravel())[0, 1]) < 0.1
+    assert abs(np.corrcoef(standardized[3].ravel(), standardized[4].ravel())[0, 1]) < 0.1
 
 
 def test_seed_types_are_interchangeable() -> None:

@@ -19,7 +19,7 @@ WORLD, VIEWS, BATCH, STEPS = 2, 3, 4, 3
 
 
 def make_task(reduction: str) -> P2BETask:
-    """A task on a tiny model in eval mode: batch normalisation over half a batch would rightly differ."""
+    """A task on a tiny model in eval mode: batch normalization over half a batch would rightly differ."""
     torch.manual_seed(0)
     model = nn.Sequential(
         EncodedConv2d(3, 4, 3, num_bits=8),

@@ -11,11 +11,11 @@ import timm
 import torch
 from hub_server import HubServer
 from huggingface_hub import HfApi, ModelCard, constants
-from test_artefact import EDGES
+from test_artifact import EDGES
 from test_provenance import PROVENANCE
+from timm_p2be.hub.artifact import MAX_BYTES, ArtifactError, read_artifact
 
 from timm_p2be.encodings import ENCODINGS, EmbeddingParameter, PixelEmbedding
-from timm_p2be.hub.artefact import MAX_BYTES, ArtefactError, read_artefact
 from timm_p2be.hub.sources import SourceError, fetch
 from timm_p2be.stem import find_embedding
 
@@ -147,7 +147,7 @@ def test_float64_latents_are_saved_if_float32_holds_their_signs(tmp_path):
     embedding.double()
     with torch.no_grad():
         embedding.weight[0, 0] = -1e-60
-    with pytest.raises(ArtefactError, match='1 of 2304 bits are not those of the signs of the latents'):
+    with pytest.raises(ArtifactError, match='1 of 2304 bits are not those of the signs of the latents'):
         embedding.save_pretrained(tmp_path)
 
 
@@ -212,7 +212,7 @@ def test_nothing_is_created_for_what_cannot_be_published(hub):
         embedding.push_to_hub('some one/table')
     with torch.no_grad():
         embedding.weight[0] = float('inf')
-    with pytest.raises(ArtefactError, match='9 latents are NaN or infinite'):
+    with pytest.raises(ArtifactError, match='9 latents are NaN or infinite'):
         embedding.push_to_hub(NAME)
     assert hub.requests == []
 
@@ -341,7 +341,7 @@ def _tensors(change):
 ])  # fmt: skip
 def test_a_damaged_repository_gives_no_table(hub, saved, damage, message):
     hub.put(NAME, damage(saved))
-    with pytest.raises(ArtefactError, match=message):
+    with pytest.raises(ArtifactError, match=message):
         PixelEmbedding.from_pretrained(NAME)
 
 
@@ -349,7 +349,7 @@ def test_a_damaged_repository_gives_no_table(hub, saved, damage, message):
 def test_a_model_is_no_embedding(hub, size):
     config = json.dumps({'architecture': 'wrn40_2_p2be', 'num_classes': 10}).encode()
     hub.put(NAME, {'config.json': config, 'model.safetensors': bytes(size)})
-    with pytest.raises(ArtefactError, match=r"holds a timm model \('wrn40_2_p2be'\).*timm\.create_model\('hf-hub:"):
+    with pytest.raises(ArtifactError, match=r"holds a timm model \('wrn40_2_p2be'\).*timm\.create_model\('hf-hub:"):
         PixelEmbedding.from_pretrained(NAME)
     assert hub.count('GET .*safetensors') == (size < MAX_BYTES)
 
@@ -364,22 +364,22 @@ def test_a_table_too_large_is_not_downloaded(hub, saved):
 # in a model
 
 
-def test_an_artefact_is_copied_into_a_stem_in_place(tmp_path):
+def test_an_artifact_is_copied_into_a_stem_in_place(tmp_path):
     embedding = _embedding()
     embedding.save_pretrained(tmp_path)
-    artefact = read_artefact(tmp_path)
+    artifact = read_artifact(tmp_path)
     model = timm.create_model('wrn10_2_p2be', num_bits=9)
     stem = find_embedding(model.half())
     weight = stem.weight
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    stem.load_artefact(artefact)
+    stem.load_artifact(artifact)
     assert stem.weight is weight
     assert any(weight is parameter for parameter in optimizer.param_groups[0]['params'])
     assert (weight.dtype, weight.requires_grad) == (torch.float32, True)
     assert _same(stem, embedding)
     assert (stem.init, stem.provenance) == ('thermometer', PROVENANCE)
-    artefact.latents.zero_()
-    artefact.provenance['seed'] = 43
+    artifact.latents.zero_()
+    artifact.provenance['seed'] = 43
     assert _same(stem, embedding)
     assert stem.provenance == PROVENANCE
 
@@ -388,19 +388,19 @@ def test_an_artefact_is_copied_into_a_stem_in_place(tmp_path):
     (PixelEmbedding('p2be', 8), r"Got a table of encoding 'p2be' and 9 bits; allowed here is 'p2be' and 8 bits"),
     (PixelEmbedding('onehot', 9), r"allowed here is 'onehot' and 9 bits. Create the model with encoding 'p2be' and"),
 ])  # fmt: skip
-def test_an_artefact_of_another_kind_is_refused(tmp_path, embedding, message):
+def test_an_artifact_of_another_kind_is_refused(tmp_path, embedding, message):
     _embedding().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=message):
-        embedding.load_artefact(read_artefact(tmp_path))
+        embedding.load_artifact(read_artifact(tmp_path))
 
 
-def test_an_artefact_needs_a_place(tmp_path):
+def test_an_artifact_needs_a_place(tmp_path):
     _embedding().save_pretrained(tmp_path)
     with torch.device('meta'):
         embedding = PixelEmbedding('p2be', 9)
     with pytest.raises(ValueError, match=r'on the meta device, which holds no values. Load it after to_empty'):
-        embedding.load_artefact(read_artefact(tmp_path))
-    with pytest.raises(ArtefactError, match='on meta'):
+        embedding.load_artifact(read_artifact(tmp_path))
+    with pytest.raises(ArtifactError, match='on meta'):
         embedding.save_pretrained(tmp_path)
 
 
@@ -424,7 +424,7 @@ def test_a_loaded_table_can_be_scripted_exported_and_compiled(tmp_path, encoding
     embedding = _embedding() if encoding == 'p2be' else PixelEmbedding(encoding, 9)
     embedding.save_pretrained(tmp_path)
     model = timm.create_model(f'wrn10_2_{encoding}', num_bits=9).eval().requires_grad_(False)
-    find_embedding(model).load_artefact(read_artefact(tmp_path))
+    find_embedding(model).load_artifact(read_artifact(tmp_path))
     images = torch.rand(2, 3, 16, 16)
     expected = model(images)
     with warnings.catch_warnings():

@@ -82,7 +82,7 @@ def test_thermometer_is_the_running_sum_of_onehot(num_bits):
 
 
 @every_length
-def test_neighbouring_levels_share_their_thermometer_bits(num_bits):
+def test_neighboring_levels_share_their_thermometer_bits(num_bits):
     """A brighter level never gains a bit, and one step loses at most the bins it can cross."""
     for darker, brighter in pairwise(thermometer_codes(num_bits)):
         assert (brighter <= darker).all()
@@ -159,7 +159,7 @@ def test_pixels_are_no_reason_to_warn(values, dtype):
     ([0.5, math.nan], 'from nan to nan'),
 ])  # fmt: skip
 def test_values_far_outside_the_range_are_named(values, found):
-    with pytest.warns(UserWarning, match=rf'{found}, but it reads pixels in \[0, 1\].*normalised by a mean and std'):
+    with pytest.warns(UserWarning, match=rf'{found}, but it reads pixels in \[0, 1\].*normalized by a mean and std'):
         assert warn_if_not_pixels(torch.tensor(values, requires_grad=True))
 
 

@@ -22,19 +22,19 @@ ENCODED = [
     and name.endswith(('_p2be', '_onehot', '_thermometer'))
 ]
 QUICK = ('wrn10_2_p2be', 'densenetbc100_12_onehot', 'resnext29_4x32d_thermometer', 'resnet18_p2be')
-# backbone -> whether its first batch normalisation folds in
+# backbone -> whether its first batch normalization folds in
 BACKBONES = {
     'tf_efficientnet_b0': True,  # 'same' padding
     'mobilenetv3_small_050': True,
     'resnet10t': True,  # a deep stem: the first of three convolutions, its norm beside it
-    'convnext_atto': False,  # layer normalisation
+    'convnext_atto': False,  # layer normalization
     'vit_tiny_patch16_224': False,  # bias, kernel as large as its stride
     'vgg11': False,  # an activation in place right after the stem
 }
 
 
 def _trained(model: nn.Module) -> nn.Module:
-    """Return the model in eval mode, its batch normalisations far from those of a fresh one."""
+    """Return the model in eval mode, its batch normalizations far from those of a fresh one."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for module in model.modules():

@@ -26,7 +26,7 @@ class Planted(nn.Module):
         return torch.stack([-score, score, torch.full_like(score, -99.0)], dim=1)
 
 
-def _grey(*values: int) -> Tensor:
+def _gray(*values: int) -> Tensor:
     return torch.stack([torch.full((3, 8, 8), value, dtype=torch.uint8) for value in values])
 
 
@@ -43,7 +43,7 @@ each_attack = pytest.mark.parametrize('build', ATTACKS.values(), ids=ATTACKS)
 @each_attack
 def test_planted_weakness_is_found_exactly_within_the_bound(build: Any) -> None:
     model = PixelModel(Planted())
-    levels, labels = _grey(112, 113, 90, 128, 129, 121), torch.tensor([0, 0, 0, 1, 1, 1])
+    levels, labels = _gray(112, 113, 90, 128, 129, 121), torch.tensor([0, 0, 0, 1, 1, 1])
     got = build(model, 8)(levels, labels)
     assert (got.int() - levels.int()).abs().max() == 8
     # the threshold lies at 120.2 levels: 113 + 8 crosses it and 112 + 8 does not
@@ -68,7 +68,7 @@ def test_bound_holds_on_an_encoded_net_and_the_loss_rises(build: Any) -> None:
 @each_attack
 def test_misclassified_images_cost_nothing_more(build: Any) -> None:
     model = PixelModel(Planted())
-    levels = _grey(200, 10)
+    levels = _gray(200, 10)
     got = build(model, 8)(levels, torch.tensor([0, 1]))
     assert torch.equal(got, levels)
 
@@ -76,7 +76,7 @@ def test_misclassified_images_cost_nothing_more(build: Any) -> None:
 def test_one_step_from_the_clean_image_is_fgsm() -> None:
     attack = PGD(PixelModel(Planted()), 8, 'straight-through', steps=1)
     assert (attack.kind, attack.name, attack.step_size) == ('one-step', 'fgsm-straight-through', 8)
-    got = attack(_grey(100), torch.tensor([0]))
+    got = attack(_gray(100), torch.tensor([0]))
     assert got[0, :, :2, :2].unique().tolist() == [108]
     assert got[0, :, 2:].unique().tolist() == [100]  # no gradient there
 
@@ -89,10 +89,10 @@ def test_apgd_checkpoints_are_those_of_the_paper() -> None:
 def test_apgd_halves_its_step_where_progress_stops() -> None:
     """A narrow ridge: constant steps of 2 eps jump over it for ever, halved ones come closer."""
     model = PixelModel(_Ridge())
-    levels = _grey(100)
+    levels = _gray(100)
     apgd = APGD(model, 8, 'straight-through', steps=40)(levels, torch.tensor([0]))
     coarse = PGD(model, 8, 'straight-through', steps=40, step_size=16.0)(levels, torch.tensor([0]))
-    best = model(_grey(103))[0, 1]
+    best = model(_gray(103))[0, 1]
     assert model(apgd)[0, 1] == pytest.approx(best.item(), abs=1e-3)
     assert model(coarse)[0, 1] < best - 1
 
@@ -149,7 +149,7 @@ def test_float_images_are_refused() -> None:
 
 def test_without_stop_the_attack_climbs_beyond_the_boundary() -> None:
     model = PixelModel(Planted())
-    levels, labels = _grey(113, 150), torch.tensor([0, 0])  # the second is misclassified as it is
+    levels, labels = _gray(113, 150), torch.tensor([0, 0])  # the second is misclassified as it is
     stopped, on = (PGD(model, 16, 'straight-through', steps=10, stop=stop)(levels, labels) for stop in (True, False))
     assert 120 < stopped[0, :, :2, :2].float().mean() < 129
     assert on[0, :, :2, :2].unique().tolist() == [129]

@@ -1,4 +1,4 @@
-"""hub_cards/ has one folder for each artefact of ours, and says of it what is true."""
+"""hub_cards/ has one folder for each artifact of ours, and says of it what is true."""
 
 import json
 import re

@@ -38,7 +38,7 @@ forks_with_threads = pytest.mark.filterwarnings('ignore:This process .* is multi
 
 
 def _example(channels: int = 16, seed: int = 0, size: int = 9) -> tuple[Tensor, Tensor, Tensor]:
-    """Return levels of two colours, codes of 4 bits and a kernel."""
+    """Return levels of two colors, codes of 4 bits and a kernel."""
     generator = torch.Generator().manual_seed(seed)
     levels = torch.randint(256, (3, 2, size, size + 2), generator=generator, dtype=torch.uint8)
     codes = torch.randn(256, 4, generator=generator)
@@ -116,7 +116,7 @@ def test_as_many_channels_as_possible_are_summed_at_once():
 
 
 def _interesting_floats() -> Tensor:
-    """Return float32 numbers whose rounding to bfloat16 is easy to get wrong: ties, their neighbours, the largest."""
+    """Return float32 numbers whose rounding to bfloat16 is easy to get wrong: ties, their neighbors, the largest."""
     halves = torch.tensor([0x7FFF, 0x8000, 0x8001, 0, 1, 0xFFFF])
     uppers = torch.tensor([0x3F80, 0x3F81, 0x3FFF, 0x4000, 0x7F7E, 0x7F7F, 0x2000, 0x2001, 0x42FF])
     patterns = (uppers[:, None] * 2**16 + halves).flatten()
@@ -157,10 +157,10 @@ def test_every_float32_becomes_the_bfloat16_that_torch_makes_of_it(channels):
 
 
 def _sums_of_rows(rows: list[Tensor], channels: int) -> Tensor:
-    """Return the features (256, channels) of pixels 0..255 whose three colours each add a row of `rows`."""
+    """Return the features (256, channels) of pixels 0..255 whose three colors each add a row of `rows`."""
     table = torch.zeros(1, 3, 1, 257, channels, dtype=rows[0].dtype)
-    for colour, values in enumerate(rows):
-        table[0, colour, 0, :256] = values[:, None]
+    for color, values in enumerate(rows):
+        table[0, color, 0, :256] = values[:, None]
     levels = torch.arange(256, dtype=torch.uint8).expand(1, 3, 1, 256)
     return table_conv2d(levels, table)[0, :, 0].T
 
@@ -438,7 +438,7 @@ def test_float64_is_computed_in_float64(monkeypatch):
     codes = torch.randint(2**20, (256, 4), generator=generator).double()
     weight = torch.randint(-(2**28), 2**28, (16, 8, 3, 2), generator=generator).double()
     (down, right), (left, after, top, bottom), dilation = GEOMETRY
-    planes = codes[levels.long()].permute(0, 4, 1, 2, 3).flatten(1, 2)  # bit, then colour
+    planes = codes[levels.long()].permute(0, 4, 1, 2, 3).flatten(1, 2)  # bit, then color
     planes = F.pad(planes, (left, after, top, bottom))
     windows = F.unfold(planes, (3, 2), dilation, stride=(down, right)).long()
     expected = torch.einsum('ok,bkp->bop', weight.flatten(1).long(), windows)

@@ -290,7 +290,7 @@ def test_geometry_of_another_length(geometry, message):
     ((1, 3, 8, 8), (256, 4), (5, 12, 0, 3)),
 ])  # fmt: skip
 def test_nothing_to_sum(levels, codes, weight):
-    with pytest.raises(ValueError, match='colours, bits, outputs and kernel must be at least 1'):
+    with pytest.raises(ValueError, match='colors, bits, outputs and kernel must be at least 1'):
         lookup_conv2d(torch.zeros(levels, dtype=torch.uint8), torch.zeros(codes), torch.zeros(weight))
 
 
@@ -305,7 +305,7 @@ def test_forward_mode_is_refused():
 
 
 def test_planes_are_bit_major():
-    """One plane at a time: its weight answers to bit m of colour c and to nothing else."""
+    """One plane at a time: its weight answers to bit m of color c and to nothing else."""
     bits, chans = 4, 3
     levels = torch.tensor([10, 100, 250], dtype=torch.uint8).reshape(1, chans, 1, 1)
     codes = thermometer_codes(bits)
@@ -316,21 +316,21 @@ def test_planes_are_bit_major():
 
 
 @pytest.mark.parametrize('encoding', ['p2be', 'thermometer'])
-def test_grey_model_from_a_colour_checkpoint_sees_grey_images_alike(encoding, tmp_path):
-    """timm sums consecutive planes to adapt a checkpoint to one channel: they must be the colours of one bit."""
+def test_gray_model_from_a_color_checkpoint_sees_gray_images_alike(encoding, tmp_path):
+    """timm sums consecutive planes to adapt a checkpoint to one channel: they must be the colors of one bit."""
     name = f'wrn10_2_{encoding}'
     torch.manual_seed(0)
-    colour = timm.create_model(name, num_bits=8).eval()
-    file = tmp_path / 'colour.pth'
-    torch.save(colour.state_dict(), file)
-    overlay = {'file': str(file), 'num_classes': colour.num_classes}
-    grey = timm.create_model(name, num_bits=8, in_chans=1, pretrained=True, pretrained_cfg_overlay=overlay).eval()
-    assert grey.conv1.weight.shape == (16, 8, 3, 3)
+    color = timm.create_model(name, num_bits=8).eval()
+    file = tmp_path / 'color.pth'
+    torch.save(color.state_dict(), file)
+    overlay = {'file': str(file), 'num_classes': color.num_classes}
+    gray = timm.create_model(name, num_bits=8, in_chans=1, pretrained=True, pretrained_cfg_overlay=overlay).eval()
+    assert gray.conv1.weight.shape == (16, 8, 3, 3)
     images = torch.rand(2, 1, 16, 16)
     with torch.no_grad():
-        expected = colour(images.expand(-1, 3, -1, -1))
-        torch.testing.assert_close(grey(images), expected, rtol=1e-4, atol=1e-5)
-        assert not torch.allclose(colour(images.expand(-1, 3, -1, -1).flip(3)), expected, atol=1e-3)
+        expected = color(images.expand(-1, 3, -1, -1))
+        torch.testing.assert_close(gray(images), expected, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(color(images.expand(-1, 3, -1, -1).flip(3)), expected, atol=1e-3)
 
 
 def test_stem_of_a_model_is_the_convolution_over_its_planes():
@@ -344,10 +344,10 @@ def test_stem_of_a_model_is_the_convolution_over_its_planes():
 
 
 def test_lookup_of_codes_matches_the_embedding():
-    """A 1x1 kernel that copies planes returns the codes themselves, colour by colour."""
+    """A 1x1 kernel that copies planes returns the codes themselves, color by color."""
     embedding = PixelEmbedding('p2be', num_bits=5)
     levels = torch.randint(256, (2, 3, 4, 6), dtype=torch.uint8)
     weight = nn.init.dirac_(torch.empty(15, 15, 1, 1))
     planes = lookup_conv2d(levels, embedding.codes(), weight)
-    expected = embedding(levels).permute(0, 4, 1, 2, 3).flatten(1, 2)  # bit, then colour
+    expected = embedding(levels).permute(0, 4, 1, 2, 3).flatten(1, 2)  # bit, then color
     assert torch.equal(planes, expected)

@@ -79,13 +79,13 @@ def _one_thread() -> Iterator[None]:
 
 def _levels(draw: st.DrawFn, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Draw levels of that shape with strides of one kind or another."""
-    layout = draw(st.sampled_from(['contiguous', 'channels_last', 'transposed', 'strided', 'one image', 'grey']))
+    layout = draw(st.sampled_from(['contiguous', 'channels_last', 'transposed', 'strided', 'one image', 'gray']))
     batch, chans, height, width = shape
     whole = {
         'transposed': (batch, chans, width, height),
         'strided': (batch, 2 * chans, height + 3, 3 * width),
         'one image': (1, chans, height, width),
-        'grey': (batch, 1, height, width),
+        'gray': (batch, 1, height, width),
     }.get(layout, shape)
     most = draw(st.sampled_from([1, 5, 256]))  # few levels: many pixels add to one row
     levels = torch.randint(256 - most, 256, whole, generator=generator, dtype=torch.uint8)
@@ -96,7 +96,7 @@ def _levels(draw: st.DrawFn, shape: tuple[int, ...], generator: torch.Generator)
             return levels.transpose(2, 3)
         case 'strided':
             return levels[:, 1::2, 2:-1, ::3]
-        case 'one image' | 'grey':
+        case 'one image' | 'gray':
             return levels.expand(shape)
     return levels
 

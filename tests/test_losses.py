@@ -102,7 +102,7 @@ def test_jensen_shannon_of_extreme_logits_is_finite_and_clamped():
     assert logits.grad.isfinite().all()
 
 
-def test_views_are_blocks_not_neighbours():
+def test_views_are_blocks_not_neighbors():
     block = torch.randn(4, 3)
     assert jensen_shannon(block.repeat(2, 1), 2).item() == pytest.approx(0, abs=1e-6)
     assert jensen_shannon(block.repeat_interleave(2, 0), 2).item() > 0.01

@@ -284,14 +284,14 @@ def test_saves_and_loads_as_timm_model(name: str, tmp_path: Path) -> None:
 def test_encoded_weights_adapt_to_other_channels(
     name: str, saved: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The planes are bit-major; every bit's colours adapt by timm's rule: summed, or repeated and scaled."""
+    """The planes are bit-major; every bit's colors adapt by timm's rule: summed, or repeated and scaled."""
     model = _create(name, num_bits=8, in_chans=saved)
     save_for_hf(model, tmp_path, safe_serialization=True)
-    colours = model.conv1.weight.detach().unflatten(1, (8, saved))
+    colors = model.conv1.weight.detach().unflatten(1, (8, saved))
     for chans in (1, 2, 3, 4, 5):
         loaded = timm.create_model(f'local-dir:{tmp_path}', pretrained=True, in_chans=chans)
-        kept = colours[:, :, [i % saved for i in range(chans)]] * saved / chans
-        wanted = colours.sum(2, keepdim=True) if chans == 1 else kept
+        kept = colors[:, :, [i % saved for i in range(chans)]] * saved / chans
+        wanted = colors.sum(2, keepdim=True) if chans == 1 else kept
         torch.testing.assert_close(loaded.conv1.weight.detach().unflatten(1, (8, chans)), wanted)
         assert loaded.pretrained_cfg['input_size'] == (chans, 32, 32)
     assert 'Loading unchanged' not in caplog.text  # which timm says of a stem that it did not adapt itself

@@ -35,7 +35,7 @@ def _images() -> dict[str, Pixels]:
     ramp = np.add.outer(np.arange(32) * 3, np.arange(32) * 2)
     few = generator.choice(np.array([90, 91, 140], np.uint8), (32, 32, 3), p=[0.001, 0.399, 0.6])
     top_heavy = generator.integers(0, 200, (32, 32, 3), dtype=np.uint8)
-    top_heavy[5, 7] = 210  # a rare maximum: PIL's equalisation overshoots 255 there and is clipped
+    top_heavy[5, 7] = 210  # a rare maximum: PIL's equalization overshoots 255 there and is clipped
     return {
         'noise': generator.integers(0, 256, (32, 32, 3), dtype=np.uint8),
         'low contrast': generator.integers(100, 121, (32, 32, 3), dtype=np.uint8),
@@ -45,7 +45,7 @@ def _images() -> dict[str, Pixels]:
         'constant': np.full((32, 32, 3), 77, np.uint8),
         'wide': generator.integers(0, 256, (20, 47, 3), dtype=np.uint8),
         'large': generator.integers(0, 256, (224, 224, 3), dtype=np.uint8),
-        'grey': generator.integers(30, 200, (32, 32), dtype=np.uint8),
+        'gray': generator.integers(30, 200, (32, 32), dtype=np.uint8),
         'one pixel': np.array([[[3, 200, 255]]], np.uint8),
     }
 

@@ -94,7 +94,7 @@ def test_duplicated_optimizer_keeps_rules_and_state(model, duplicate):
     assert all(torch.equal(p, q) for p, q in zip(ours, theirs, strict=True))
 
 
-def test_deepcopied_model_keeps_its_table_recognised(model):
+def test_deepcopied_model_keeps_its_table_recognized(model):
     twin = copy.deepcopy(model)
     group = group_of(create(twin), find_embedding(twin).weight)
     assert group['embedding'] is True

@@ -72,11 +72,11 @@ def test_curve_follows_the_mean_distances(codes: torch.Tensor) -> None:
 
 
 def test_the_line_of_random_codes_is_drawn_where_it_tells_something() -> None:
-    grey = [140, 140, 140]
+    gray = [140, 140, 140]
     for codes, expected in ((thermometer_codes(64), True), (onehot_codes(64), False)):
         pixels = np.asarray(codes_picture(codes))
         panel = _panel(pixels, pixels.shape[1] - 56 - CURVE, CURVE)
-        assert bool((panel == grey).all(axis=-1).sum() > CURVE / 4) == expected
+        assert bool((panel == gray).all(axis=-1).sum() > CURVE / 4) == expected
 
 
 def test_picture_of_a_constant_table() -> None:

@@ -29,13 +29,13 @@ import timm_p2be
 from timm_p2be import PixelEmbedding
 from timm_p2be.checkpoints import read_checkpoint
 from timm_p2be.cli import main
+from timm_p2be.files import write_json
 from timm_p2be.hub.provenance import check_provenance
 from timm_p2be.hub.publishing import publish
 from timm_p2be.hub.release import RELEASE_FILES, Release, prepare
 from timm_p2be.hub.run_record import Dataset
 from timm_p2be.robustness.pixel_model import PixelModel
 from timm_p2be.training import run as train
-from timm_p2be.whole_files import write_json
 
 pytestmark = [
     pytest.mark.filterwarnings('ignore:unclosed file:ResourceWarning'),  # timm's readers leave images open
@@ -565,14 +565,14 @@ def test_a_run_from_a_hub_that_is_not_there(hub: HubServer, trained: Path, tmp_p
     ('words', 'message'),
     [
         (('--repo-id', REPO), 'args.yaml says where the data set was, not what it was. Pass --dataset-name'),
-        (('--repo-id', 'net', *NAMED[2:]), "write 'organisation/name'"),
+        (('--repo-id', 'net', *NAMED[2:]), "write 'organization/name'"),
         (('--repo-id', f'{REPO}@v1', *NAMED[2:]), 'name the repository alone, and the release by --tag'),
         ((*NAMED, '--tag', 'a..b'), "Got the revision 'a..b'"),
         ((*NAMED, '--tag', 'main'), "Got the tag 'main', which is the name of the branch"),
         ((*NAMED, '--private'), 'Got --dry-run and --private'),
         ((*NAMED, '--test-images', '0'), 'Got --test-images 0'),
         ((*NAMED, '--embedding-only', '--half'), 'its latents stay float32. Leave out --half'),
-        ((*NAMED, '--license', 'MIT!'), "Got licence 'MIT!'"),
+        ((*NAMED, '--license', 'MIT!'), "Got license 'MIT!'"),
         ((*NAMED, '--base-model', '/a/path'), "Got base_model='/a/path'"),
         ((*NAMED, '--dataset-id', 'a/b/c'), 'no id of the Hub'),
         ((*NAMED, '--dataset-note', 'two\nlines'), 'provenance.dataset.note'),

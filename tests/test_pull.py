@@ -196,8 +196,8 @@ BROKEN = {
         'pretrained_cfg must be an object without hf_hub_filename',
     ),
     'model: a cfg of tomorrow': (
-        lambda folder: _config(published.model(folder), pretrained_cfg={'num_features': 64, 'colour': 'blue'}),
-        r"pretrained_cfg has \['colour', 'num_features'\], unknown to timm here. Update",
+        lambda folder: _config(published.model(folder), pretrained_cfg={'num_features': 64, 'color': 'blue'}),
+        r"pretrained_cfg has \['color', 'num_features'\], unknown to timm here. Update",
     ),
     'model: NaN in the record': (
         lambda folder: published.model(folder, provenance=published.PROVENANCE | {'flags': {'lr': float('nan')}}),
@@ -329,8 +329,8 @@ def test_offline_means_the_last_whole_pull(
         (['tester/table@v9'], 'no such revision'),
         (['tester/bare'], "has no file 'config.json'"),
         (['tester/table@v1', '--revision', 'main'], 'Got two revisions'),
-        (['table'], "write 'organisation/name'"),
-        (['../table'], "write 'organisation/name'"),
+        (['table'], "write 'organization/name'"),
+        (['../table'], "write 'organization/name'"),
         (['tester/table', '--overwrite'], '--overwrite needs --output'),
         ([], 'the following arguments are required'),
     ],

@@ -19,7 +19,7 @@ class MeanLevel(nn.Module):
 
 
 @pytest.fixture
-def grey_images():
+def gray_images():
     levels = np.array([0, 100, 120, 255], dtype=np.uint8)
     return np.broadcast_to(levels[:, None, None, None], (4, 32, 32, 3)).copy(), torch.tensor([0, 0, 0, 1])
 
@@ -35,15 +35,15 @@ def test_read_images(tmp_path):
     assert images[:, 0, 0, 2].tolist() == [20, 10, 30]
 
 
-def test_error_is_in_percent(grey_images):
-    images, labels = grey_images
+def test_error_is_in_percent(gray_images):
+    images, labels = gray_images
     assert quickstart.error(MeanLevel(), images, labels) == 0
     assert quickstart.error(MeanLevel(), images, 1 - labels) == 100
     assert quickstart.error(MeanLevel(), images, torch.tensor([0, 0, 1, 1])) == 25
 
 
-def test_measure_averages_severities_and_corruptions(grey_images):
-    images, labels = grey_images
+def test_measure_averages_severities_and_corruptions(gray_images):
+    images, labels = gray_images
     result = quickstart.measure(MeanLevel(), images, quickstart.corrupted_copies(images), labels)
     wrong = []
     for severity in quickstart.SEVERITIES:
@@ -55,8 +55,8 @@ def test_measure_averages_severities_and_corruptions(grey_images):
     assert result['clean'] == 0
 
 
-def test_table_shows_models_side_by_side(grey_images):
-    images, labels = grey_images
+def test_table_shows_models_side_by_side(gray_images):
+    images, labels = gray_images
     result = quickstart.measure(MeanLevel(), images, quickstart.corrupted_copies(images), labels)
     lines = quickstart.table({'a_p2be': result, 'a': result}).splitlines()
     assert lines[0].split() == ['|', 'error', 'in', '%', '|', 'a_p2be', '|', 'a', '|']

@@ -105,7 +105,7 @@ def test_split_revision(name: str, parts: tuple[str, str | None]) -> None:
 )
 def test_malformed_names_are_refused(name: str) -> None:
     with pytest.raises(
-        SourceError, match=r"^Got .*; write 'organisation/name', 'organisation/name@revision', or the path"
+        SourceError, match=r"^Got .*; write 'organization/name', 'organization/name@revision', or the path"
     ):
         split_revision(name)
 
@@ -516,7 +516,7 @@ def test_local_folders(hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(folder)
     assert fetch('.', WANTED) == Path()
     for nothing in ('', 'local-dir:'):
-        with pytest.raises(SourceError, match=rf"Got '{nothing}'; write the path of a folder, or 'organisation/name'"):
+        with pytest.raises(SourceError, match=rf"Got '{nothing}'; write the path of a folder, or 'organization/name'"):
             fetch(nothing, WANTED)
     assert not hub.requests
 

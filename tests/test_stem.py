@@ -27,11 +27,11 @@ def _levels(*shape: int) -> Tensor:
 
 def _planes(levels: Tensor, codes: Tensor) -> Tensor:
     """Return the (B, M C, H, W) planes, bit-major, of (B, C, H, W) levels."""
-    colours = [F.embedding(colour.long(), codes).movedim(-1, 1) for colour in levels.unbind(1)]  # each (B, M, H, W)
-    return torch.stack(colours, dim=2).flatten(1, 2).detach()
+    colors = [F.embedding(color.long(), codes).movedim(-1, 1) for color in levels.unbind(1)]  # each (B, M, H, W)
+    return torch.stack(colors, dim=2).flatten(1, 2).detach()
 
 
-def _normalised(batch: int = 2, size: int = 8) -> Tensor:
+def _normalized(batch: int = 2, size: int = 8) -> Tensor:
     mean, std = IMAGENET
     return (_levels(batch, 3, size, size) / 255 - mean) / std
 
@@ -193,8 +193,8 @@ def test_fixed_and_frozen_tables_have_no_gradient(encoding):
 @pytest.mark.parametrize('dtype', FLOATS, ids=str)
 def test_a_normalised_batch_warns_once(dtype):
     stem = EncodedConv2d(3, 6, 3, num_bits=4)
-    images = _normalised().to(dtype)
-    with pytest.warns(UserWarning, match='normalised by a mean and std') as caught:
+    images = _normalized().to(dtype)
+    with pytest.warns(UserWarning, match='normalized by a mean and std') as caught:
         stem(images)
     assert len(caught) == 1
     for _ in range(6):
@@ -205,12 +205,12 @@ def test_only_the_first_batches_are_looked_at():
     late, early = EncodedConv2d(3, 6, 3, num_bits=4), EncodedConv2d(3, 6, 3, num_bits=4)
     for _ in range(4):
         late(torch.rand(2, 3, 8, 8))
-    late(_normalised())  # a warning would be an error here
+    late(_normalized())  # a warning would be an error here
     for _ in range(3):
         early(torch.rand(2, 3, 8, 8))
         early(_levels(2, 3, 8, 8))  # levels are always in range: they do not count
-    with pytest.warns(UserWarning, match='normalised'):
-        early(_normalised())
+    with pytest.warns(UserWarning, match='normalized'):
+        early(_normalized())
 
 
 def test_compiled_code_is_not_looked_at():
@@ -218,21 +218,21 @@ def test_compiled_code_is_not_looked_at():
     stem = EncodedConv2d(3, 6, 3, num_bits=4)
     compiled = torch.compile(stem, backend='eager', fullgraph=True)  # a look at the values would break the graph
     expected = copy.deepcopy(stem)
-    with pytest.warns(UserWarning, match='normalised'):
-        features = expected(_normalised())
-    torch.testing.assert_close(compiled(_normalised()), features)
-    torch.testing.assert_close(torch.export.export(stem, (_normalised(),)).module()(_normalised()), features)
+    with pytest.warns(UserWarning, match='normalized'):
+        features = expected(_normalized())
+    torch.testing.assert_close(compiled(_normalized()), features)
+    torch.testing.assert_close(torch.export.export(stem, (_normalized(),)).module()(_normalized()), features)
 
 
 @jit_is_deprecated
 @jit_converts_shapes
 def test_traced_and_scripted_code_is_not_looked_at():
     stem = EncodedConv2d(3, 6, 3, num_bits=4, bias=True)
-    traced, scripted = torch.jit.trace(stem, _normalised(), check_trace=False), torch.jit.script(stem)
-    with pytest.warns(UserWarning, match='normalised'):
-        expected = stem(_normalised())
+    traced, scripted = torch.jit.trace(stem, _normalized(), check_trace=False), torch.jit.script(stem)
+    with pytest.warns(UserWarning, match='normalized'):
+        expected = stem(_normalized())
     for run in (traced, scripted):
-        torch.testing.assert_close(run(_normalised()), expected)
+        torch.testing.assert_close(run(_normalized()), expected)
     levels = _levels(2, 3, 8, 8)
     checked = torch.jit.trace(stem, levels / 255)  # torch traces again, without gradients, and compares the graphs
     torch.testing.assert_close(checked(levels / 255), stem(levels))

@@ -23,8 +23,8 @@ def _levels(*shape: int) -> Tensor:
 
 def _planes(levels: Tensor, codes: Tensor) -> Tensor:
     """Return the (B, M C, H, W) planes, bit-major, of (B, C, H, W) levels."""
-    colours = [F.embedding(colour.long(), codes).movedim(-1, 1) for colour in levels.unbind(1)]  # each (B, M, H, W)
-    return torch.stack(colours, dim=2).flatten(1, 2).detach()
+    colors = [F.embedding(color.long(), codes).movedim(-1, 1) for color in levels.unbind(1)]  # each (B, M, H, W)
+    return torch.stack(colors, dim=2).flatten(1, 2).detach()
 
 
 def test_conversion_replaces_the_first_convolution_and_nothing_else():
@@ -217,7 +217,7 @@ class _Failing(_Network):
         raise RuntimeError('needs a mask')
 
 
-class _Standardised(nn.Conv2d):
+class _Standardized(nn.Conv2d):
     pass
 
 
@@ -230,7 +230,7 @@ UNSUPPORTED = {
     'several': (_Network(_conv(), ('first', 'second')), r"toy declares 2 first convolutions \['first', 'second'\]"),
     'misnamed': (_Network(_conv(), 'stem.0'), "toy declares the first convolution 'stem.0' but has no such module"),
     'linear': (_Network(nn.Linear(3, 4)), "toy has a Linear as its first convolution 'first'"),
-    'subclass': (_Network(_Standardised(3, 4, 1)), 'toy has a _Standardised as its first convolution'),
+    'subclass': (_Network(_Standardized(3, 4, 1)), 'toy has a _Standardized as its first convolution'),
     'grouped': (_Network(_conv(groups=3, out_channels=6)), "has a first convolution of 3 groups and 'zeros' padding"),
     'reflected': (_Network(_conv(padding_mode='reflect')), "of 1 groups and 'reflect' padding"),
     'transformed': (_Rescaled(_conv()), "toy transforms the image before its first convolution 'first'"),

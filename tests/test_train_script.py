@@ -118,7 +118,7 @@ def test_recipe_flags_of_the_table_are_dropped_without_one(
 ERRORS = [
     (('--model', 'resnet50_p2b'), (), '--model resnet50_p2b: unknown model; did you mean resnet50_p2be'),
     ((*TINY[:-1], 'num_bits=0'), (), 'num_bits'),
-    ((*TINY[:-1], 'colour=3'), (), 'Cannot create encoded'),
+    ((*TINY[:-1], 'color=3'), (), 'Cannot create encoded'),
     (RGB, ('--p2be-lr', '0.1'), '--p2be-lr: test_resnet has no learned table'),
     (RGB, ('--p2be-smoothness', '1'), '--p2be-smoothness: test_resnet has no learned table'),
     ((*TINY, 'encoding=thermometer'), ('--p2be-init', 'normal'), '--p2be-init: encoded has no learned table'),
@@ -127,7 +127,7 @@ ERRORS = [
     (TINY, ('--p2be-augmix', '11'), 'severity=11'),
     (TINY, ('--p2be-smoothness', '-1'), 'smoothness=-1'),
     (TINY, ('--p2be-crop-padding', '-1'), 'padding=-1'),
-    (TINY, ('--opt-kwargs', 'colour=3'), '--opt sgdp2be does not take these --opt-kwargs'),
+    (TINY, ('--opt-kwargs', 'color=3'), '--opt sgdp2be does not take these --opt-kwargs'),
     (TINY, ('--opt-kwargs', 'embedding_lr=3'), "--opt-kwargs sets ['embedding_lr']"),
     (TINY, ('--num-classes', '1'), 'The data has 2 classes, the model 1'),
     (TINY, ('--batch-size', '25'), '24 training images do not fill one batch of 25'),
@@ -140,7 +140,7 @@ ERRORS = [
     (TINY, ('--pretrained', '--pretrained-path', 'nowhere'), '--pretrained-path nowhere: no such file'),
     (TINY, ('--initial-checkpoint', 'nowhere'), '--initial-checkpoint nowhere: no such file'),
     (TINY, ('--torchcompile', 'nonsense'), '--torchcompile nonsense: unknown backend'),
-    (TINY, ('--sync-bn',), 'PyTorch synchronises BatchNorm on GPUs only'),
+    (TINY, ('--sync-bn',), 'PyTorch synchronizes BatchNorm on GPUs only'),
     (TINY, ('--device', 'gpu'), '--device gpu: '),
     (TINY, ('--dataset', 'torch/cifar10'), 'Add --dataset-download to fetch it'),
     (('--model', 'test_vit', '--img-size', '32'), ('--grad-checkpointing', '--drop', '0.5', '--in-chans', '5'), '5 im'),
@@ -224,7 +224,7 @@ def test_img_size_sets_the_data_of_convolutional_networks(data: Path, output: Pa
 
 
 @pytest.mark.parametrize('flags', [('--in-chans', '1', '--img-size', '32'), ('--input-size', '1', '32', '32')])
-def test_grey_images(data: Path, output: Path, flags: tuple[str, ...]) -> None:
+def test_gray_images(data: Path, output: Path, flags: tuple[str, ...]) -> None:
     model = ('--model', 'encoded', '--model-kwargs', 'backbone=test_resnet', 'num_bits=8')
     run = build(*command(data, output, *VIEWS, '--mean', '0', '--std', '1', *flags, model=model))
     images, _ = next(iter(run.loaders.training))

@@ -264,7 +264,7 @@ def test_table_of_results() -> None:
 
 def test_picture_marks_every_seed() -> None:
     drawn = picture(OUTCOMES, 'title').convert('RGB')
-    colours = {colour for _, colour in drawn.getcolors(maxcolors=100000) or []}
-    assert {(0x2B, 0x6C, 0xB0), (0xC0, 0x56, 0x21)} <= colours
+    colors = {color for _, color in drawn.getcolors(maxcolors=100000) or []}
+    assert {(0x2B, 0x6C, 0xB0), (0xC0, 0x56, 0x21)} <= colors
     fewer = picture([OUTCOMES[0], *OUTCOMES[2:]], 'title').convert('RGB')
     assert drawn.tobytes() != fewer.tobytes()

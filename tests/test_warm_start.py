@@ -15,7 +15,7 @@ from timm_p2be import convert, find_embedding, fold
 from timm_p2be.encodings import EmbeddingParameter, PixelEmbedding, onehot_codes, thermometer_codes
 from timm_p2be.encodings.codes import linear_codes
 from timm_p2be.stem import EncodedConv2d, UnsupportedStemError
-from timm_p2be.stem.keep_function import applied_kernel, normalisation, plane_factors
+from timm_p2be.stem.keep_function import applied_kernel, normalization, plane_factors
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 EXACT = [('p2be', 9), ('p2be', 64), ('onehot', 256), ('thermometer', 256)]
@@ -32,14 +32,14 @@ def _levels(*shape: int) -> Tensor:
     return torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def _normalised(levels: Tensor, cfg: dict[str, Any]) -> Tensor:
+def _normalized(levels: Tensor, cfg: dict[str, Any]) -> Tensor:
     """Return what timm's loader hands to a model of pixel values, in float64."""
     mean, std = (torch.tensor(cfg[name], dtype=torch.float64).view(1, -1, 1, 1) for name in ('mean', 'std'))
     return (levels.double() / 255 - mean) / std
 
 
 def _values(mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> Tensor:
-    """Return the (256, C) normalised values of all levels."""
+    """Return the (256, C) normalized values of all levels."""
     levels = torch.arange(256, dtype=torch.float64)[:, None] / 255
     return (levels - torch.tensor(mean, dtype=torch.float64)) / torch.tensor(std, dtype=torch.float64)
 
@@ -83,10 +83,10 @@ def _trained(network: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ('num_bits', 'digits', 'neighbours'),
+    ('num_bits', 'digits', 'neighbors'),
     [(9, 7, 8), (10, 6, 7), (33, 4, 4), (64, 3, 3), (128, 2, 2), (256, 0, 1)],
 )
-def test_every_level_is_linear_in_its_code_and_close_to_its_neighbours(num_bits, digits, neighbours):
+def test_every_level_is_linear_in_its_code_and_close_to_its_neighbors(num_bits, digits, neighbors):
     codes = linear_codes(num_bits).double()
     assert len(codes.unique(dim=0)) == 256
     assert (codes[:, -1] == 1).all()
@@ -99,7 +99,7 @@ def test_every_level_is_linear_in_its_code_and_close_to_its_neighbours(num_bits,
     assert abs(factors[-1]) < 1e-9
     flips = (codes[1:] - codes[:-1]).abs().sum(dim=1)
     assert flips.min() >= 1
-    assert flips.max() == neighbours <= digits + 1
+    assert flips.max() == neighbors <= digits + 1
 
 
 @pytest.mark.parametrize('num_bits', [9, 10, 33, 64, 128, 300])
@@ -184,12 +184,12 @@ def test_fixed_tables_of_256_bits_tell_all_levels_apart(encoding, num_bits):
         ('test_vit', (160, 160)),
         ('test_nfnet', (64, 65)),
     ],
-    ids=['plain', 'same padding', 'patches', 'ViT', 'standardised'],
+    ids=['plain', 'same padding', 'patches', 'ViT', 'standardized'],
 )
 def test_models_of_timm_keep_their_function(name, size, encoding, num_bits):
     model = _trained(timm.create_model(name, num_classes=10)).eval()
     cfg, levels = model.pretrained_cfg, _levels(2, 3, *size)
-    images = _normalised(levels, cfg)
+    images = _normalized(levels, cfg)
     with torch.no_grad():
         features = model.get_submodule(cfg['first_conv'])(images.float())
         logits = model(images.float())
@@ -226,7 +226,7 @@ def test_every_kind_of_first_convolution(conv):
     conv.reset_parameters()
     model = _trained(_Network(conv))
     levels = _levels(2, 3, 23, 24)
-    wanted = copy.deepcopy(model).double()(_normalised(levels, model.pretrained_cfg))
+    wanted = copy.deepcopy(model).double()(_normalized(levels, model.pretrained_cfg))
     convert(model, 'p2be', preserve=True)
     assert type(model.first) is EncodedConv2d
     assert (model.first.bias is None) == (conv.bias is None)
@@ -237,7 +237,7 @@ def test_a_black_image_keeps_its_dark_border():
     """Mean and std are in the planes: in the bias they would also act where the padding is."""
     model = _trained(_Network(nn.Conv2d(3, 4, 5, padding=2)))
     black = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
-    wanted = model(_normalised(black, model.pretrained_cfg).float())
+    wanted = model(_normalized(black, model.pretrained_cfg).float())
     bias = model.first.bias.clone()
     found = convert(model, 'p2be', preserve=True)(black)
     assert torch.equal(model.first.bias, bias)
@@ -249,7 +249,7 @@ def test_a_black_image_keeps_its_dark_border():
 def test_sixty_four_bits_are_off_by_their_bins_only(encoding):
     model = _trained(_Network(nn.Conv2d(3, 4, 3, padding=1)))
     levels = _levels(2, 3, 24, 24)
-    wanted = copy.deepcopy(model).double()(_normalised(levels, model.pretrained_cfg))
+    wanted = copy.deepcopy(model).double()(_normalized(levels, model.pretrained_cfg))
     error = 1.5 / 255 / torch.tensor(STD)
     bound = (model.first.weight.abs() * error.view(1, 3, 1, 1)).sum(dim=(1, 2, 3)).detach()
     found = (convert(model, encoding, 64, preserve=True)(levels) - wanted).abs().amax(dim=(0, 2, 3))
@@ -264,7 +264,7 @@ def test_sixty_four_bits_are_off_by_their_bins_only(encoding):
 def test_other_precisions(encoding, num_bits, dtype, bound):
     model = _trained(_Network(nn.Conv2d(3, 8, 3, padding=1))).to(dtype)
     levels = _levels(2, 3, 24, 24)
-    wanted = copy.deepcopy(model).double()(_normalised(levels, model.pretrained_cfg))
+    wanted = copy.deepcopy(model).double()(_normalized(levels, model.pretrained_cfg))
     found = convert(model, encoding, num_bits, preserve=True)(levels)
     assert found.dtype == model.first.weight.dtype == dtype
     assert find_embedding(model).codes().dtype == torch.float32
@@ -279,7 +279,7 @@ def test_other_channels(in_chans, given):
     model.pretrained_cfg.update(mean=mean[:in_chans], std=std[:in_chans])
     levels = _levels(2, in_chans, 64, 64)
     with torch.no_grad():
-        wanted = model(_normalised(levels, model.pretrained_cfg).float())
+        wanted = model(_normalized(levels, model.pretrained_cfg).float())
         found = convert(model, 'p2be', preserve=True)(levels)
     assert _difference(found, wanted) < 1e-4
     assert model.pretrained_cfg['mean'] == (0.0,) * in_chans
@@ -349,7 +349,7 @@ def test_the_applied_kernel_of_a_plain_convolution_is_its_weight():
 @pytest.mark.parametrize('conv', [StdConv2d, StdConv2dSame, ScaledStdConv2d, ScaledStdConv2dSame])
 def test_standardised_convolutions_need_preserve(conv):
     model = _Network(conv(3, 4, 3))
-    message = f"toy has a {conv.__name__} as its first convolution 'first' .preserve=True takes its standardised"
+    message = f"toy has a {conv.__name__} as its first convolution 'first' .preserve=True takes its standardized"
     with pytest.raises(UnsupportedStemError, match=message):
         convert(model, 'thermometer')
     assert type(model.first) is conv
@@ -394,7 +394,7 @@ def test_a_normalisation_that_does_not_fit(change, message):
 def test_a_model_of_one_channel_does_not_guess_from_three_means():
     with pytest.raises(ValueError, match=r'in a model of 1 channels; allowed are 1 finite values, or 1 for all'):
         convert(timm.create_model('test_resnet', in_chans=1), 'p2be', preserve=True)
-    assert normalisation({'mean': [0], 'std': [2]}, 3) == ([0.0] * 3, [2.0] * 3)
+    assert normalization({'mean': [0], 'std': [2]}, 3) == ([0.0] * 3, [2.0] * 3)
 
 
 def test_weights_on_meta_cannot_be_kept():

@@ -107,9 +107,9 @@ def test_shipped_weights_adapt(shipped: tuple[Create, dict[str, Tensor]]) -> Non
             assert torch.equal(other.forward_features(images), body)  # type: ignore[operator]
     stem = next(module for name, module in plain.named_modules() if name == 'conv1')
     bits = stem.embedding.num_bits if isinstance(stem, EncodedConv2d) else 1
-    colours = saved['conv1.weight'].float().unflatten(1, (bits, 3))
+    colors = saved['conv1.weight'].float().unflatten(1, (bits, 3))
     rounding = {} if bits > 1 else {'rtol': 2e-3, 'atol': 1e-3}  # timm sums float16 stems of RGB in float16
-    for chans, wanted in ((1, colours.sum(2)), (4, colours[:, :, [0, 1, 2, 0]] * 3 / 4)):
+    for chans, wanted in ((1, colors.sum(2)), (4, colors[:, :, [0, 1, 2, 0]] * 3 / 4)):
         adapted = create(in_chans=chans)
         kernel = adapted.get_parameter('conv1.weight').detach()
         torch.testing.assert_close(kernel.unflatten(1, (bits, chans)).squeeze(2), wanted.squeeze(2), **rounding)

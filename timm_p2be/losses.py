@@ -14,7 +14,7 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
 
 
 def smoothness_loss(weight: Tensor, reduction: str = 'mean') -> Tensor:
-    """Return the embedding smoothness loss: 1 - cos(w_k, w_{k+1}) over all neighbouring pixel levels.
+    """Return the embedding smoothness loss: 1 - cos(w_k, w_{k+1}) over all neighboring pixel levels.
 
     Eq. 9 of the paper sums over the 255 pairs; the authors' code (nutszebra/Pixel-to-Binary-Embedding,
     pixel_to_binary_embedding.py) takes the mean, and the paper's lambda belongs to the mean (`docs/protocol.md`). The

@@ -17,7 +17,7 @@ _logger = logging.getLogger(__name__)
 class P2BETask(ClassificationTask):
     """Trains by L = CE(clean view) + alpha JSD(all views) + lambda L_smooth (Eq. 10 of the paper).
 
-    All views go through the network in one forward, so that batch normalisation sees them together, as in
+    All views go through the network in one forward, so that batch normalization sees them together, as in
     google-research/augmix, cifar.py; the cross-entropy sees the first, clean view only.
 
     Args:

@@ -2,8 +2,8 @@
 """Puts releases into this repository: weights of models into the package, cards into hub_cards/.
 
 A release is what `timm-p2be publish RUN --half --dry-run FOLDER` writes. Its card, config.json and results.json go to
-hub_cards/NAME/. The weights of a model go to timm_p2be/models/weights/, listed in shipped.json with sha256 and provenance; a
-table of codes is small, and stays with its card.
+hub_cards/NAME/. The weights of a model go to timm_p2be/models/weights/, listed in shipped.json with sha256 and
+provenance; a table of codes is small, and stays with its card.
 """
 
 import argparse
@@ -14,10 +14,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from timm_p2be.files import file_sha256, write_json
 from timm_p2be.hub.release import RELEASE_FILES
 from timm_p2be.hub.repositories import verify
 from timm_p2be.models import weights
-from timm_p2be.whole_files import file_sha256, write_json
 
 _CARDS = Path(__file__).parents[1] / 'hub_cards'
 _WEIGHTS = 'model.safetensors'

@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 import yaml
+from timm_p2be.code_statistics import code_statistics, latent_statistics
 
 from timm_p2be import PixelEmbedding
 from timm_p2be.checkpoints import read_checkpoint, weights_sha256
-from timm_p2be.code_statistics import code_statistics, latent_statistics
 from timm_p2be.encodings import thermometer_codes
 
 
@@ -36,7 +36,7 @@ def table_figures(latents: torch.Tensor, start: torch.Tensor | None) -> dict[str
         'moved': moved,
         'unlike_thermometer': round(unlike.float().mean().item(), 5),
         'distinct': statistics.distinct,
-        'neighbor_distance': round(statistics.neighbours[1], 3),
+        'neighbor_distance': round(statistics.neighbors[1], 3),
         'saturated': round(latent_statistics(latents).saturated, 4),
         'mean_magnitude': round(latent_statistics(latents).mean_magnitude, 4),
     }

@@ -12,7 +12,7 @@ _MAGNITUDE = 0.5  # of latents that stand for given codes, as PixelEmbedding's o
 def smooth_latents(num_bits: int, length: float, std: float, generator: torch.Generator) -> Tensor:
     """Return N(0, 1) latents filtered along the levels by a Gaussian of standard deviation `length` levels.
 
-    Rescaled to standard deviation `std`. Neighbouring levels then differ in about 0.225 / length of their bits (the
+    Rescaled to standard deviation `std`. Neighboring levels then differ in about 0.225 / length of their bits (the
     rate of zeros of a Gaussian process, Rice's formula), so in 14.4 / length of 64.
 
     Returns:

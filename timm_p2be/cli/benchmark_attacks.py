@@ -9,6 +9,7 @@ from typing import Any
 
 from timm_p2be.cli.flags import add_data_flags, add_model_flags, images_from, models_from
 from timm_p2be.cli.interruption import terminated_as_interrupt
+from timm_p2be.files import atomic_write
 from timm_p2be.robustness.attacks.attack import Attack
 from timm_p2be.robustness.attacks.surrogates import attack_view, surrogates_for
 from timm_p2be.robustness.evaluation.attack_benchmark import benchmark_attacks
@@ -20,7 +21,6 @@ from timm_p2be.robustness.evaluation.attack_report import html, markdown
 from timm_p2be.robustness.evaluation.attack_suite import FAMILIES, SUITES, build_suite, variant
 from timm_p2be.robustness.images import ImageSet, as_batch
 from timm_p2be.robustness.pixel_model import PixelModel, load_model
-from timm_p2be.whole_files import whole_file
 
 _EPILOG = """\
 Attacks, cheapest first: {families}.
@@ -84,9 +84,9 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         '--worst-case', type=int, default=1000, metavar='N', help='images of the worst case; 0: none (%(default)s)'
     )
     group.add_argument('--no-curves', action='store_true', help='leave out the curves over the bound and the steps')
-    group.add_argument('--no-binarization', action='store_true', help='leave out the binarisation test')
+    group.add_argument('--no-binarization', action='store_true', help='leave out the binarization test')
     group.add_argument(
-        '--probed', type=int, default=50, metavar='N', help='images of curves and binarisation (default: %(default)s)'
+        '--probed', type=int, default=50, metavar='N', help='images of curves and binarization (default: %(default)s)'
     )
     group = parser.add_argument_group('run')
     group.add_argument('--img-size', type=int, metavar='SIDE', help="side of the images (default: the model's)")
@@ -120,7 +120,7 @@ def _run(args: argparse.Namespace) -> int:
     for model, attacks in zip(models, suites, strict=True):
         contents.append(_benchmark(args, model, data[_side(args, model)], attacks))
         for name, text in {'report.md': markdown(contents), 'report.html': html(contents)}.items():
-            with whole_file(args.output / name) as file:
+            with atomic_write(args.output / name) as file:
                 file.write(text.encode())
     print(markdown(contents))
     return 3 if any(content['gradient_masking_suspected'] for content in contents) else 0

@@ -11,13 +11,13 @@ import torch
 
 from timm_p2be.cli.flags import add_data_flags, add_model_flags, images_from, models_from
 from timm_p2be.cli.interruption import terminated_as_interrupt
+from timm_p2be.files import atomic_write
 from timm_p2be.robustness.corruptions import SEVERITIES, SUITES
 from timm_p2be.robustness.corruptions.corrupted_data import CorruptedSet
 from timm_p2be.robustness.corruptions.corrupted_sets import GeneratedSet, open_corrupted
 from timm_p2be.robustness.evaluation.corruption_benchmark import benchmark_corruptions
 from timm_p2be.robustness.evaluation.corruption_report import html, markdown
 from timm_p2be.robustness.images import RESIZE, ImageSet
-from timm_p2be.whole_files import whole_file
 
 _CLEAN_FLAGS = ('split', 'input_key', 'target_key', 'dataset_download')  # of no use without clean images
 _AMP = {'bfloat16': torch.bfloat16, 'float16': torch.float16}
@@ -52,7 +52,7 @@ def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
                 if int(os.environ.get('RANK', '0')) == 0:
                     report = markdown(content)
                     for name, text in {'report.md': report, 'report.html': html(content)}.items():
-                        with whole_file(args.output / name) as file:
+                        with atomic_write(args.output / name) as file:
                             file.write(text.encode())
                     print(report)
         except ValueError as error:

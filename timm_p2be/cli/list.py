@@ -21,7 +21,7 @@ examples:
 def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
     """Add the flags of `list` and return the command."""
     parser.epilog = _EPILOG
-    parser.add_argument('--remote', metavar='NAMESPACE', help='a user or an organisation of the Hub')
+    parser.add_argument('--remote', metavar='NAMESPACE', help='a user or an organization of the Hub')
     parser.add_argument('--json', action='store_true', help='for programs: everything known of each, as JSON')
 
     def command(args: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from timm_p2be.whole_files import whole_file
+from timm_p2be.files import atomic_write
 
 
 def save_picture(image: Image.Image, path: Path, overwrite: bool) -> None:
@@ -19,5 +19,5 @@ def save_picture(image: Image.Image, path: Path, overwrite: bool) -> None:
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind not in Image.SAVE:
         raise ValueError(f'{path}: unknown kind of image {path.suffix!r}; name a .png or .jpg file.')
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         image.save(file, kind)

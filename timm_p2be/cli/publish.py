@@ -8,11 +8,11 @@ from tempfile import TemporaryDirectory
 
 from timm_p2be.cli.flags import DATA_FLAGS, add_data_flags, images_from
 from timm_p2be.cli.interruption import terminated_as_interrupt
-from timm_p2be.hub.cards import LICENCE
+from timm_p2be.files import file_sha256
+from timm_p2be.hub.cards import LICENSE
 from timm_p2be.hub.publishing import check_names, publish
 from timm_p2be.hub.release import RELEASE_FILES, Release, prepare
 from timm_p2be.hub.run_record import Dataset
-from timm_p2be.whole_files import file_sha256
 
 _EPILOG = """\
 A release is model.safetensors, config.json, results.json and README.md, the card; a table has its results in
@@ -65,7 +65,7 @@ def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     group.add_argument(
         '--base-model', metavar='ID', help='model the run started from; for a table, its published network'
     )
-    group.add_argument('--license', default=LICENCE, metavar='ID', help='of the weights (default: %(default)s)')
+    group.add_argument('--license', default=LICENSE, metavar='ID', help='of the weights (default: %(default)s)')
 
     def command(args: argparse.Namespace) -> int:
         try:
@@ -101,7 +101,7 @@ def _run(args: argparse.Namespace, data_flags: Sequence[str]) -> None:
         dataset=Dataset(args.dataset_name, args.dataset_id, args.dataset_note, args.test_images),
         results=args.results,
         base_model=args.base_model,
-        licence=args.license,
+        license=args.license,
         test=partial(images_from, args) if named else None,
         # the test images of torchvision's sets are a 'validation' split to timm
         test_split=None if args.dataset.startswith('torch/') else args.split,

@@ -77,13 +77,13 @@ def _title(table: Table) -> str:
 
 def _text(table: Table, report: dict[str, Any], picture: Path | None) -> str:
     statistics = CodeStatistics(**report['statistics'])
-    low, mean, high = statistics.neighbours
+    low, mean, high = statistics.neighbors
     lines = [
         ('table', f'{table.source}: {table.origin}'),
         ('codes', f'256 levels of {statistics.num_bits} bits, {statistics.distinct} different codes'),
         ('', f'{statistics.ones:.1f} of {statistics.num_bits} bits set in a code'),
         ('constant', f'never on: {_bits(statistics.never_on)}; always on: {_bits(statistics.always_on)}'),
-        ('neighbours', f'Hamming distance of levels k and k + 1: mean {mean:.2f}, {low:.0f} to {high:.0f} bits'),
+        ('neighbors', f'Hamming distance of levels k and k + 1: mean {mean:.2f}, {low:.0f} to {high:.0f} bits'),
         ('distance', '|i - j|  ' + ''.join(f'{apart:>8}' for apart in _APART)),
         ('', 'mean bits' + ''.join(f'{statistics.distances[apart]:>8.2f}' for apart in _APART)),
     ]

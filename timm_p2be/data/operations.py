@@ -44,7 +44,7 @@ def _channels(pixels: Pixels) -> int:
 
 def _autocontrast(pixels: Pixels, level: float, negative: bool) -> Pixels:
     """Stretch every channel to 0..255, in the arithmetic of PIL.ImageOps.autocontrast; the level plays no part."""
-    rows = pixels.reshape(len(pixels), -1)  # reducing whole rows first vectorises, channels are too narrow to
+    rows = pixels.reshape(len(pixels), -1)  # reducing whole rows first vectorizes, channels are too narrow to
     channels = _channels(pixels)
     lows = rows.min(axis=0).reshape(-1, channels).min(axis=0).tolist()
     highs = rows.max(axis=0).reshape(-1, channels).max(axis=0).tolist()

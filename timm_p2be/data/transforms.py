@@ -90,7 +90,7 @@ def _to_planes(image: Image.Image) -> NDArray[np.uint8]:
         got = f'a PIL image of mode {image.mode!r}' if isinstance(image, Image.Image) else type(image).__name__
         raise ValueError(
             f'Got {got} as a view; primary and augment must return PIL images of mode RGB or L. Leave out ToTensor and '
-            "normalisation (the loader's part), and read the data with input_img_mode='RGB'."
+            "normalization (the loader's part), and read the data with input_img_mode='RGB'."
         )
     pixels = np.asarray(image)
     # a copy: PIL's own buffer is read-only, of which torch warns

@@ -46,7 +46,7 @@ def pixel_levels(images: Tensor) -> Tensor:
 
 
 def warn_if_not_pixels(images: Tensor) -> bool:
-    """Warn when float `images` lie far outside [0, 1], as an ImageNet-normalised batch does.
+    """Warn when float `images` lie far outside [0, 1], as an ImageNet-normalized batch does.
 
     Args:
         images: float tensor, nominally in [0, 1]; a margin of 0.5 is allowed to augmentations that overshoot.
@@ -61,7 +61,7 @@ def warn_if_not_pixels(images: Tensor) -> bool:
         return False
     warnings.warn(
         f'The pixel encoding got values from {low:.3g} to {high:.3g}, but it reads pixels in [0, 1] (or uint8 levels) '
-        'and clamps the rest. Has the batch been normalised by a mean and std? Encoded models declare mean 0 and '
+        'and clamps the rest. Has the batch been normalized by a mean and std? Encoded models declare mean 0 and '
         'std 1; pass --mean 0 0 0 --std 1 1 1, or use timm.data.resolve_data_config(model=model). (Random noise, on '
         'which some scripts warm up, is harmless.)',
         stacklevel=3,
@@ -138,7 +138,7 @@ def linear_codes(num_bits: int) -> Tensor:
         level = sum over i < t of (width of cell i) * bit i  +  sum over i < d of 2^i * bit (t + i)
 
     Thermometer bits say which cell a level lies in, d binary digits where in the cell; d is as small as M allows.
-    Neighbouring levels differ in at most d + 1 bits: 8 for M = 9 (t = 1, d = 7), 3 for M = 64 (t = 60, d = 3), 1 for
+    Neighboring levels differ in at most d + 1 bits: 8 for M = 9 (t = 1, d = 7), 3 for M = 64 (t = 60, d = 3), 1 for
     M = 256 (t = 255, d = 0). Beyond 256 bits some thermometer bits are equal.
 
     Args:

@@ -20,7 +20,7 @@ from timm_p2be.encodings.codes import (
     linear_codes,
     thermometer_codes,
 )
-from timm_p2be.hub.artefact import Artefact, artefact_config, fetch_artefact, write_artefact
+from timm_p2be.hub.artifact import Artifact, artifact_config, fetch_artifact, write_artifact
 from timm_p2be.hub.cards import embedding_card
 from timm_p2be.hub.sources import checked_token, clear_errors
 
@@ -49,13 +49,13 @@ class PixelEmbedding(
     """Table of binary codes, one for each of the 256 pixel levels.
 
     `save_pretrained(folder)` writes it, `push_to_hub('org/name')` publishes it and `from_pretrained` gets it back: as
-    safetensors and JSON, with a card, see `timm_p2be.hub.artefact`.
+    safetensors and JSON, with a card, see `timm_p2be.hub.artifact`.
 
     Args:
         encoding: 'p2be' (learned), 'onehot' or 'thermometer' (fixed).
         num_bits: code length M, at least 1.
         init: how P2BE's latents start: 'normal' is N(0, 1) as in the paper (Algorithm 1), 'thermometer' is +0.5
-            where the thermometer code is 1 and -0.5 where it is 0, plus noise of standard deviation 0.05: neighbouring
+            where the thermometer code is 1 and -0.5 where it is 0, plus noise of standard deviation 0.05: neighboring
             levels share their bits from the first step, which short runs need. 'linear' is +-0.5 by `linear_codes`,
             without noise: the table with which `timm_p2be.convert` preserves a function, M at least 9.
 
@@ -136,7 +136,7 @@ class PixelEmbedding(
         return nn.functional.embedding(levels.long(), self.codes())
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]  # no `model_kwargs`: the table is what the artefact says
+    def from_pretrained(  # type: ignore[override]  # no `model_kwargs`: the table is what the artifact says
         cls,
         path_or_id: str | Path,
         revision: str | None = None,
@@ -157,9 +157,9 @@ class PixelEmbedding(
 
         Raises:
             SourceError: no such folder, repository, revision or file, no access, no connection, not in the cache.
-            ArtefactError: what is there is no embedding, damaged, or written by a newer version.
+            ArtifactError: what is there is no embedding, damaged, or written by a newer version.
         """
-        artefact = fetch_artefact(
+        artifact = fetch_artifact(
             path_or_id,
             revision,
             cache_dir=cache_dir,
@@ -167,30 +167,30 @@ class PixelEmbedding(
             local_files_only=local_files_only,
             force_download=force_download,
         )
-        embedding = cls(artefact.encoding, artefact.num_bits, artefact.init)
-        embedding.load_artefact(artefact)
+        embedding = cls(artifact.encoding, artifact.num_bits, artifact.init)
+        embedding.load_artifact(artifact)
         return embedding
 
-    def load_artefact(self, artefact: Artefact) -> None:
+    def load_artifact(self, artifact: Artifact) -> None:
         """Take over latents, `init` and provenance; the parameter stays the same object.
 
         Raises:
             ValueError: another encoding or code length, or a table without values (meta device).
         """
-        got, allowed = (artefact.encoding, artefact.num_bits), (self.encoding, self.num_bits)
+        got, allowed = (artifact.encoding, artifact.num_bits), (self.encoding, self.num_bits)
         if got != allowed:
             raise ValueError(
                 f'Got a table of encoding {got[0]!r} and {got[1]} bits; allowed here is {allowed[0]!r} and '
                 f'{allowed[1]} bits. Create the model with encoding {got[0]!r} and num_bits={got[1]}, or choose '
                 'another table.'
             )
-        if self.weight is not None and artefact.latents is not None:
+        if self.weight is not None and artifact.latents is not None:
             if self.weight.is_meta:
                 raise ValueError('The table is on the meta device, which holds no values. Load it after to_empty().')
             with torch.no_grad():
-                self.weight.copy_(artefact.latents)
-        self.init = artefact.init
-        self.provenance = copy.deepcopy(artefact.provenance)
+                self.weight.copy_(artifact.latents)
+        self.init = artifact.init
+        self.provenance = copy.deepcopy(artifact.provenance)
 
     def save_pretrained(
         self,
@@ -215,7 +215,7 @@ class PixelEmbedding(
             ValueError: the table or its provenance is not fit to be saved.
         """
         card = self.generate_model_card(**(model_card_kwargs or {})).content
-        write_artefact(save_directory, self.codes(), self.weight, card=card, **self._record())
+        write_artifact(save_directory, self.codes(), self.weight, card=card, **self._record())
         return self.push_to_hub(repo_id or Path(save_directory).name, **push_to_hub_kwargs) if push_to_hub else None
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
@@ -245,7 +245,7 @@ class PixelEmbedding(
         Args:
             name: 'org/name' of the Hub repository; None for a folder.
         """
-        return ModelCard(embedding_card(artefact_config(self.codes(), **self._record()), name))
+        return ModelCard(embedding_card(artifact_config(self.codes(), **self._record()), name))
 
     def _record(self) -> dict[str, Any]:
         return {'encoding': self.encoding, 'init': self.init, 'provenance': self.provenance}
@@ -272,7 +272,7 @@ class PixelEmbedding(
         self._restore_type()
 
     def _restore_type(self) -> None:
-        """torch hands back a plain parameter after materialising or assigning one; mark the table again."""
+        """torch hands back a plain parameter after materializing or assigning one; mark the table again."""
         weight = self.weight
         if weight is not None and not isinstance(weight, EmbeddingParameter):
             latents = weight.detach() if weight.dtype == torch.float64 else weight.detach().float()

@@ -15,7 +15,7 @@ class CodeStatistics:
         ones: mean number of bits set in a code, 0..M.
         never_on: indices of the bits that are 0 at every level.
         always_on: indices of the bits that are 1 at every level.
-        neighbours: smallest, mean and largest Hamming distance of levels k and k + 1.
+        neighbors: smallest, mean and largest Hamming distance of levels k and k + 1.
         distances: mean Hamming distance of all pairs of levels d apart, in bits; entry d, d = 0..L - 1.
     """
 
@@ -24,7 +24,7 @@ class CodeStatistics:
     ones: float
     never_on: tuple[int, ...]
     always_on: tuple[int, ...]
-    neighbours: tuple[float, float, float]
+    neighbors: tuple[float, float, float]
     distances: tuple[float, ...]
 
 
@@ -85,7 +85,7 @@ def code_statistics(codes: Tensor) -> CodeStatistics:
             'PixelEmbedding.codes() returns it.'
         )
     distances = hamming_distances(bits)
-    neighbours = distances.diagonal(1)
+    neighbors = distances.diagonal(1)
     levels_on = bits.sum(dim=0)
     return CodeStatistics(
         num_bits=bits.shape[1],
@@ -93,7 +93,7 @@ def code_statistics(codes: Tensor) -> CodeStatistics:
         ones=bits.sum(dim=1).mean().item(),
         never_on=tuple((levels_on == 0).nonzero().flatten().tolist()),
         always_on=tuple((levels_on == len(bits)).nonzero().flatten().tolist()),
-        neighbours=(neighbours.min().item(), neighbours.mean().item(), neighbours.max().item()),
+        neighbors=(neighbors.min().item(), neighbors.mean().item(), neighbors.max().item()),
         distances=tuple(distances.diagonal(apart).mean().item() for apart in range(len(bits))),
     )
 

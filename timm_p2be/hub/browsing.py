@@ -9,7 +9,7 @@ from pathlib import Path
 import timm
 from huggingface_hub import CacheNotFound, HfApi, ModelInfo, constants, scan_cache_dir
 
-from timm_p2be.hub.artefact import FILES, MAX_CONFIG_BYTES
+from timm_p2be.hub.artifact import FILES, MAX_CONFIG_BYTES
 from timm_p2be.hub.repositories import DEFAULT_BITS, Record, encoding_of, read_record
 from timm_p2be.hub.sources import SourceError, checked_token, fetch, sound_answers
 from timm_p2be.models.weights import shipped_provenance, shipped_weights
@@ -89,7 +89,7 @@ def cached_entries(cache_dir: Path | None = None) -> list[Entry]:
 
 
 def remote_entries(namespace: str) -> list[Entry]:
-    """Return the repositories of a user or an organisation on the Hub that carry our tag, at most `MAX_REMOTE`.
+    """Return the repositories of a user or an organization on the Hub that carry our tag, at most `MAX_REMOTE`.
 
     Only their config.json is downloaded; one that cannot be used becomes an entry that says so.
 
@@ -101,7 +101,7 @@ def remote_entries(namespace: str) -> list[Entry]:
         SourceError: the Hub cannot be reached or refuses, or the token is none.
     """
     if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9_.-]{0,95}', namespace):
-        raise ValueError(f"Got the namespace {namespace!r}; name a user or an organisation, the 'org' of 'org/name'.")
+        raise ValueError(f"Got the namespace {namespace!r}; name a user or an organization, the 'org' of 'org/name'.")
     token = checked_token(None)
     with sound_answers(f'the models of {namespace}'):
         found = list(HfApi(token=token).list_models(author=namespace, filter=TAG, full=True, limit=MAX_REMOTE))

@@ -17,7 +17,7 @@ _CURVE_WIDTH = 840
 _TEXT = 28  # legible when the picture is printed as wide as a page
 _TICK = 10
 _SMOOTH = 4  # the curve is drawn this much larger and averaged, for PIL's own lines have steps
-_GREY, _BLUE = (140, 140, 140), (0, 84, 159)
+_GRAY, _BLUE = (140, 140, 140), (0, 84, 159)
 
 _Box = tuple[int, int, int, int]  # left, top, right, bottom of a panel; right and bottom lie outside
 _Ticks = Sequence[tuple[str, float]]  # label -> place, 0 (left or bottom) to 1
@@ -58,9 +58,9 @@ def codes_picture(codes: Tensor, title: str = '') -> Image.Image:
         RGB image on white.
     """
     levels, num_bits = codes.shape
-    bits = _greys(codes.detach().float().cpu().numpy(), max(1, min(_WIDEST_BIT, _BITS_WIDTH // num_bits)))
-    similarity = _greys(code_similarity(codes).numpy(), _LEVEL)
-    bar = _greys(np.linspace(1, 0, levels)[:, None], _TEXT)
+    bits = _grays(codes.detach().float().cpu().numpy(), max(1, min(_WIDEST_BIT, _BITS_WIDTH // num_bits)))
+    similarity = _grays(code_similarity(codes).numpy(), _LEVEL)
+    bar = _grays(np.linspace(1, 0, levels)[:, None], _TEXT)
     margin, top = 5 * _TEXT, 5 * _TEXT
     boxes: list[_Box] = []
     left = margin
@@ -107,21 +107,21 @@ def _draw_distances(canvas: Image.Image, box: _Box, codes: Tensor) -> None:
     draw = ImageDraw.Draw(panel)
     if with_random:
         for dash in range(0, levels - 1, 6):
-            draw.line((at(dash, random), at(dash + 3, random)), fill=_GREY, width=2 * _SMOOTH)
+            draw.line((at(dash, random), at(dash + 3, random)), fill=_GRAY, width=2 * _SMOOTH)
     points = [at(apart, distance) for apart, distance in enumerate(distances)]
     draw.line(points, fill=_BLUE, width=5 * _SMOOTH, joint='curve')
     canvas.paste(panel.resize((wide, high), Image.Resampling.BOX), box[:2])
     if with_random:
         label = (box[2] - _TEXT // 2, box[1] + at(0, random)[1] / _SMOOTH + _TEXT * 0.3)
-        ImageDraw.Draw(canvas).text(label, 'random codes: M / 2', fill=_GREY, font=_font(), anchor='ra')
+        ImageDraw.Draw(canvas).text(label, 'random codes: M / 2', fill=_GRAY, font=_font(), anchor='ra')
     step = _round_step(height)
     vertical = [(f'{step * tick:g}', step * tick / height) for tick in range(int(height / step) + 1)]
     across = [(str(apart), apart / (levels - 1)) for apart in _round_values(levels - 1, 64)]
     _frame(canvas, box, 'mean Hamming distance of levels i and j', '|i - j|', 'bits', across, vertical)
 
 
-def _greys(values: NDArray[np.floating], width: int) -> Image.Image:
-    """Return values in [0, 1] as grey pixels, `width` wide and _LEVEL high."""
+def _grays(values: NDArray[np.floating], width: int) -> Image.Image:
+    """Return values in [0, 1] as gray pixels, `width` wide and _LEVEL high."""
     pixels = (values * 255).round().astype(np.uint8)
     return Image.fromarray(pixels.repeat(_LEVEL, axis=0).repeat(width, axis=1))
 

@@ -4,8 +4,9 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from timm_p2be.hub.artefact import FILES, MAX_CONFIG_BYTES
-from timm_p2be.hub.artefact import MAX_BYTES as MAX_TABLE_BYTES
+from timm_p2be.files import file_sha256, temporary_beside
+from timm_p2be.hub.artifact import FILES, MAX_CONFIG_BYTES
+from timm_p2be.hub.artifact import MAX_BYTES as MAX_TABLE_BYTES
 from timm_p2be.hub.repositories import Record, read_record, verify
 from timm_p2be.hub.sources import (
     MAX_BYTES,
@@ -16,7 +17,6 @@ from timm_p2be.hub.sources import (
     resolved_commit,
     split_revision,
 )
-from timm_p2be.whole_files import file_sha256, temporary_beside
 
 _OPTIONAL = ('README.md', 'results.json')
 _MAX_OPTIONAL_BYTES = 2**24

@@ -14,8 +14,9 @@ from torch import nn
 import timm_p2be
 from timm_p2be.checkpoints import weights_sha256
 from timm_p2be.encodings.codes import thermometer_codes
-from timm_p2be.hub.artefact import artefact_config, write_artefact
-from timm_p2be.hub.cards import LICENCE, embedding_card, model_card
+from timm_p2be.files import file_sha256, temporary_beside, write_json
+from timm_p2be.hub.artifact import artifact_config, write_artifact
+from timm_p2be.hub.cards import LICENSE, embedding_card, model_card
 from timm_p2be.hub.repositories import MODEL_FORMAT_VERSION, verify
 from timm_p2be.hub.results import PUBLISHED, ROUNDED, collect_results, measure_clean
 from timm_p2be.hub.run_folder import Run, build_model, data_config, read_run
@@ -23,7 +24,6 @@ from timm_p2be.hub.run_record import Dataset, Origin, has_learned_table, origin_
 from timm_p2be.robustness.images import ImageSet
 from timm_p2be.robustness.pixel_model import PixelModel
 from timm_p2be.stem import encoded_stem
-from timm_p2be.whole_files import file_sha256, temporary_beside, write_json
 
 RELEASE_FILES = ('README.md', 'config.json', 'model.safetensors', 'results.json')
 
@@ -53,7 +53,7 @@ class Release:
         dataset: what the run was trained on.
         results: files of `timm-p2be benchmark`.
         base_model: what the run started from; for a table, the published network it is from.
-        licence: as the Hub spells it.
+        license: as the Hub spells it.
         test: returns the images on which to measure the weights once more, as they are published, given a side in
             pixels; of the image set only `source` and `limit` count, resized and cropped as config.json has it.
         test_split: what the card calls them; None takes the run's validation split.
@@ -67,7 +67,7 @@ class Release:
     dataset: Dataset = field(default_factory=Dataset)
     results: Sequence[Path] = ()
     base_model: str | None = None
-    licence: str = LICENCE
+    license: str = LICENSE
     test: Callable[[int], ImageSet] | None = None
     test_split: str | None = None
 
@@ -138,7 +138,7 @@ def _write_model(run: Run, model: nn.Module, folder: Path, release: Release) -> 
     }
     write_json(path, content)
     write_json(folder / 'results.json', results)
-    (folder / 'README.md').write_text(model_card(content, release.name, release.licence), encoding='utf-8')
+    (folder / 'README.md').write_text(model_card(content, release.name, release.license), encoding='utf-8')
 
 
 def _write_embedding(run: Run, model: nn.Module, folder: Path, release: Release) -> None:
@@ -165,8 +165,8 @@ def _write_embedding(run: Run, model: nn.Module, folder: Path, release: Release)
     }
     assert embedding.weight is not None
     codes, latents = embedding.codes().detach(), embedding.weight.detach()
-    card = embedding_card(artefact_config(codes, **record), release.name, release.licence)
-    write_artefact(folder, codes, latents, **record, card=card)
+    card = embedding_card(artifact_config(codes, **record), release.name, release.license)
+    write_artifact(folder, codes, latents, **record, card=card)
 
 
 def _results(

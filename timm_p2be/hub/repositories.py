@@ -13,9 +13,9 @@ from torch import Tensor
 
 from timm_p2be.checkpoints import read_checkpoint
 from timm_p2be.encodings.codes import ENCODINGS, LEVELS
-from timm_p2be.hub.artefact import FILES, MAX_BITS, MAX_CONFIG_BYTES, check_config, read_artefact
+from timm_p2be.files import file_sha256
+from timm_p2be.hub.artifact import FILES, MAX_BITS, MAX_CONFIG_BYTES, check_config, read_artifact
 from timm_p2be.hub.provenance import check_provenance
-from timm_p2be.whole_files import file_sha256
 
 MODEL_FORMAT_VERSION = 1
 DEFAULT_BITS = 64  # of the models' entrypoints
@@ -218,11 +218,11 @@ def verify(folder: Path) -> Record:
     """Return what a folder's config.json says, after checking it and the weights beside it.
 
     Raises:
-        ValueError: as `read_record` and, by kind, `timm_p2be.hub.artefact.read_artefact` or `verified_weights`.
+        ValueError: as `read_record` and, by kind, `timm_p2be.hub.artifact.read_artifact` or `verified_weights`.
     """
     record = read_record(folder)
     if record.kind == 'embedding':
-        read_artefact(folder)
+        read_artifact(folder)
     else:
         verified_weights(folder, record)
     return record

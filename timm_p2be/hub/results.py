@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from timm.data import create_transform
 
+from timm_p2be.files import file_sha256
 from timm_p2be.hub.run_folder import Run
 from timm_p2be.robustness.evaluation.predictions import Judge
 from timm_p2be.robustness.evaluation.results import read_json
 from timm_p2be.robustness.images import ImageSet
 from timm_p2be.robustness.pixel_model import PixelModel
-from timm_p2be.whole_files import file_sha256
 
 PUBLISHED = 'as published'
 ROUNDED = 'before rounding to float16'
@@ -85,7 +85,7 @@ def measure_clean(
 
     Args:
         model: with the weights as they are published.
-        images: labelled; their `source` is read, of any size.
+        images: labeled; their `source` is read, of any size.
         config: input size, interpolation, crop and mean, by which timm's validate.py resizes and crops them.
         split: what the card calls them.
         state: of the weights, in words.

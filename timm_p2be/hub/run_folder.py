@@ -15,8 +15,8 @@ from timm.data import resolve_data_config
 from torch import nn
 
 from timm_p2be.checkpoints import Checkpoint, read_checkpoint
+from timm_p2be.files import file_sha256
 from timm_p2be.hub.sources import checked_token, clear_errors
-from timm_p2be.whole_files import file_sha256
 
 _FILES = {'last': 'last.pth.tar', 'best': 'model_best.pth.tar'}
 # arguments of a model that say where its weights or its table came from, or only matter in training

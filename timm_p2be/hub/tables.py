@@ -9,7 +9,7 @@ from torch import Tensor
 
 from timm_p2be.checkpoints import read_checkpoint
 from timm_p2be.encodings.codes import LEVELS, binarize, check_num_bits, fixed_codes
-from timm_p2be.hub.artefact import FILES, codes_sha256, read_artefact
+from timm_p2be.hub.artifact import FILES, codes_sha256, read_artifact
 from timm_p2be.hub.pulling import fetch_record, fetch_weights
 from timm_p2be.hub.repositories import DEFAULT_BITS, verified_weights
 from timm_p2be.hub.sources import resolved_commit
@@ -101,7 +101,7 @@ def _of_repository(source: str) -> Table:
     folder = fetch_weights(pinned, record)
     commit = resolved_commit(folder)
     if record.kind == 'embedding':
-        found = read_artefact(folder)
+        found = read_artifact(folder)
         return Table(source, record.describe(), found.encoding, found.codes, found.latents, found.provenance, commit)
     state = verified_weights(folder, record)
     if record.encoding in _FIXED:

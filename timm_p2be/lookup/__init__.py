@@ -1,7 +1,7 @@
 """The stem convolution over binary pixel codes, without the image of code planes.
 
 A code is a row of the 256 x M table E, so its product with the kernel can be taken once for every level instead of
-once for every pixel: T[j, k, :] = W_j^T e_k for each tap j (kernel row, colour, kernel column) and level k. The
+once for every pixel: T[j, k, :] = W_j^T e_k for each tap j (kernel row, color, kernel column) and level k. The
 convolution is then a sum of rows of T. Its cost does not depend on M, and nothing larger than the uint8 image is kept
 for the backward pass, which adds the gradient of each output pixel to the rows it came from.
 
@@ -33,7 +33,7 @@ def lookup_conv2d(
 ) -> Tensor:
     """Convolve the binary code planes of an image (Algorithm 1 of the paper followed by the first convolution).
 
-    Plane m * C + c of the M C input planes (bit-major) is bit m of the code of colour c. The planes are padded with
+    Plane m * C + c of the M C input planes (bit-major) is bit m of the code of color c. The planes are padded with
     zeros, which is no code at all, never with the code of level 0. Sums are taken in float32 (float64 for float64
     weights), in an order that does not depend on the number of threads. The result lies in channels_last memory.
 
@@ -72,7 +72,7 @@ def lookup_conv2d(
     if 0 in (levels.shape[1], *codes.shape, *weight.shape):
         raise ValueError(
             f'Got levels of shape {list(levels.shape)}, codes of {list(codes.shape)} and weight of '
-            f'{list(weight.shape)}; colours, bits, outputs and kernel must be at least 1.'
+            f'{list(weight.shape)}; colors, bits, outputs and kernel must be at least 1.'
         )
     if weight.ndim != 4 or weight.shape[1] != codes.shape[1] * levels.shape[1]:
         raise ValueError(

@@ -7,7 +7,7 @@ padded image:
     forward    features[pixel] = sum over taps j of table[j, index[start + offsets[j]]]
     backward   table[j, index[start + offsets[j]]] += features[pixel]      for every tap j
 
-A tap is one weight position of the kernel: row, colour, column. The row of a pixel, `channels` numbers, is held in
+A tap is one weight position of the kernel: row, color, column. The row of a pixel, `channels` numbers, is held in
 vector registers while the taps go by. Work is handed out by an atomic counter, so the same function serves one thread
 or many, and every number is summed in the same order whatever their count.
 """

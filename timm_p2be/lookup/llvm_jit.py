@@ -53,7 +53,7 @@ class Function:
         self._machine = llvm.Target.from_default_triple().create_target_machine(
             cpu=llvm.get_host_cpu_name(), features=_cpu_features(), opt=3
         )
-        # the loops are vectorised by hand
+        # the loops are vectorized by hand
         options = llvm.create_pipeline_tuning_options(speed_level=3)
         options.loop_vectorization = options.slp_vectorization = False
         passes = llvm.create_pass_builder(self._machine, options)

@@ -1,6 +1,6 @@
 """The lookup convolution in plain torch: the reference, and what runs where no compiled kernel does.
 
-The planes of codes are built and convolved, a few images at a time, so that memory is bounded: M planes of a colour are
+The planes of codes are built and convolved, a few images at a time, so that memory is bounded: M planes of a color are
 M times its pixels. TorchScript compiles `convolve_codes` and `sum_rows`, and ONNX export traces them.
 """
 
@@ -17,7 +17,7 @@ def convolve_codes(
 ) -> Tensor:
     """Look codes up, pad the planes, convolve them: `lookup_conv2d` for checked arguments, the obvious way.
 
-    The planes are laid out colour-major in channels_last memory, where a lookup writes them, and the kernel's input
+    The planes are laid out color-major in channels_last memory, where a lookup writes them, and the kernel's input
     channels, far fewer bytes, are permuted to match.
 
     Args:
@@ -35,7 +35,7 @@ def convolve_codes(
     if len(padding) == 4:
         planes = F.pad(planes, padding)
         padding = [0, 0]
-    return F.conv2d(planes, _colour_major(weight, codes.shape[1]), None, stride, padding, dilation)
+    return F.conv2d(planes, _color_major(weight, codes.shape[1]), None, stride, padding, dilation)
 
 
 def _code_planes(levels: Tensor, codes: Tensor, dtype: torch.dtype) -> Tensor:
@@ -46,7 +46,7 @@ def _code_planes(levels: Tensor, codes: Tensor, dtype: torch.dtype) -> Tensor:
     return F.embedding(levels.permute(0, 2, 3, 1).int(), table).to(dtype).flatten(3).permute(0, 3, 1, 2)
 
 
-def _colour_major(weight: Tensor, bits: int) -> Tensor:
+def _color_major(weight: Tensor, bits: int) -> Tensor:
     """Return the kernel with its input planes in the order c M + m instead of m C + c; its own inverse."""
     kernel = weight.reshape(weight.shape[0], bits, weight.shape[1] // bits, weight.shape[2], weight.shape[3])
     return kernel.transpose(1, 2).reshape(weight.shape)
@@ -82,7 +82,7 @@ def lookup_conv2d_backward(
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of codes (zeros unless `needs_codes`) and weight; the planes are built once more."""
     dtype = _compute_dtype(levels, grad.dtype)
-    kernel = _colour_major(weight.to(dtype), codes.shape[1])
+    kernel = _color_major(weight.to(dtype), codes.shape[1])
     chunk = _images_at_once(levels, codes, kernel)
     # sums over chunks, at least in float32
     codes_grad = torch.zeros_like(codes, dtype=torch.promote_types(codes.dtype, torch.float32))
@@ -98,8 +98,8 @@ def lookup_conv2d_backward(
             index = some_levels.permute(0, 2, 3, 1).long()
             # what back-propagation through F.embedding calls; unlike index_add it sums in a fixed order on a GPU
             codes_grad += torch.ops.aten.embedding_dense_backward(rows, index, 256, -1, False)
-    colours = weight.shape[1] // codes.shape[1]
-    return codes_grad.to(codes.dtype), torch.empty_like(weight).copy_(_colour_major(kernel_grad, colours))
+    colors = weight.shape[1] // codes.shape[1]
+    return codes_grad.to(codes.dtype), torch.empty_like(weight).copy_(_color_major(kernel_grad, colors))
 
 
 def _compute_dtype(levels: Tensor, dtype: torch.dtype) -> torch.dtype:

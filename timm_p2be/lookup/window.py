@@ -25,7 +25,7 @@ class Window:
         columns: of the feature map.
         row_stride: from an output row to the next.
         column_stride: from an output column to the next.
-        offsets: (taps,) int64, from the start of a window to each tap: kernel row, colour, kernel column.
+        offsets: (taps,) int64, from the start of a window to each tap: kernel row, color, kernel column.
     """
 
     levels: Tensor
@@ -44,7 +44,7 @@ def slide(
     _, chans, height, width = padded.shape
     rows = (height - (kernel[0] - 1) * dilation[0] - 1) // stride[0] + 1
     columns = (width - (kernel[1] - 1) * dilation[1] - 1) // stride[1] + 1
-    down, colour, right = (torch.arange(size, device='cpu') for size in (kernel[0], chans, kernel[1]))
-    down, colour, right = down * dilation[0] * width, colour * height * width, right * dilation[1]
-    offsets = (down[:, None, None] + colour[:, None] + right).flatten()
+    down, color, right = (torch.arange(size, device='cpu') for size in (kernel[0], chans, kernel[1]))
+    down, color, right = down * dilation[0] * width, color * height * width, right * dilation[1]
+    offsets = (down[:, None, None] + color[:, None] + right).flatten()
     return Window(padded, rows, columns, stride[0] * width, stride[1], offsets)

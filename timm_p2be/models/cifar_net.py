@@ -19,7 +19,7 @@ _CIFAR10_LABELS = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog
 def cifar_cfg(**fields: Any) -> dict[str, Any]:
     """Return the pretrained cfg of an untrained 32x32 network; `fields` replace or add to it.
 
-    Inputs are x / 255 without normalisation, as in nutszebra/Pixel-to-Binary-Embedding cifar_augmix.py.
+    Inputs are x / 255 without normalization, as in nutszebra/Pixel-to-Binary-Embedding cifar_augmix.py.
     """
     return {
         'url': '',
@@ -127,7 +127,7 @@ class CifarNet(nn.Module):
 
     @torch.jit.ignore
     def init_weights(self) -> None:
-        """Initialise convolutions N(0, sqrt(2 / (k k out))), BatchNorm 1 and 0, the classifier's bias 0.
+        """Initialize convolutions N(0, sqrt(2 / (k k out))), BatchNorm 1 and 0, the classifier's bias 0.
 
         As third_party/ of google-research/augmix does (ResNeXt_DenseNet/models, WideResNet_pytorch/wideresnet.py).
         """

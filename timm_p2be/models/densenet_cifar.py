@@ -1,7 +1,7 @@
 """DenseNet-BC for 32x32 images.
 
 Paper: Huang et al., Densely Connected Convolutional Networks, https://arxiv.org/abs/1608.06993. Structure and
-initialisation follow google-research/augmix third_party/ResNeXt_DenseNet/models/densenet.py with its bottleneck and
+initialization follow google-research/augmix third_party/ResNeXt_DenseNet/models/densenet.py with its bottleneck and
 compression switched on (docs/protocol.md, section 6: which DenseNet the paper means).
 """
 

@@ -10,7 +10,7 @@ __all__: list[str] = []
 
 
 def _cfg(**fields: Any) -> dict[str, Any]:
-    """ImageNet at 224 pixels, the centre of a 256-pixel image, as google-research/augmix imagenet.py tests."""
+    """ImageNet at 224 pixels, the center of a 256-pixel image, as google-research/augmix imagenet.py tests."""
     return encoded_cfg(
         input_size=(3, 224, 224),
         pool_size=(7, 7),

@@ -1,7 +1,7 @@
 """ResNeXt for 32x32 images.
 
 Paper: Xie et al., Aggregated Residual Transformations for Deep Neural Networks, https://arxiv.org/abs/1611.05431.
-Structure and initialisation follow google-research/augmix third_party/ResNeXt_DenseNet/models/resnext.py
+Structure and initialization follow google-research/augmix third_party/ResNeXt_DenseNet/models/resnext.py
 (docs/protocol.md, section 6: its "32x4" has cardinality 4 and base width 32).
 """
 

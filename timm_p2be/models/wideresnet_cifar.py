@@ -1,6 +1,6 @@
 """WideResNets for 32x32 images.
 
-Paper: Zagoruyko and Komodakis, Wide Residual Networks, https://arxiv.org/abs/1605.07146. Structure and initialisation
+Paper: Zagoruyko and Komodakis, Wide Residual Networks, https://arxiv.org/abs/1605.07146. Structure and initialization
 follow google-research/augmix third_party/WideResNet_pytorch/wideresnet.py (docs/protocol.md, section 6).
 """
 

@@ -2,7 +2,7 @@
 
 The paper trains the network by SGD and the latent table w (256, M) by AdamW. Two optimizers would need two schedulers,
 two gradient scalers and two checkpoint entries, and timm's training scripts know one of each. Here both rules live in
-one `torch.optim.Optimizer`: the table is recognised by its type (`EmbeddingParameter`), whatever group it arrives in,
+one `torch.optim.Optimizer`: the table is recognized by its type (`EmbeddingParameter`), whatever group it arrives in,
 and moved to a group of its own, marked `'embedding': True`. The arithmetic is torch's own.
 """
 

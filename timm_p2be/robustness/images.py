@@ -1,4 +1,4 @@
-"""Clean labelled images as uint8 levels, read by any reader of timm, in a fixed order."""
+"""Clean labeled images as uint8 levels, read by any reader of timm, in a fixed order."""
 
 import hashlib
 from collections.abc import Callable

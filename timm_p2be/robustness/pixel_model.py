@@ -9,19 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from timm_p2be.checkpoints import read_checkpoint
+from timm_p2be.files import file_sha256
 from timm_p2be.stem import EncodedConv2d
-from timm_p2be.whole_files import file_sha256
 
 
 class PixelModel(nn.Module):
     """A timm model that takes pixel levels, or images in [0, 1], whatever mean and std it was trained with.
 
-    The benchmarks hand every model the same uint8 images and leave normalisation to this wrapper, so that no model
+    The benchmarks hand every model the same uint8 images and leave normalization to this wrapper, so that no model
     can be measured with another one's. Models with an encoded stem get the levels themselves.
 
     Args:
         model: timm classifier of 3-channel images; it is put into evaluation mode.
-        mean: of the normalisation, 3 values on the [0, 1] scale; None takes `model.pretrained_cfg['mean']`.
+        mean: of the normalization, 3 values on the [0, 1] scale; None takes `model.pretrained_cfg['mean']`.
         std: likewise.
         name: what reports call the model; None takes the architecture's name.
         sha256: digest of the checkpoint its weights came from, if any; reports store it.
@@ -65,7 +65,7 @@ class PixelModel(nn.Module):
         stem = next((module for module in model.modules() if isinstance(module, EncodedConv2d)), None)
         self.encoding = stem.embedding.encoding if stem is not None else None
         if (stem.in_chans if stem is not None else self.input_size[0]) != 3:
-            raise ValueError(f'{self.name}: the benchmarks have colour images; create the model with in_chans=3.')
+            raise ValueError(f'{self.name}: the benchmarks have color images; create the model with in_chans=3.')
         self.sha256 = sha256
         self.model = model.eval()
         self.register_buffer('_mean', torch.tensor(self.mean).view(1, 3, 1, 1), persistent=False)
@@ -160,7 +160,7 @@ def _three(model: str, name: str, value: Any) -> tuple[float, float, float]:
     values = values * 3 if len(values) == 1 else values
     if len(values) != 3:
         raise ValueError(
-            f'{model}: the {name} of its normalisation is unknown (got {value!r}, not 3 values). Pass --{name}, in '
+            f'{model}: the {name} of its normalization is unknown (got {value!r}, not 3 values). Pass --{name}, in '
             f'Python PixelModel(model, {name}=...); 0 0 0 and 1 1 1 for a model of pixels in [0, 1].'
         )
     return values[0], values[1], values[2]

@@ -20,7 +20,7 @@ def convert(
     std 1, so that timm's loaders hand it pixels in [0, 1].
 
     The new stem starts afresh, or, with `preserve`, computes on pixel levels what the old one computed on images
-    normalised by the mean and std of `pretrained_cfg`: up to rounding in the weights' dtype for P2BE, whose table
+    normalized by the mean and std of `pretrained_cfg`: up to rounding in the weights' dtype for P2BE, whose table
     starts as `codes.linear_codes`, and for the fixed encodings from 256 bits on; with fewer bits these see the mean
     value of each bin of levels (at 64 bits 1.5 levels off at most). Fine-tune it gently: a step of SGD moves the
     stem's function in proportion to the bits that are on, about half of them in thermometer and such P2BE codes.
@@ -32,8 +32,8 @@ def convert(
         num_bits: M, code length; at least 9 for a P2BE table that preserves the function.
         init: start of a P2BE table, see `PixelEmbedding`; None is 'normal', the paper's N(0, 1), or 'linear' with
             `preserve`, which needs it.
-        preserve: keep the function the model computes; the weights it is to keep must be loaded. A weight-standardised
-            convolution becomes a plain one with the standardised weight.
+        preserve: keep the function the model computes; the weights it is to keep must be loaded. A weight-standardized
+            convolution becomes a plain one with the standardized weight.
 
     Returns:
         The same model.
@@ -41,7 +41,7 @@ def convert(
     Raises:
         ValueError: unknown encoding or init, `num_bits` too small, or, with `preserve`, another `init`, weights on the
             meta device, or a mean and std that do not fit the channels.
-        UnsupportedStemError: no first convolution or several, a linear or grouped one, a weight-standardised one
+        UnsupportedStemError: no first convolution or several, a linear or grouped one, a weight-standardized one
             without `preserve`, one that does not see the image itself (after space-to-depth, say), or an image that
             other layers read too.
 
@@ -53,7 +53,7 @@ def convert(
     own = 'linear' if preserve and encoding == 'p2be' else 'normal'
     if preserve and init not in (None, own):
         raise ValueError(f'Got init={init!r} and preserve=True, which needs init={own!r}. Leave one of them out.')
-    name, conv = find_first_conv(model, standardised=preserve)
+    name, conv = find_first_conv(model, standardized=preserve)
     same = isinstance(conv, Conv2dSame) or getattr(conv, 'same_pad', False)
     check_sees_image(model, name)
     stem = EncodedConv2d(

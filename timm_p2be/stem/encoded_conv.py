@@ -13,13 +13,13 @@ from timm_p2be.stem.levels import LevelStem
 class EncodedConv2d(LevelStem, nn.Conv2d):
     """First convolution that reads binary pixel codes instead of pixel values.
 
-    Each of the C colours of a pixel is replaced by its M-bit code (Eq. 7) and the M C planes are convolved. The
+    Each of the C colors of a pixel is replaced by its M-bit code (Eq. 7) and the M C planes are convolved. The
     embedding lives inside this module, so that the model it sits in keeps its structure. Plane order is bit-major
     (m * C + c), the order in which timm's adaptation to another `in_chans` sums the right planes; the paper and
-    nutszebra/Pixel-to-Binary-Embedding are colour-major (docs/protocol.md).
+    nutszebra/Pixel-to-Binary-Embedding are color-major (docs/protocol.md).
 
     Args:
-        in_chans: C, colours of the image.
+        in_chans: C, colors of the image.
         out_channels: O, feature maps.
         kernel_size: int or (height, width).
         encoding: 'p2be', 'onehot' or 'thermometer'.

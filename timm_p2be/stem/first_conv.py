@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from timm_p2be.stem.levels import LevelStem
 
 _PLAIN = (nn.Conv2d, Conv2dSame)
-_STANDARDISED = (StdConv2d, StdConv2dSame, ScaledStdConv2d, ScaledStdConv2dSame)
+_STANDARDIZED = (StdConv2d, StdConv2dSame, ScaledStdConv2d, ScaledStdConv2dSame)
 
 
 class UnsupportedStemError(ValueError):
@@ -22,12 +22,12 @@ def _unsupported(model: nn.Module, problem: str) -> UnsupportedStemError:
     return UnsupportedStemError(f'{arch} {problem}; convert needs exactly one plain convolution that reads the image.')
 
 
-def find_first_conv(model: nn.Module, standardised: bool) -> tuple[str, nn.Conv2d]:
+def find_first_conv(model: nn.Module, standardized: bool) -> tuple[str, nn.Conv2d]:
     """Return name and module of the one first convolution that the model declares.
 
     Args:
         model: of timm.
-        standardised: whether one that standardises its weight will do.
+        standardized: whether one that standardizes its weight will do.
 
     Raises:
         UnsupportedStemError: there is no such convolution, there are several, or it is of another kind.
@@ -48,9 +48,9 @@ def find_first_conv(model: nn.Module, standardised: bool) -> tuple[str, nn.Conv2
         raise _unsupported(model, 'already reads pixel codes')
     if type(conv) not in (
         *_PLAIN,
-        *(_STANDARDISED if standardised else ()),
-    ):  # a subclass may change the weight, as weight standardisation does
-        remedy = ' (preserve=True takes its standardised weight over)' if type(conv) in _STANDARDISED else ''
+        *(_STANDARDIZED if standardized else ()),
+    ):  # a subclass may change the weight, as weight standardization does
+        remedy = ' (preserve=True takes its standardized weight over)' if type(conv) in _STANDARDIZED else ''
         raise _unsupported(model, f'has a {type(conv).__name__} as its first convolution {name!r}{remedy}')
     if conv.groups != 1 or conv.padding_mode != 'zeros':
         raise _unsupported(

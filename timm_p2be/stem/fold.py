@@ -82,7 +82,7 @@ class FoldedConv2d(LevelStem, nn.Module):
 def fold(model: nn.Module) -> nn.Module:
     """Return a copy of an encoded model for inference, its codes, first kernel and bias folded into one table.
 
-    A batch normalisation that alone reads the stem's output, and belongs to the same module as the stem, is folded in
+    A batch normalization that alone reads the stem's output, and belongs to the same module as the stem, is folded in
     as well and gives way to its activation. The copy computes what the model does in eval mode, up to the order of
     float32 sums; it has neither codes nor first kernel any more, so it cannot be trained on, attacked through its codes
     or published as an embedding: keep the model. Its state_dict loads into another folded copy of the same model. It
@@ -132,7 +132,7 @@ def _stem_name(model: nn.Module) -> str:
 
 
 def _scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Return the affine map a batch normalisation is in eval mode, in float32 at least."""
+    """Return the affine map a batch normalization is in eval mode, in float32 at least."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     mean, variance = norm.running_mean.detach().float(), norm.running_var.detach().float()
@@ -144,7 +144,7 @@ def _scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 
 def _folds_into(model: nn.Module, stem: EncodedConv2d, parent: nn.Module) -> str | None:
-    """Return the name in `parent` of a batch normalisation that is the only reader of the stem's output, if any.
+    """Return the name in `parent` of a batch normalization that is the only reader of the stem's output, if any.
 
     One forward decides: the norm's input must be the stem's output itself, and the autograd graph must have a single
     edge to it, so that no addition or concatenation reads it too. A norm in another module stays, since the

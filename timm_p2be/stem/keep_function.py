@@ -1,8 +1,8 @@
 """Stem weights with which an encoded model computes the function that an RGB model computed.
 
-An RGB stem convolves v_c(k) = (k / 255 - mean_c) / std_c for level k of colour c, and pads with zeros after
-normalising. Code planes are padded with zeros, too. So if the codes satisfy e_k . a_c = v_c(k) for every level, and
-plane m of colour c gets the kernel a_c[m] W[:, c], both stems agree, borders included. Mean and std have to go into the
+An RGB stem convolves v_c(k) = (k / 255 - mean_c) / std_c for level k of color c, and pads with zeros after
+normalizing. Code planes are padded with zeros, too. So if the codes satisfy e_k . a_c = v_c(k) for every level, and
+plane m of color c gets the kernel a_c[m] W[:, c], both stems agree, borders included. Mean and std have to go into the
 planes: absorbed into the bias, the mean would also be subtracted where the image does not reach.
 """
 
@@ -17,27 +17,27 @@ from torch import Tensor, nn
 _SET_CFG = "Set model.pretrained_cfg['mean'] and ['std'] to what the model was trained with."
 
 
-def normalisation(cfg: Mapping[str, Any], in_chans: int) -> tuple[list[float], list[float]]:
-    """Return mean and std of every colour from a timm model's `pretrained_cfg`.
+def normalization(cfg: Mapping[str, Any], in_chans: int) -> tuple[list[float], list[float]]:
+    """Return mean and std of every color from a timm model's `pretrained_cfg`.
 
     Args:
-        cfg: the model's; a single value of 'mean' or 'std' holds for all colours.
-        in_chans: C, colours.
+        cfg: the model's; a single value of 'mean' or 'std' holds for all colors.
+        in_chans: C, colors.
 
     Raises:
         ValueError: neither 1 nor C values, one that is not finite, or a std that is not positive.
 
     Example:
-        >>> normalisation({'mean': (0.5,), 'std': (0.25, 0.5)}, in_chans=2)
+        >>> normalization({'mean': (0.5,), 'std': (0.25, 0.5)}, in_chans=2)
         ([0.5, 0.5], [0.25, 0.5])
     """
-    mean, std = (_per_colour(cfg, name, in_chans) for name in ('mean', 'std'))
+    mean, std = (_per_color(cfg, name, in_chans) for name in ('mean', 'std'))
     if min(std) <= 0:
         raise ValueError(f"Got pretrained_cfg['std']={std}; the values must be positive. {_SET_CFG}")
     return mean, std
 
 
-def _per_colour(cfg: Mapping[str, Any], name: str, in_chans: int) -> list[float]:
+def _per_color(cfg: Mapping[str, Any], name: str, in_chans: int) -> list[float]:
     values = [float(value) for value in cfg.get(name) or ()]
     values = values * in_chans if len(values) == 1 else values
     if len(values) != in_chans or not all(map(math.isfinite, values)):
@@ -49,7 +49,7 @@ def _per_colour(cfg: Mapping[str, Any], name: str, in_chans: int) -> list[float]
 
 
 def plane_factors(codes: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Return the factors a_c of the code planes with which every level weighs its normalised value.
+    """Return the factors a_c of the code planes with which every level weighs its normalized value.
 
     Of the least-squares solutions the one of least norm: bits that are always equal share their weight. Where levels
     share a code (one-hot and thermometer below 256 bits) it stands for the mean of their values. They are consecutive,
@@ -76,7 +76,7 @@ def plane_factors(codes: Tensor, mean: Sequence[float], std: Sequence[float]) ->
 def applied_kernel(conv: nn.Conv2d) -> Tensor:
     """Return the (O, C, kh, kw) float64 kernel that `conv` applies to an image, on the CPU.
 
-    What a layer with weight standardisation applies is not its parameter; so the layer is shown unit impulses.
+    What a layer with weight standardization applies is not its parameter; so the layer is shown unit impulses.
 
     Args:
         conv: convolution of one group, with weights.
@@ -96,17 +96,17 @@ def keep_function(conv: nn.Conv2d, stem: nn.Conv2d, codes: Tensor, cfg: Mapping[
     """Set weight and bias of an encoded stem so that it computes on levels what `conv` does on their values.
 
     Args:
-        conv: the RGB stem, of C colours, in a model that was trained on normalised images; its bias is taken over.
-        stem: convolution of M C planes, plane m C + c being bit m of colour c; otherwise of the shape of `conv`.
+        conv: the RGB stem, of C colors, in a model that was trained on normalized images; its bias is taken over.
+        stem: convolution of M C planes, plane m C + c being bit m of color c; otherwise of the shape of `conv`.
         codes: (256, M) table of `stem`.
         cfg: the model's `pretrained_cfg`, for mean and std.
 
     Raises:
-        ValueError: `conv` has no weights yet, or mean and std do not fit its colours.
+        ValueError: `conv` has no weights yet, or mean and std do not fit its colors.
     """
     if conv.weight.is_meta:
         raise ValueError('preserve=True needs weights, and these are on the meta device. Load them first.')
-    mean, std = normalisation(cfg, conv.in_channels)
+    mean, std = normalization(cfg, conv.in_channels)
     kernel, factors = applied_kernel(conv), plane_factors(codes, mean, std)
     planes = stem.weight.unflatten(1, tuple(factors.shape))
     for plane, factor in zip(planes.unbind(1), factors, strict=True):  # bit by bit: a ViT has gigabytes of them

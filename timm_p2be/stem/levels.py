@@ -30,7 +30,7 @@ class LevelStem:
     """Mixin of the modules that stand in for a first convolution.
 
     Attributes:
-        in_chans: C, colours of the image.
+        in_chans: C, colors of the image.
         kernel_size: (height, width), like the next three named as in `torch.nn.Conv2d`.
         stride: (height, width).
         padding: (height, width).

@@ -53,7 +53,7 @@ def build_device(args: argparse.Namespace, explicit: set[str]) -> torch.device:
     device = init_distributed_device(args)
     args.device = requested  # not this process's own, so that args.yaml serves all
     if args.sync_bn and kind == 'cpu':
-        raise ValueError('--sync-bn: PyTorch synchronises BatchNorm on GPUs only; --dist-bn reduce works on the CPU.')
+        raise ValueError('--sync-bn: PyTorch synchronizes BatchNorm on GPUs only; --dist-bn reduce works on the CPU.')
     if is_primary(args):
         if fallback:
             _logger.info('No CUDA device found, training on the CPU.')

@@ -6,7 +6,7 @@ from typing import Any
 from timm.models import resolve_model_input_args, split_model_name_tag
 
 from timm_p2be.checkpoints import read_checkpoint
-from timm_p2be.hub.artefact import FILES, MAX_CONFIG_BYTES
+from timm_p2be.hub.artifact import FILES, MAX_CONFIG_BYTES
 from timm_p2be.hub.sources import fetch, local_folder, resolved_commit
 from timm_p2be.training.checkpoints import table_bits
 from timm_p2be.training.conflicts import TABLE_RULE, flag_name

@@ -50,14 +50,14 @@ def _model_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--img-size', type=int, metavar='N', help="default: the model's")
     group.add_argument('--in-chans', type=int, metavar='N', help='image channels (default: 3)')
     group.add_argument('--input-size', nargs=3, type=int, metavar='N', help='channels, height, width')
-    group.add_argument('--crop-pct', type=float, help='validation: side of the centre crop over the resized side')
+    group.add_argument('--crop-pct', type=float, help='validation: side of the center crop over the resized side')
     group.add_argument('--mean', type=float, nargs='+', help='mean to subtract; encoded models want 0')
     group.add_argument('--std', type=float, nargs='+', help='standard deviation to divide by; encoded models want 1')
     group.add_argument('--interpolation', default='', help='resize interpolation in validation')
     group.add_argument('--drop', type=float, default=0.0, help='dropout rate (default: 0)')
     group.add_argument('--drop-path', type=float, help='stochastic depth rate')
     group.add_argument('--grad-checkpointing', action='store_true', help='recompute activations in backward')
-    group.add_argument('--sync-bn', action='store_true', help='synchronised BatchNorm (GPU)')
+    group.add_argument('--sync-bn', action='store_true', help='synchronized BatchNorm (GPU)')
     group.add_argument(
         '--dist-bn', default='reduce', choices=['reduce', 'broadcast', ''], help='BatchNorm statistics after an epoch'
     )

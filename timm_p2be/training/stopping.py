@@ -47,7 +47,7 @@ class StopSignal:
 
 
 def ignore_signals(worker_id: int, worker_init: Callable[[int], None]) -> None:
-    """Initialise a loader's worker that leaves signals to the main process, which needs its batches until it stops.
+    """Initialize a loader's worker that leaves signals to the main process, which needs its batches until it stops.
 
     A worker that ended at a signal of its own would raise in the main process, perhaps in the middle of an update.
     """

@@ -21,6 +21,7 @@ import torch
 
 from timm_p2be.checkpoints import read_checkpoint
 from timm_p2be.cli.interruption import terminated_as_interrupt
+from timm_p2be.files import write_json
 from timm_p2be.robustness.evaluation.results import environment
 from timm_p2be.training.checkpoints import newest_checkpoint
 from timm_p2be.training.transfer_inputs import (
@@ -34,7 +35,6 @@ from timm_p2be.training.transfer_inputs import (
     record_tables,
 )
 from timm_p2be.training.transfer_report import markdown, picture
-from timm_p2be.whole_files import write_json
 
 
 class Failed(RuntimeError):

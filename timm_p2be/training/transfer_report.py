@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 _LEFT, _TOP, _WIDTH, _HEIGHT, _GAP = 70, 40, 110, 220, 90
-_COLOURS = {'learned': '#2b6cb0', 'fixed': '#c05621'}
+_COLORS = {'learned': '#2b6cb0', 'fixed': '#c05621'}
 
 Outcome = dict[str, Any]
 
@@ -56,16 +56,16 @@ def picture(outcomes: Sequence[Outcome], title: str) -> Image.Image:
             draw.line((_LEFT - 4, height(tick), _LEFT, height(tick)), fill='#888888')
             draw.text((_LEFT - 8, height(tick)), f'{tick:.1f}', fill='black', font=font, anchor='rm')
         for place, column in enumerate(head):
-            centre = _LEFT + _WIDTH * (place + 0.5)
-            colour = _COLOURS[column[1]]
+            center = _LEFT + _WIDTH * (place + 0.5)
+            color = _COLORS[column[1]]
             found = errors(outcomes, target, column)
             for error in found:
-                draw.ellipse((centre - 4, height(error) - 4, centre + 4, height(error) + 4), outline=colour, width=2)
+                draw.ellipse((center - 4, height(error) - 4, center + 4, height(error) + 4), outline=color, width=2)
             if found:
                 mean = height(statistics.fmean(found))
-                draw.line((centre - 18, mean, centre + 18, mean), fill=colour, width=2)
-            draw.text((centre, top + _HEIGHT + 8), column[0], fill='black', font=font, anchor='ma')
-            draw.text((centre, top + _HEIGHT + 26), column[1], fill=colour, font=font, anchor='ma')
+                draw.line((center - 18, mean, center + 18, mean), fill=color, width=2)
+            draw.text((center, top + _HEIGHT + 8), column[0], fill='black', font=font, anchor='ma')
+            draw.text((center, top + _HEIGHT + 26), column[1], fill=color, font=font, anchor='ma')
     return canvas
 
 

@@ -12,9 +12,9 @@ from timm_p2be.hub.cards.metadata import metadata
 from timm_p2be.hub.cards.sections import attacks, limits, results, training, use
 from timm_p2be.hub.provenance import check_provenance
 
-__all__ = ['LICENCE', 'check_card', 'embedding_card', 'model_card']
+__all__ = ['LICENSE', 'check_card', 'embedding_card', 'model_card']
 
-LICENCE = 'apache-2.0'
+LICENSE = 'apache-2.0'
 
 _PAPER = '[Pixel to Binary Embedding Towards Robustness for CNNs](https://arxiv.org/abs/2206.05898)'
 _CITATION = """\
@@ -37,19 +37,19 @@ _CODES = {
 }
 
 
-def embedding_card(config: Mapping[str, Any], name: str | None = None, licence: str = LICENCE) -> str:
+def embedding_card(config: Mapping[str, Any], name: str | None = None, license: str = LICENSE) -> str:
     """Return the card of a table.
 
     Args:
         config: its `config.json`.
         name: 'org/name' or 'org/name@revision', for the usage block; None for a folder that is not on the Hub.
-        licence: identifier as the Hub spells it.
+        license: identifier as the Hub spells it.
 
     Returns:
         Markdown with YAML metadata in front. Texts of `config` are escaped, sections without content left out.
 
     Raises:
-        ValueError: malformed `config`, `name` or `licence`.
+        ValueError: malformed `config`, `name` or `license`.
     """
     provenance, encoding = config.get('provenance'), _encoding(config)
     check_provenance(provenance)
@@ -72,22 +72,22 @@ def embedding_card(config: Mapping[str, Any], name: str | None = None, licence: 
         'Integrity': f'sha256 of the packed bits, which loading verifies: `{_digest(config, "codes_sha256")}`',
     }
     kind = 'P2BE table' if learned else 'Code table'
-    return _card(kind, intro, parts, provenance, encoding, name, licence, 'image-feature-extraction')
+    return _card(kind, intro, parts, provenance, encoding, name, license, 'image-feature-extraction')
 
 
-def model_card(config: Mapping[str, Any], name: str | None = None, licence: str = LICENCE) -> str:
+def model_card(config: Mapping[str, Any], name: str | None = None, license: str = LICENSE) -> str:
     """Return the card of a classifier.
 
     Args:
         config: its `config.json`, as timm writes it and with the entry `timm_p2be`.
         name: 'org/name' or 'org/name@revision', for the usage block; None for a folder that is not on the Hub.
-        licence: identifier as the Hub spells it.
+        license: identifier as the Hub spells it.
 
     Returns:
         Markdown with YAML metadata in front. Texts of `config` are escaped, sections without content left out.
 
     Raises:
-        ValueError: malformed `config`, `name` or `licence`.
+        ValueError: malformed `config`, `name` or `license`.
     """
     ours = config.get('timm_p2be')
     if not isinstance(ours, dict):
@@ -98,7 +98,7 @@ def model_card(config: Mapping[str, Any], name: str | None = None, licence: str 
     check_provenance(provenance)
     backbone = of(config.get('model_args'), 'backbone')
     over = f' over `{architecture(backbone)}`' if backbone else ''
-    bits = '' if encoding == 'rgb' else f', {_bits(ours)} bits a colour'
+    bits = '' if encoding == 'rgb' else f', {_bits(ours)} bits a color'
     intro = (
         f'An image classifier, `{architecture(config.get("architecture"))}`{over} of timm-p2be, whose first '
         f'convolution reads {_CODES[encoding]}{bits}, see {_PAPER} (Kishida and Nakayama, 2022).'
@@ -115,7 +115,7 @@ def model_card(config: Mapping[str, Any], name: str | None = None, licence: str 
         'Limits': limits(provenance),
         'Integrity': f'sha256 of `model.safetensors`: `{_digest(ours, "weights_sha256")}`',
     }
-    return _card('Model', intro, parts, provenance, encoding, name, licence, 'image-classification')
+    return _card('Model', intro, parts, provenance, encoding, name, license, 'image-classification')
 
 
 def check_card(text: str) -> None:
@@ -147,12 +147,12 @@ def _card(
     provenance: dict[str, Any] | None,
     encoding: str,
     name: str | None,
-    licence: str,
+    license: str,
     pipeline: str,
 ) -> str:
     repo = repo_id(name) if name else None
-    data = metadata(provenance, encoding, (repo or kind).rpartition('/')[2], licence, pipeline)
-    sections = {**parts, 'Licence': licence, 'Citation': _CITATION}
+    data = metadata(provenance, encoding, (repo or kind).rpartition('/')[2], license, pipeline)
+    sections = {**parts, 'License': license, 'Citation': _CITATION}
     body = '\n\n'.join(f'## {head}\n\n{part}' for head, part in sections.items() if part)
     title = f'{kind} `{repo}`' if repo else kind
     text = f'---\n{data.to_yaml().rstrip()}\n---\n\n# {title}\n\n{intro}\n\n{body}\n'

@@ -8,25 +8,25 @@ from huggingface_hub import EvalResult, ModelCardData
 from timm_p2be.hub.cards.markdown import of, repo_id
 
 
-def metadata(provenance: dict[str, Any] | None, encoding: str, name: str, licence: str, pipeline: str) -> ModelCardData:
+def metadata(provenance: dict[str, Any] | None, encoding: str, name: str, license: str, pipeline: str) -> ModelCardData:
     """Return the metadata.
 
     Args:
         provenance: checked record, or None.
         encoding: 'p2be', 'onehot', 'thermometer' or 'rgb'.
         name: of the model in the Hub's list of results.
-        licence: identifier as the Hub spells it.
+        license: identifier as the Hub spells it.
         pipeline: task as the Hub spells it.
 
     Raises:
-        ValueError: `licence`, or an id of the record, is none of the Hub's.
+        ValueError: `license`, or an id of the record, is none of the Hub's.
     """
-    if not re.fullmatch(r'[a-z0-9][a-z0-9.-]{0,40}', licence):
-        raise ValueError(f"Got licence {licence!r}; write it as the Hub does, for example 'apache-2.0' or 'cc-by-4.0'.")
+    if not re.fullmatch(r'[a-z0-9][a-z0-9.-]{0,40}', license):
+        raise ValueError(f"Got license {license!r}; write it as the Hub does, for example 'apache-2.0' or 'cc-by-4.0'.")
     dataset, base, evaluations = of(provenance, 'dataset', 'id'), of(provenance, 'base_model'), _evaluations(provenance)
     kind = ('robustness',) if encoding == 'rgb' else (encoding, 'robustness', 'binary-embedding')
     return ModelCardData(
-        license=licence,
+        license=license,
         library_name='timm-p2be',
         pipeline_tag=pipeline,
         tags=['timm-p2be', 'timm', *kind, pipeline],

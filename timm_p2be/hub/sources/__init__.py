@@ -1,4 +1,4 @@
-"""From 'organisation/name@revision' or a folder to files on disk: the one place of this package that downloads."""
+"""From 'organization/name@revision' or a folder to files on disk: the one place of this package that downloads."""
 
 import os
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ def fetch(
     what was downloaded last for this revision is used, with a warning.
 
     Args:
-        source: a folder, 'organisation/name' or 'organisation/name@revision'.
+        source: a folder, 'organization/name' or 'organization/name@revision'.
         filenames: files that have to be there, as paths relative to the folder with '/'.
         revision: branch, tag or commit, if `source` names none; default: main.
         optional: files that are fetched if they exist.
@@ -88,7 +88,7 @@ def remember(source: str, revision: str | None, folder: Path) -> None:
     `fetch` does so by itself, unless the snapshot still lacks files that the one before had.
 
     Args:
-        source: 'organisation/name' or 'organisation/name@revision'.
+        source: 'organization/name' or 'organization/name@revision'.
         revision: as in `fetch`.
         folder: as `fetch` returned it for a commit of that repository.
 

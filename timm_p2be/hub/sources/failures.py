@@ -33,7 +33,7 @@ def clear_errors(what: str) -> Iterator[None]:
     Other errors pass, but put only calls of the client inside: an OSError is taken for one of its own.
 
     Args:
-        what: what is asked for, such as 'organisation/name@v1'; it is the subject of the message.
+        what: what is asked for, such as 'organization/name@v1'; it is the subject of the message.
 
     Raises:
         SourceError: the Hub cannot be reached, refused, or broke off.

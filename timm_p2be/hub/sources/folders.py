@@ -16,7 +16,7 @@ def local_folder(source: str | os.PathLike[str]) -> Path | None:
     if isinstance(source, str) and source.startswith('hf-hub:'):
         return None
     if source in ('', 'local-dir:'):
-        raise SourceError(f"Got {source!r}; write the path of a folder, or 'organisation/name'.")  # '' is not '.'
+        raise SourceError(f"Got {source!r}; write the path of a folder, or 'organization/name'.")  # '' is not '.'
     path = Path(source.removeprefix('local-dir:') if isinstance(source, str) else source).expanduser()
     named = not isinstance(source, str) or source.startswith('local-dir:')
     if (path / 'config.json').is_file():

@@ -17,7 +17,7 @@ class UnreachableError(SourceError):
 
 
 def split_revision(name: str) -> tuple[str, str | None]:
-    """Return the repository and the revision of 'organisation/name' or 'organisation/name@revision'.
+    """Return the repository and the revision of 'organization/name' or 'organization/name@revision'.
 
     Args:
         name: each part has 1 to 96 letters, digits and `_.-`; a revision is a branch, a tag or a commit.
@@ -33,8 +33,8 @@ def split_revision(name: str) -> tuple[str, str | None]:
     well_formed = len(parts) == 2 and all(_PART.fullmatch(part) and not re.search(r'\.\.|--', part) for part in parts)
     if not well_formed or repo_id.endswith('.git'):
         raise SourceError(
-            f"Got {name!r}, which is no folder here and no repository on the Hub; write 'organisation/name', "
-            "'organisation/name@revision', or the path of a folder."
+            f"Got {name!r}, which is no folder here and no repository on the Hub; write 'organization/name', "
+            "'organization/name@revision', or the path of a folder."
         )
     return repo_id, checked_revision(revision) if at else None
 

@@ -21,7 +21,7 @@ class Repository:
     """A repository at a revision, and how its files get here.
 
     Attributes:
-        repo_id: 'organisation/name'.
+        repo_id: 'organization/name'.
         revision: branch, tag or commit.
         cache_dir: the Hub's cache, None for the client's default.
         token: as in huggingface_hub.

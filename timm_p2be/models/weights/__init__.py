@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from timm_p2be.whole_files import file_sha256
+from timm_p2be.files import file_sha256
 
 FOLDER = Path(__file__).parent
 _SUFFIX = '.safetensors'

@@ -49,7 +49,7 @@ class CodeModel(nn.Module):
         return self.network(planes.flatten(3).permute(0, 3, 1, 2)).float()
 
     def train(self, mode: bool = True) -> 'CodeModel':
-        """Stay in evaluation mode: an attack never moves the statistics of batch normalisation."""
+        """Stay in evaluation mode: an attack never moves the statistics of batch normalization."""
         return super().train(False)
 
 
@@ -61,7 +61,7 @@ def replace_stem(model: nn.Module, name: str, stem: nn.Module) -> nn.Module:
 
 
 class _PlaneStem(nn.Module):
-    """The stem's convolution of (B, 3 M, H, W) planes, colour-major: that order comes out of a table without a copy."""
+    """The stem's convolution of (B, 3 M, H, W) planes, color-major: that order comes out of a table without a copy."""
 
     def __init__(self, stem: EncodedConv2d) -> None:
         super().__init__()
@@ -72,11 +72,11 @@ class _PlaneStem(nn.Module):
         stride, borders, dilation = stem.geometry(planes)
         if len(borders) == 4:
             planes, borders = nn.functional.pad(planes, borders), [0, 0]
-        weight = colour_major(stem.weight, stem.in_chans).to(planes.dtype)
+        weight = color_major(stem.weight, stem.in_chans).to(planes.dtype)
         bias = None if stem.bias is None else stem.bias.to(planes.dtype)
         return nn.functional.conv2d(planes, weight, bias, stride, borders, dilation)
 
 
-def colour_major(weight: Tensor, in_chans: int) -> Tensor:
-    """Return a (O, M C, kh, kw) kernel of bit-major planes m C + c for colour-major ones, c M + m."""
+def color_major(weight: Tensor, in_chans: int) -> Tensor:
+    """Return a (O, M C, kh, kw) kernel of bit-major planes m C + c for color-major ones, c M + m."""
     return weight.unflatten(1, (-1, in_chans)).transpose(1, 2).flatten(1, 2)

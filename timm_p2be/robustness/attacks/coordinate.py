@@ -3,7 +3,7 @@
 The coarse-to-fine blocks are those of Moon, An and Song, "Parsimonious Black-Box Adversarial Attacks via Efficient
 Combinatorial Optimization", ICML 2019 (snu-mllab/parsimonious-blackbox-attack, attacks/parsimonious_attack.py). Their
 values are only -eps and +eps, which suffices where the loss is monotone in a pixel. A table of codes need not be: two
-neighbouring levels may differ in more bits than two distant ones, so that here any legal level can be taken.
+neighboring levels may differ in more bits than two distant ones, so that here any legal level can be taken.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,7 +19,7 @@ from timm_p2be.robustness.pixel_model import PixelModel
 
 
 class CoordinateSearch:
-    """Sets one block of one colour after the other to the offset from the clean image with the lowest margin.
+    """Sets one block of one color after the other to the offset from the clean image with the lowest margin.
 
     Blocks are squares of `block` pixels at first, then of half the side, down to single pixels, then again from the
     start until the queries are used up. Blocks larger than a pixel try +-eps in one round and +-eps/2 and +-1 in the

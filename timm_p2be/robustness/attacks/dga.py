@@ -1,4 +1,4 @@
-"""DGA, the discrete gradient attack: jump to the level that the gradient at the current codes favours."""
+"""DGA, the discrete gradient attack: jump to the level that the gradient at the current codes favors."""
 
 import torch
 from torch import Generator, Tensor

@@ -1,7 +1,7 @@
 """HopSkipJump, which sees only the predicted class, through the Adversarial Robustness Toolbox.
 
 Chen, Jordan and Wainwright, "HopSkipJumpAttack: A Query-Efficient Decision-Based Attack", IEEE S&P 2020;
-Trusted-AI/adversarial-robustness-toolbox, art/attacks/evasion/hop_skip_jump.py. The toolbox minimises the distance of
+Trusted-AI/adversarial-robustness-toolbox, art/attacks/evasion/hop_skip_jump.py. The toolbox minimizes the distance of
 float images and knows neither a bound nor a budget of queries; both are kept here, on the side of the model.
 """
 

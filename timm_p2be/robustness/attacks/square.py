@@ -22,7 +22,7 @@ HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
 class Square:
-    """Random search over squares of +-eps: a square with a random sign per colour is kept if the margin falls.
+    """Random search over squares of +-eps: a square with a random sign per color is kept if the margin falls.
 
     Starts from vertical stripes of +-eps, one pixel wide. Every image has its own squares, whose area shrinks with the
     share of the queries that is spent, and drops out when it falls. All attempts lie at the corners of the bound; see

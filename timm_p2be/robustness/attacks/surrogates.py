@@ -26,10 +26,10 @@ def attack_view(model: nn.Module, surrogate: str = 'kernel', sigma: float = 4.0)
     nothing, and the logits are the model's, bit for bit. Backward, the code of a pixel counts as a smooth function of
     its value:
 
-    - 'linear': the codes of neighbouring levels joined by straight lines; at a level the mean of the slopes on both
-      sides. Zero where neighbours share a code.
+    - 'linear': the codes of neighboring levels joined by straight lines; at a level the mean of the slopes on both
+      sides. Zero where neighbors share a code.
     - 'kernel': the mean of all codes under a Gaussian of `sigma` levels round the pixel. Sees the trend over several
-      levels, hence also across equal or noisy neighbours.
+      levels, hence also across equal or noisy neighbors.
     - 'straight-through': the line that fits each bit best over all 256 levels, whatever the pixel. The limit of
       'kernel' for a large sigma.
     - 'ramp', thermometer codes only: every bit falls linearly over the bin below its threshold, as in the attack

@@ -72,7 +72,7 @@ class Windows:
 
 
 def check_images(levels: Tensor) -> None:
-    """Raise ValueError unless `levels` is a uint8 batch of colour images."""
+    """Raise ValueError unless `levels` is a uint8 batch of color images."""
     if levels.dtype != torch.uint8 or levels.ndim != 4 or levels.shape[1] != 3:
         raise ValueError(
             f'Got images of dtype {levels.dtype} and shape {list(levels.shape)}; attacks take uint8 levels (B, 3, H, '

@@ -70,7 +70,7 @@ def disk_kernel(radius: float, alias: float) -> NDArray[np.float32]:
     """Return the kernel of an out-of-focus lens: a disk of `radius`, softened by a Gaussian.
 
     Args:
-        radius: in pixels; a pixel belongs to the disk if its centre does.
+        radius: in pixels; a pixel belongs to the disk if its center does.
         alias: standard deviation of the Gaussian, which has 3 x 3 taps, or 5 x 5 for a radius beyond 8.
 
     Returns:
@@ -97,8 +97,8 @@ def glass_blur(
 ) -> NDArray[Any]:
     """Smooth, scatter pixels locally, smooth again.
 
-    The scripts mean to swap each pixel with a neighbour at -reach..reach-1, from the bottom right corner on. Their swap
-    of two NumPy views copies the neighbour and loses the pixel; so does this.
+    The scripts mean to swap each pixel with a neighbor at -reach..reach-1, from the bottom right corner on. Their swap
+    of two NumPy views copies the neighbor and loses the pixel; so does this.
     """
     levels = (gaussian_filter(image / 255.0, deviation) * 255).astype(np.uint8)
     height, width = levels.shape[:2]
@@ -123,7 +123,7 @@ def motion_blur(
 
 
 def clipped_zoom(layer: NDArray[np.float64], factor: float) -> NDArray[np.float64]:
-    """Magnify the centre of a square layer (S, S) by linear interpolation and cut it to its size."""
+    """Magnify the center of a square layer (S, S) by linear interpolation and cut it to its size."""
     side = len(layer)
     crop, offset = _crop(side, factor)
     zoomed = ndimage.zoom(layer[offset : offset + crop, offset : offset + crop], factor, order=1)

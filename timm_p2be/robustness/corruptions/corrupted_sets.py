@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from timm_p2be.files import atomic_write, write_json
 from timm_p2be.robustness.corruptions import SEVERITIES, SUITES, corrupt
 from timm_p2be.robustness.corruptions.corrupted_arrays import CorruptedArrays, open_array
 from timm_p2be.robustness.corruptions.corrupted_data import (
@@ -27,7 +28,6 @@ from timm_p2be.robustness.corruptions.corrupted_data import (
 from timm_p2be.robustness.corruptions.corrupted_folders import CorruptedFolders, corruption_folders
 from timm_p2be.robustness.evaluation.results import environment
 from timm_p2be.robustness.images import ImageSet
-from timm_p2be.whole_files import whole_file, write_json
 
 
 def open_corrupted(
@@ -207,7 +207,7 @@ def write_array(
         OSError: the disk is full or the folder is not writable; no part of the file is left.
     """
     side, total = SUITES[data.suite], len(data.severities) * len(data)
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         header = {'descr': '|u1', 'fortran_order': False, 'shape': (total, side, side, 3)}
         np.lib.format.write_array_header_1_0(file, header)
         for severity in data.severities:

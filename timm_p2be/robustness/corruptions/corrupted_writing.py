@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from timm_p2be.files import atomic_write, temporary_beside, write_json
 from timm_p2be.robustness.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES
 from timm_p2be.robustness.corruptions.corrupted_data import RECORD, read_record, spans_of
 from timm_p2be.robustness.corruptions.corrupted_sets import GeneratedSet, write_array
-from timm_p2be.whole_files import temporary_beside, whole_file, write_json
 
 Step = Callable[[int, str], None]  # told how many more images are written, and of what
 
@@ -75,7 +75,7 @@ def _delete_set(folder: Path) -> None:
 def _write_arrays(data: GeneratedSet, folder: Path, workers: int, step: Step) -> int:
     written = 0
     if not (folder / 'labels.npy').exists():
-        with whole_file(folder / 'labels.npy') as file:
+        with atomic_write(folder / 'labels.npy') as file:
             np.save(file, np.tile(data.labels('', 1), len(SEVERITIES)))
     for name in data.names:
         path = folder / f'{name}.npy'

@@ -55,8 +55,8 @@ def snow(
     flakes[flakes < threshold] = 0
     levels = (np.clip(flakes, 0, 1) * 255).astype(np.uint8)
     fallen = directed_blur(levels, radius, streak, angle=generator.uniform(-135, -45))[..., None] / 255.0
-    grey = cv2.cvtColor(x, cv2.COLOR_RGB2GRAY)[..., None]
-    whitened = clarity * x + (1 - clarity) * np.maximum(x, grey * 1.5 + 0.5)
+    gray = cv2.cvtColor(x, cv2.COLOR_RGB2GRAY)[..., None]
+    whitened = clarity * x + (1 - clarity) * np.maximum(x, gray * 1.5 + 0.5)
     return np.clip(whitened + fallen + np.rot90(fallen, k=2), 0, 1) * 255
 
 
@@ -138,10 +138,10 @@ def plasma(side: int, decay: float, generator: np.random.Generator) -> NDArray[n
         corners = cloud[::step, ::step]
         pairs = corners + np.roll(corners, -1, axis=0)
         cloud[half::step, half::step] = mean_of(pairs + np.roll(pairs, -1, axis=1))
-        centres = cloud[half::step, half::step]
-        below, beside = centres + np.roll(centres, 1, axis=0), corners + np.roll(corners, -1, axis=1)
+        centers = cloud[half::step, half::step]
+        below, beside = centers + np.roll(centers, 1, axis=0), corners + np.roll(corners, -1, axis=1)
         cloud[::step, half::step] = mean_of(below + beside)
-        below, beside = corners + np.roll(corners, -1, axis=0), centres + np.roll(centres, 1, axis=1)
+        below, beside = corners + np.roll(corners, -1, axis=0), centers + np.roll(centers, 1, axis=1)
         cloud[half::step, ::step] = mean_of(beside + below)
         step = half
         wibble /= decay

@@ -1,7 +1,7 @@
 """Checks that tell robustness from gradient masking, as figures on a benchmark's results.
 
 They follow Athalye, Carlini and Wagner, "Obfuscated Gradients Give a False Sense of Security", ICML 2018, section 3.1,
-Carlini et al., "On Evaluating Adversarial Robustness", 2019, section 3, and, for the binarisation test, Zimmermann et
+Carlini et al., "On Evaluating Adversarial Robustness", 2019, section 3, and, for the binarization test, Zimmermann et
 al., NeurIPS 2022. A failed check is a reason to doubt the attacks; passing all is no proof.
 """
 
@@ -23,7 +23,7 @@ NOISE = 0.5  # of what the best gradient attack fells, noise may fell less than 
 FEW = 5  # images that say nothing about noise
 ZERO_GRADIENT = 0.1  # share of zero or non-finite values in the best surrogate's gradient
 PLATEAU = 0.01  # change of the accuracy when the steps double
-SOLVED = 0.95  # share of the binarisation problems an attack must solve ...
+SOLVED = 0.95  # share of the binarization problems an attack must solve ...
 RANDOM = 0.2  # ... and the share above which a random search does, so that they say nothing
 
 PASSED, FAILED, NOT_RUN = 'passed', 'failed', 'not run'
@@ -184,11 +184,11 @@ def has_gradient(gradients: dict[str, dict[str, float]]) -> Check:
 
 
 def binarization_solved(result: dict[str, Any]) -> Check:
-    """Look at the binarisation test."""
-    name = f'the attack solves at least {SOLVED:.0%} of the binarisation test'
+    """Look at the binarization test."""
+    name = f'the attack solves at least {SOLVED:.0%} of the binarization test'
     why = 'The test has solutions by construction: an attack that misses them misses others.'
     if not result.get('separable'):
-        return Check(name, NOT_RUN, 'needs the binarisation test, with separable images', why)
+        return Check(name, NOT_RUN, 'needs the binarization test, with separable images', why)
     solved, random = result['solved'] / result['separable'], result['random'] / result['separable']
     text = f'{result["attack"]} {solved:.0%}, random search {random:.0%} of {result["separable"]} images'
     if random > RANDOM and solved >= SOLVED:
@@ -227,7 +227,7 @@ def _compare(name: str, why: str, outcomes: Sequence[Outcome], stronger: Sequenc
 
 
 def _sign_test(first: Bits, second: Bits) -> float:
-    """Return the probability that chance alone favours `first` over `second` so often, if they are equally good."""
+    """Return the probability that chance alone favors `first` over `second` so often, if they are equally good."""
     wins, losses = int((first & ~second).sum()), int((second & ~first).sum())
     total = wins + losses
     return sum(math.comb(total, k) for k in range(wins, total + 1)) / 2**total

@@ -1,4 +1,4 @@
-"""Measurements that tell a robust model from one on which attacks merely fail: gradients, curves, binarisation."""
+"""Measurements that tell a robust model from one on which attacks merely fail: gradients, curves, binarization."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -100,7 +100,7 @@ def probe_curves(
 def probe_binarization(
     model: PixelModel, data: ImageSet, record: AttackRecord, name: str, variant: Variant, show: bool = False
 ) -> None:
-    """Add the binarisation test of the attack `name`, image by image, with `BINARIZATION_STEPS` or its own steps."""
+    """Add the binarization test of the attack `name`, image by image, with `BINARIZATION_STEPS` or its own steps."""
     steps = OFFICIAL_STEPS.get(name, BINARIZATION_STEPS)
     result = _probes(record).setdefault('binarization', {})
     if result.get('attack') != name:
@@ -116,7 +116,7 @@ def probe_binarization(
         result['solved'] += trial.attack
         result['random'] += trial.random
         record.write()
-        progress.step(1, f'{model.name} binarisation')
+        progress.step(1, f'{model.name} binarization')
     progress.close()
 
 

@@ -25,7 +25,7 @@ def threat_model(content: Content) -> str:
     """Return the threat model in a sentence."""
     eps = content['settings']['eps']
     known = (
-        'the weights and the normalisation' if content['model']['encoding'] == 'rgb' else 'the weights and the codes'
+        'the weights and the normalization' if content['model']['encoding'] == 'rgb' else 'the weights and the codes'
     )
     return (
         f'Threat model: L-infinity, eps = {eps} levels ({eps}/255) on uint8 images, untargeted. The attacker knows '
@@ -169,7 +169,7 @@ def _settings(content: Content) -> Table:
         ['data fingerprint', data['fingerprint']],
         ['alone', f'first {settings["alone"]} images'],
         ['worst case', f'first {settings["worst_case"]} images'],
-        ['curves, gradients, binarisation', probes.get('subset', 'not run')],
+        ['curves, gradients, binarization', probes.get('subset', 'not run')],
         ['seed', str(settings['seed'])],
         ['batch size', str(settings['batch_size'])],
         ['versions', ', '.join(f'{name} {version}' for name, version in versions.items() if version)],

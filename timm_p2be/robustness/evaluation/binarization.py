@@ -1,4 +1,4 @@
-"""The binarisation test: can an attack find an adversarial image that is known to exist?
+"""The binarization test: can an attack find an adversarial image that is known to exist?
 
 Zimmermann, Brendel, Tramer and Carlini, "Increasing Confidence in Adversarial Robustness Evaluations", NeurIPS 2022.
 For one clean image the last layer is replaced by a linear classifier of two classes: random points inside the bound
@@ -6,7 +6,7 @@ against one at a corner of it. The corner is adversarial by construction; an att
 whatever it says about the original model. Simplifications here:
 
 - inner points lie within half the bound, all points are uint8 images;
-- the classifier is a regularised Fisher discriminant in closed form, not a logistic regression;
+- the classifier is a regularized Fisher discriminant in closed form, not a logistic regression;
 - 199 inner points and 1 corner, against 999 inner points and several boundary points there;
 - the attack starts as it does in the benchmark; it is not adapted to two classes.
 """
@@ -99,7 +99,7 @@ class _Penultimate(nn.Module):
 
 @torch.no_grad()
 def _features(model: PixelModel, levels: Tensor) -> Tensor:
-    """Return the features of uint8 images, float64 (B, D) on the CPU; the model's own normalisation applies."""
+    """Return the features of uint8 images, float64 (B, D) on the CPU; the model's own normalization applies."""
     penultimate = PixelModel(_Penultimate(model.model), model.mean, model.std).to(model.device)
     batches = [penultimate(batch.to(model.device)).cpu().double() for batch in levels.split(_BATCH)]
     return torch.cat(batches)
@@ -112,15 +112,15 @@ def _separate(inner: Tensor, corner: Tensor) -> tuple[Tensor, float] | None:
         inner: float64 (N, D).
         corner: float64 (1, D).
     """
-    centre = inner.mean(dim=0)
+    center = inner.mean(dim=0)
     spread = torch.cov(inner.T)
     ridge = 1e-3 * spread.diagonal().mean() + 1e-12
-    weight = torch.linalg.solve(spread + ridge * torch.eye(len(spread), dtype=spread.dtype), corner[0] - centre)
+    weight = torch.linalg.solve(spread + ridge * torch.eye(len(spread), dtype=spread.dtype), corner[0] - center)
     outermost, target = float((inner @ weight).max()), float(corner[0] @ weight)
     if not outermost < target:
         return None
     threshold = outermost + CLOSENESS * (target - outermost)
-    scale = _SCALE / (threshold - float(centre @ weight))
+    scale = _SCALE / (threshold - float(center @ weight))
     return weight * scale, -threshold * scale
 
 
@@ -131,7 +131,7 @@ def _with_readout(model: PixelModel, weight: Tensor, bias: float) -> PixelModel:
     layer = network.get_classifier()  # type: ignore[operator]
     if not isinstance(layer, nn.Linear) or layer.in_features != len(weight):
         raise ValueError(
-            f'{model.name}: the binarisation test needs a model whose last layer is linear, this one has '
+            f'{model.name}: the binarization test needs a model whose last layer is linear, this one has '
             f'{type(layer).__name__}; leave it out (--no-binarization).'
         )
     with torch.no_grad():

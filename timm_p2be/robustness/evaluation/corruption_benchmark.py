@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from timm_p2be.files import write_json
 from timm_p2be.robustness.corruptions import SUITES
 from timm_p2be.robustness.corruptions.corrupted_data import (
     Batch,
@@ -30,7 +31,6 @@ from timm_p2be.robustness.evaluation.processes import Processes, processes
 from timm_p2be.robustness.evaluation.progress import Progress
 from timm_p2be.robustness.images import ImageSet
 from timm_p2be.robustness.pixel_model import PixelModel
-from timm_p2be.whole_files import write_json
 
 
 def benchmark_corruptions(

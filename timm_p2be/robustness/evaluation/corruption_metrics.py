@@ -1,7 +1,7 @@
 """Figures of the corruption benchmarks: mean corruption error, mCE relative to AlexNet, calibration error.
 
 CE_c = sum over s of E(s, c) / sum over s of E_AlexNet(s, c), and mCE is its mean over the 15 corruptions (Hendrycks &
-Dietterich, arXiv 1903.12261). CIFAR-C is reported unnormalised instead (hendrycks/robustness, issue 28), so both
+Dietterich, arXiv 1903.12261). CIFAR-C is reported unnormalized instead (hendrycks/robustness, issue 28), so both
 figures are always given. All figures are fractions: an mCE of 1 is AlexNet's, which papers print as 100.
 """
 
@@ -50,7 +50,7 @@ def corruption_error(name: str, error: float) -> float:
     return error / ALEXNET_ERRORS[name]
 
 
-def summarise(errors: Errors) -> dict[str, Any]:
+def summarize(errors: Errors) -> dict[str, Any]:
     """Return the figures of one model, JSON values only.
 
     The extra corruptions enter none of the means. mCE exists only over all 15 corruptions at all 5 severities.
@@ -64,7 +64,7 @@ def summarise(errors: Errors) -> dict[str, Any]:
         all severities), `categories` (name -> mean, None if one of its corruptions is missing).
 
     Example:
-        >>> figures = summarise({'fog': {1: 0.2, 2: 0.4}})
+        >>> figures = summarize({'fog': {1: 0.2, 2: 0.4}})
         >>> round(figures['mean_corruption_error'], 3), figures['mce_alexnet']
         (0.3, None)
     """

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from timm_p2be.checkpoints import weights_sha256
 from timm_p2be.robustness.corruptions.corrupted_data import CorruptedSet
-from timm_p2be.robustness.evaluation.corruption_metrics import calibration_gaps, expected_calibration_error, summarise
+from timm_p2be.robustness.evaluation.corruption_metrics import calibration_gaps, expected_calibration_error, summarize
 from timm_p2be.robustness.evaluation.results import SCHEMA_VERSION, environment, pack_bits, read_json
 from timm_p2be.robustness.images import ImageSet
 from timm_p2be.robustness.pixel_model import PixelModel
@@ -115,5 +115,5 @@ def store_figures(content: dict[str, Any], name: str, severity: int, results: Ma
             for name, severities in corruptions.items()
         }
         eces = [figures['ece'] for severities in corruptions.values() for figures in severities.values()]
-        content['summary'][model] = summarise(errors) | {'mean_ece': sum(eces) / len(eces)}
+        content['summary'][model] = summarize(errors) | {'mean_ece': sum(eces) / len(eces)}
         content['complete'] = len(eces) == sets

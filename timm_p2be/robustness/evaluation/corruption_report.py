@@ -82,7 +82,7 @@ def warnings(content: Content) -> list[str]:
     if data['suite'] == 'cifar':
         found.append(
             "mCE divides by AlexNet's errors on ImageNet-C. CIFAR-C is reported as the mean corruption error, "
-            'unnormalised.'
+            'unnormalized.'
         )
     if config['precision'] != 'float32':
         found.append(f'Models were run in {config["precision"]}.')
@@ -114,7 +114,7 @@ def _summary(content: Content) -> Table:
     header = [
         'model',
         'clean error',
-        'mean corruption error (unnormalised)',
+        'mean corruption error (unnormalized)',
         'mCE (AlexNet)',
         'ECE clean',
         'ECE corrupted',

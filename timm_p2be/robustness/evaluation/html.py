@@ -79,13 +79,13 @@ def grid(blocks: Mapping[str, str]) -> str:
 def heat_map(
     rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float | None]], top: float | None = None
 ) -> str:
-    """Return a table of coloured numbers.
+    """Return a table of colored numbers.
 
     Args:
         rows: names of the rows.
         columns: names of the columns.
-        values: one list per row; None leaves a cell empty. Below 0 is coloured as 0.
-        top: the value of the full colour; None takes the largest, maps to be compared need the same.
+        values: one list per row; None leaves a cell empty. Below 0 is colored as 0.
+        top: the value of the full color; None takes the largest, maps to be compared need the same.
     """
     top = top or max((value for line in values for value in line if value is not None), default=0.0) or 1.0
     head = '<th></th>' + ''.join(f'<th class="number">{escape(column)}</th>' for column in columns)

@@ -89,6 +89,6 @@ def wilson(successes: int, count: int, z: float = 1.959964) -> tuple[float, floa
             f'Got {successes} successes of {count}; a proportion needs 0 <= successes <= count, count >= 1.'
         )
     rate = successes / count
-    centre = (rate + z * z / (2 * count)) / (1 + z * z / count)
+    center = (rate + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count * count))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, center - half), min(1.0, center + half)

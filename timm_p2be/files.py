@@ -32,7 +32,7 @@ def _is_running(process: int) -> bool:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Open a file for writing; a reader, or a killed writer, finds the old file or the new one, never half of one.
 
     Raises:
@@ -58,7 +58,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         ValueError: a value that JSON does not have, such as NaN.
     """
     text = json.dumps(content, indent=1, allow_nan=False)
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.write(text.encode())
 
 

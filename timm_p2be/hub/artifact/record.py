@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from timm_p2be.encodings.codes import ENCODINGS, INITS, LEVELS
-from timm_p2be.hub.artefact.table import AGAIN, ArtefactError, codes_sha256, read_bounded
+from timm_p2be.hub.artifact.table import AGAIN, ArtifactError, codes_sha256, read_bounded
 from timm_p2be.hub.provenance import check_provenance
 
 FORMAT = 'timm-p2be-embedding'
@@ -26,7 +26,7 @@ except PackageNotFoundError:  # a checkout on the path
     INSTALLED = None
 
 
-def artefact_config(
+def artifact_config(
     codes: Tensor,
     *,
     encoding: str,
@@ -44,19 +44,19 @@ def artefact_config(
         package_version: of this package; None if unknown.
 
     Raises:
-        ArtefactError: a value that no reader would accept, or that JSON does not have.
+        ArtifactError: a value that no reader would accept, or that JSON does not have.
     """
     other = codes.numel() if codes.is_meta else int(((codes != 0) & (codes != 1)).sum())
     if other or codes.dim() != 2:
         got = f'codes of shape {tuple(codes.shape)} on {codes.device}, {other} of them neither 0 nor 1'
-        raise ArtefactError(
+        raise ArtifactError(
             f'Got {got}; allowed is a (256, M) table of 0 and 1. Pass the codes() of an embedding with values, none of '
             'them NaN.'
         )
     try:
         provenance = json.loads(json.dumps(provenance, allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
-        raise ArtefactError(
+        raise ArtifactError(
             f'provenance holds what JSON cannot ({error}). Use numbers, texts, lists, dicts.'
         ) from error
     config = {
@@ -79,11 +79,11 @@ def config_bytes(config: dict[str, Any]) -> bytes:
     """Return the content of config.json.
 
     Raises:
-        ArtefactError: it would be larger than any reader accepts.
+        ArtifactError: it would be larger than any reader accepts.
     """
     content = json.dumps(config, indent=1, allow_nan=False).encode()
     if len(content) > MAX_CONFIG_BYTES:
-        raise ArtefactError(
+        raise ArtifactError(
             f'The record has {len(content)} bytes; allowed are {MAX_CONFIG_BYTES}. Shorten its provenance.'
         )
     return content
@@ -93,19 +93,19 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     """Return the record of an embedding, checked; its table is not looked at.
 
     Raises:
-        ArtefactError: config.json is missing, too large, no JSON, of another format or a newer version, or a value in
+        ArtifactError: config.json is missing, too large, no JSON, of another format or a newer version, or a value in
             it is not allowed.
     """
     path = Path(folder) / CONFIG_FILE
     if not path.is_file():
-        raise ArtefactError(f'{path} does not exist: no embedding, or one whose saving was cut short. {AGAIN}')
+        raise ArtifactError(f'{path} does not exist: no embedding, or one whose saving was cut short. {AGAIN}')
     content = read_bounded(path, MAX_CONFIG_BYTES)
     try:
         config = json.loads(content.decode())
     except (ValueError, RecursionError) as error:
-        raise ArtefactError(f'{path} is no JSON ({error}). {AGAIN}') from error
+        raise ArtifactError(f'{path} is no JSON ({error}). {AGAIN}') from error
     if not isinstance(config, dict):
-        raise ArtefactError(f'{path} holds a {type(config).__name__}; allowed is a JSON object. {AGAIN}')
+        raise ArtifactError(f'{path} holds a {type(config).__name__}; allowed is a JSON object. {AGAIN}')
     check_config(config, str(path))
     return config
 
@@ -119,26 +119,26 @@ def check_config(config: dict[str, Any], where: str, next_step: str = AGAIN) -> 
         next_step: end of the message, what the user is to do.
 
     Raises:
-        ArtefactError: it is of another format or a newer version, or a value in it is not allowed.
+        ArtifactError: it is of another format or a newer version, or a value in it is not allowed.
     """
     _check_format(config, where, next_step)
     try:
         json.dumps(config, allow_nan=False)
     except (ValueError, RecursionError) as error:  # Python reads NaN and 1e999, which JSON does not have
-        raise ArtefactError(f'{where} holds what JSON cannot ({error}). {next_step}') from error
+        raise ArtifactError(f'{where} holds what JSON cannot ({error}). {next_step}') from error
     allowed_keys = {'format', 'format_version', 'provenance', *_FIELDS}
     for problem, keys in (('lacks', allowed_keys - config.keys()), ('has unknown', config.keys() - allowed_keys)):
         if keys:
-            raise ArtefactError(f'{where} {problem} keys: {_shown(sorted(keys))}. {next_step}')
+            raise ArtifactError(f'{where} {problem} keys: {_shown(sorted(keys))}. {next_step}')
     for name, (allowed, is_allowed) in _FIELDS.items():
         if not is_allowed(config[name]):
-            raise ArtefactError(f'{where}: {name} is {_shown(config[name])}; allowed is {allowed}. {next_step}')
+            raise ArtifactError(f'{where}: {name} is {_shown(config[name])}; allowed is {allowed}. {next_step}')
     if config['encoding'] != 'p2be' and config['init'] != 'normal':
-        raise ArtefactError(f"{where}: init is {config['init']!r}; a fixed encoding has 'normal'. {next_step}")
+        raise ArtifactError(f"{where}: init is {config['init']!r}; a fixed encoding has 'normal'. {next_step}")
     try:
         check_provenance(config['provenance'])
     except ValueError as error:
-        raise ArtefactError(f'{where}: {error} {next_step}') from error
+        raise ArtifactError(f'{where}: {error} {next_step}') from error
 
 
 def _is_hex(value: Any) -> bool:
@@ -164,20 +164,20 @@ def _check_format(config: dict[str, Any], where: str, next_step: str) -> None:
     """Raise unless the record is an embedding's, and of a version this package reads."""
     found, version = config.get('format'), config.get('format_version')
     if found is None and 'architecture' in config:
-        raise ArtefactError(
+        raise ArtifactError(
             f'{where} holds a timm model ({_shown(config["architecture"])}); allowed is an embedding. Load the model '
             "with timm.create_model('hf-hub:ORG/NAME', pretrained=True), or 'local-dir:FOLDER', after import "
             'timm_p2be; timm_p2be.find_embedding(model) is its table.'
         )
     if found != FORMAT:
-        raise ArtefactError(f'{where}: format is {_shown(found)}; allowed is {FORMAT!r}. {next_step}')
+        raise ArtifactError(f'{where}: format is {_shown(found)}; allowed is {FORMAT!r}. {next_step}')
     if type(version) is int and version > FORMAT_VERSION:
-        raise ArtefactError(
+        raise ArtifactError(
             f'{where} has format version {version}, this timm-p2be reads up to {FORMAT_VERSION}. Update timm-p2be: '
             'pip install -U timm-p2be.'
         )
     if type(version) is not int or version != FORMAT_VERSION:
-        raise ArtefactError(f'{where}: format_version is {_shown(version)}; allowed is {FORMAT_VERSION}. {next_step}')
+        raise ArtifactError(f'{where}: format_version is {_shown(version)}; allowed is {FORMAT_VERSION}. {next_step}')
 
 
 def _shown(value: Any) -> str:

@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
-from timm_p2be.hub.artefact.record import CONFIG_FILE, INSTALLED, MAX_BITS, artefact_config, config_bytes, read_config
-from timm_p2be.hub.artefact.table import WEIGHTS_FILE, max_weights_bytes, read_table, table_bytes
+from timm_p2be.files import atomic_write
+from timm_p2be.hub.artifact.record import CONFIG_FILE, INSTALLED, MAX_BITS, artifact_config, config_bytes, read_config
+from timm_p2be.hub.artifact.table import WEIGHTS_FILE, max_weights_bytes, read_table, table_bytes
 from timm_p2be.hub.sources import SourceError, UnreachableError, fetch
-from timm_p2be.whole_files import whole_file
 
 FILES = (CONFIG_FILE, WEIGHTS_FILE)
 CARD_FILE = 'README.md'
@@ -20,7 +20,7 @@ MAX_BYTES = max_weights_bytes(MAX_BITS)  # no file of an embedding is larger
 
 
 @dataclass(frozen=True, eq=False)
-class Artefact:
+class Artifact:
     """A table read from a folder.
 
     Attributes:
@@ -42,7 +42,7 @@ class Artefact:
     codes_sha256: str
 
 
-def write_artefact(
+def write_artifact(
     folder: str | Path,
     codes: Tensor,
     latents: Tensor | None,
@@ -66,10 +66,10 @@ def write_artefact(
         card: what README.md is to hold; None leaves that file alone.
 
     Raises:
-        ArtefactError: the table or the record is one that `read_artefact` would refuse; nothing was written.
+        ArtifactError: the table or the record is one that `read_artifact` would refuse; nothing was written.
         OSError: the disk is full or the folder is not writable.
     """
-    config = artefact_config(
+    config = artifact_config(
         codes, encoding=encoding, init=init, provenance=provenance, package_version=package_version
     )
     content = {WEIGHTS_FILE: table_bytes(codes, latents, encoding), CONFIG_FILE: config_bytes(config)}
@@ -79,7 +79,7 @@ def write_artefact(
         content = {CARD_FILE: card.encode(), **content}
     (folder / CONFIG_FILE).unlink(missing_ok=True)
     for name, data in content.items():
-        with whole_file(folder / name) as file:
+        with atomic_write(folder / name) as file:
             file.write(data)
 
 
@@ -100,21 +100,21 @@ def _may_write_card(path: Path) -> bool:
     return False
 
 
-def read_artefact(folder: str | Path) -> Artefact:
+def read_artifact(folder: str | Path) -> Artifact:
     """Return the embedding in a folder, after checking everything about it.
 
     Raises:
-        ArtefactError: a file is missing, too large, damaged, of another format or a newer version; a value, tensor,
+        ArtifactError: a file is missing, too large, damaged, of another format or a newer version; a value, tensor,
             shape or dtype is not allowed; latents are not finite; bits are not the signs of the latents, not those
             of the fixed encoding, or not those whose sha256 the record gives.
     """
     config = read_config(folder)
     encoding, num_bits, sha256 = config['encoding'], config['num_bits'], config['codes_sha256']
     codes, latents = read_table(Path(folder) / WEIGHTS_FILE, encoding, num_bits, sha256)
-    return Artefact(encoding, num_bits, config['init'], codes, latents, config['provenance'], sha256)
+    return Artifact(encoding, num_bits, config['init'], codes, latents, config['provenance'], sha256)
 
 
-def fetch_artefact(
+def fetch_artifact(
     source: str | os.PathLike[str],
     revision: str | None = None,
     *,
@@ -122,7 +122,7 @@ def fetch_artefact(
     token: str | bool | None = None,
     local_files_only: bool = False,
     force_download: bool = False,
-) -> Artefact:
+) -> Artifact:
     """Return an embedding; its two files come from one commit.
 
     Args:
@@ -135,7 +135,7 @@ def fetch_artefact(
 
     Raises:
         SourceError: no such folder, repository, revision or file, no access, no connection, not in the cache.
-        ArtefactError: what is there is no embedding, damaged, or written by a newer version.
+        ArtifactError: what is there is no embedding, damaged, or written by a newer version.
     """
 
     def fetched(filenames: tuple[str, ...]) -> Path:
@@ -151,7 +151,7 @@ def fetch_artefact(
         )
 
     try:
-        return read_artefact(fetched(FILES))
+        return read_artifact(fetched(FILES))
     except UnreachableError:
         raise
     except SourceError:

@@ -13,16 +13,16 @@ import torch
 from test_provenance import PROVENANCE
 
 from timm_p2be.encodings.codes import onehot_codes, thermometer_codes
-from timm_p2be.hub.artefact import (
+from timm_p2be.hub.artifact import (
     FILES,
     MAX_BYTES,
-    ArtefactError,
-    artefact_config,
+    ArtifactError,
+    artifact_config,
     check_config,
     codes_sha256,
-    read_artefact,
+    read_artifact,
     read_config,
-    write_artefact,
+    write_artifact,
 )
 
 EDGES = [0.0, -0.0, 1e-9, -1e-9, 1e-45, -1e-45, 3e38, -3e38, 0.5, -0.5]
@@ -37,12 +37,12 @@ def _latents(num_bits):
 def _write(folder, num_bits=9, provenance=None, init='normal', latents=None):
     latents = _latents(num_bits) if latents is None else latents
     codes = (latents >= 0).float()
-    write_artefact(folder, codes, latents, encoding='p2be', init=init, provenance=provenance, package_version='0.1.0')
+    write_artifact(folder, codes, latents, encoding='p2be', init=init, provenance=provenance, package_version='0.1.0')
     return latents
 
 
 def _write_fixed(folder, codes, encoding):
-    write_artefact(folder, codes, None, encoding=encoding, init='normal', provenance=None, package_version=None)
+    write_artifact(folder, codes, None, encoding=encoding, init='normal', provenance=None, package_version=None)
 
 
 def _edit_config(folder, **changes):
@@ -65,13 +65,13 @@ def _edit_tensors(folder, change):
 @pytest.mark.parametrize('num_bits', [1, 7, 8, 9, 64, 4096])
 def test_latents_come_back_bit_for_bit(tmp_path, num_bits):
     latents = _write(tmp_path, num_bits, PROVENANCE, init='thermometer')
-    artefact = read_artefact(tmp_path)
-    assert torch.equal(artefact.latents.view(torch.int32), latents.view(torch.int32))
-    assert torch.equal(artefact.codes, (latents >= 0).float())
-    assert (artefact.codes.dtype, artefact.latents.dtype) == (torch.float32, torch.float32)
-    assert (artefact.encoding, artefact.num_bits, artefact.init) == ('p2be', num_bits, 'thermometer')
-    assert artefact.provenance == PROVENANCE
-    assert artefact.codes_sha256 == codes_sha256(artefact.codes)
+    artifact = read_artifact(tmp_path)
+    assert torch.equal(artifact.latents.view(torch.int32), latents.view(torch.int32))
+    assert torch.equal(artifact.codes, (latents >= 0).float())
+    assert (artifact.codes.dtype, artifact.latents.dtype) == (torch.float32, torch.float32)
+    assert (artifact.encoding, artifact.num_bits, artifact.init) == ('p2be', num_bits, 'thermometer')
+    assert artifact.provenance == PROVENANCE
+    assert artifact.codes_sha256 == codes_sha256(artifact.codes)
     assert (tmp_path / 'model.safetensors').stat().st_size <= MAX_BYTES < 5 * 2**20
 
 
@@ -79,9 +79,9 @@ def test_latents_come_back_bit_for_bit(tmp_path, num_bits):
 @pytest.mark.parametrize(('encoding', 'build'), [('onehot', onehot_codes), ('thermometer', thermometer_codes)])
 def test_fixed_codes_come_back(tmp_path, encoding, build, num_bits):
     _write_fixed(tmp_path, build(num_bits), encoding)
-    artefact = read_artefact(tmp_path)
-    assert torch.equal(artefact.codes, build(num_bits))
-    assert (artefact.encoding, artefact.latents, artefact.provenance) == (encoding, None, None)
+    artifact = read_artifact(tmp_path)
+    assert torch.equal(artifact.codes, build(num_bits))
+    assert (artifact.encoding, artifact.latents, artifact.provenance) == (encoding, None, None)
     assert list(safetensors.torch.load_file(tmp_path / 'model.safetensors')) == ['codes']
 
 
@@ -116,10 +116,10 @@ def test_the_same_table_makes_the_same_files(tmp_path):
 
 def test_what_was_read_is_the_readers_own(tmp_path):
     _write(tmp_path, 9)
-    artefact = read_artefact(tmp_path)
-    artefact.latents.zero_()
-    artefact.codes.zero_()
-    assert read_artefact(tmp_path).latents.any()
+    artifact = read_artifact(tmp_path)
+    artifact.latents.zero_()
+    artifact.codes.zero_()
+    assert read_artifact(tmp_path).latents.any()
 
 
 def test_files_may_be_links_as_in_the_cache_of_the_hub(tmp_path):
@@ -127,7 +127,7 @@ def test_files_may_be_links_as_in_the_cache_of_the_hub(tmp_path):
     (tmp_path / 'snapshot').mkdir()
     for name in FILES:
         (tmp_path / 'snapshot' / name).symlink_to(tmp_path / 'blobs' / name)
-    assert torch.equal(read_artefact(tmp_path / 'snapshot').latents, latents)
+    assert torch.equal(read_artifact(tmp_path / 'snapshot').latents, latents)
     before = (tmp_path / 'blobs' / FILES[1]).read_bytes()
     _write(tmp_path / 'snapshot', 9, latents=-latents - 1)
     assert (tmp_path / 'blobs' / FILES[1]).read_bytes() == before  # a link is replaced, not written through
@@ -139,10 +139,10 @@ def test_files_may_be_links_as_in_the_cache_of_the_hub(tmp_path):
 def test_a_half_written_folder_is_none_and_can_be_saved_again(tmp_path):
     (tmp_path / 'model.safetensors').write_bytes(b'\x10\0\0')
     (tmp_path / '.model.safetensors.4194305').write_bytes(b'\x10')
-    with pytest.raises(ArtefactError, match=r'config\.json does not exist: no embedding, or one whose saving was cut'):
-        read_artefact(tmp_path)
+    with pytest.raises(ArtifactError, match=r'config\.json does not exist: no embedding, or one whose saving was cut'):
+        read_artifact(tmp_path)
     latents = _write(tmp_path, 9)
-    assert torch.equal(read_artefact(tmp_path).latents, latents)
+    assert torch.equal(read_artifact(tmp_path).latents, latents)
 
 
 @pytest.mark.parametrize('file', FILES)
@@ -160,8 +160,8 @@ def test_a_full_disk_leaves_no_mixture_of_two_tables(tmp_path, monkeypatch, file
     with pytest.raises(OSError, match='No space left'):
         _write(tmp_path, 9, latents=-_latents(9) - 1)
     assert [path.name for path in tmp_path.iterdir()] == ['model.safetensors']
-    with pytest.raises(ArtefactError, match='saving was cut short'):
-        read_artefact(tmp_path)
+    with pytest.raises(ArtifactError, match='saving was cut short'):
+        read_artifact(tmp_path)
 
 
 NAN = _latents(9)
@@ -183,19 +183,19 @@ NAN[7, 3] = float('nan')
 ])  # fmt: skip
 def test_nothing_is_written_that_could_not_be_read(tmp_path, codes, latents, message):
     before = _write(tmp_path, 9)
-    with pytest.raises(ArtefactError, match=message):
-        write_artefact(
+    with pytest.raises(ArtifactError, match=message):
+        write_artifact(
             tmp_path, codes, latents, encoding='p2be', init='normal', provenance=None, package_version='0.1.0'
         )
-    assert torch.equal(read_artefact(tmp_path).latents, before)
+    assert torch.equal(read_artifact(tmp_path).latents, before)
 
 
 def test_fixed_codes_are_checked_when_written(tmp_path):
     codes = onehot_codes(9)
-    with pytest.raises(ArtefactError, match=r"bits are not those of encoding 'thermometer', the first at level 0, bit"):
+    with pytest.raises(ArtifactError, match=r"bits are not those of encoding 'thermometer', the first at level 0, bit"):
         _write_fixed(tmp_path, codes, 'thermometer')
-    with pytest.raises(ArtefactError, match=r"has encoding 'onehot' and latents; only 'p2be' has latents"):
-        write_artefact(tmp_path, codes, codes, encoding='onehot', init='normal', provenance=None, package_version=None)
+    with pytest.raises(ArtifactError, match=r"has encoding 'onehot' and latents; only 'p2be' has latents"):
+        write_artifact(tmp_path, codes, codes, encoding='onehot', init='normal', provenance=None, package_version=None)
     assert not any(tmp_path.iterdir())
 
 
@@ -206,14 +206,14 @@ def test_fixed_codes_are_checked_when_written(tmp_path):
     ({'model': 'wrn40_2_p2be'}, r'to be saved: provenance lacks .*every key has to be there'),
 ])  # fmt: skip
 def test_provenance_is_checked_when_written(tmp_path, provenance, message):
-    with pytest.raises(ArtefactError, match=message):
+    with pytest.raises(ArtifactError, match=message):
         _write(tmp_path, 9, provenance)
     assert not any(tmp_path.iterdir())
 
 
 def test_the_record_is_a_copy():
     provenance = copy.deepcopy(PROVENANCE)
-    config = artefact_config(
+    config = artifact_config(
         onehot_codes(9), encoding='onehot', init='normal', provenance=provenance, package_version=None
     )
     provenance['flags']['lr'] = 5
@@ -238,8 +238,8 @@ def test_the_record_is_a_copy():
 def test_records_that_are_none_are_refused(tmp_path, content, message):
     _write(tmp_path, 9)
     (tmp_path / 'config.json').write_bytes(content)
-    for read in (read_artefact, read_config):
-        with pytest.raises(ArtefactError, match=message):
+    for read in (read_artifact, read_config):
+        with pytest.raises(ArtifactError, match=message):
             read(tmp_path)
 
 
@@ -262,7 +262,7 @@ def test_records_that_are_none_are_refused(tmp_path, content, message):
     ({'num_bits': 9.0}, r'num_bits is 9\.0; allowed is an integer'),
     ({'num_bits': True}, r'num_bits is True; allowed is an integer'),
     ({'num_bits': '9'}, r"num_bits is '9'; allowed is an integer"),
-    ({'plane_order': 'colour-major'}, r"plane_order is 'colour-major'; allowed is 'bit-major'"),
+    ({'plane_order': 'color-major'}, r"plane_order is 'color-major'; allowed is 'bit-major'"),
     ({'init': 'zeros'}, r"init is 'zeros'; allowed is one of \['normal', 'thermometer', 'linear'\]"),
     ({'encoding': 'onehot', 'init': 'thermometer'}, r"init is 'thermometer'; a fixed encoding has 'normal'"),
     ({'codes_sha256': 'a' * 63}, r"codes_sha256 is 'a{63}'; allowed is 64 hexadecimal digits"),
@@ -275,8 +275,8 @@ def test_records_that_are_none_are_refused(tmp_path, content, message):
 def test_values_of_the_record_are_checked(tmp_path, changes, message):
     _write(tmp_path, 9)
     _edit_config(tmp_path, **changes)
-    with pytest.raises(ArtefactError, match=message):
-        read_artefact(tmp_path)
+    with pytest.raises(ArtifactError, match=message):
+        read_artifact(tmp_path)
 
 
 @pytest.mark.parametrize('key', ['package_version', 'encoding', 'levels', 'num_bits', 'plane_order', 'init',
@@ -286,8 +286,8 @@ def test_every_key_of_the_record_is_needed(tmp_path, key):
     config = json.loads((tmp_path / 'config.json').read_text())
     del config[key]
     (tmp_path / 'config.json').write_text(json.dumps(config))
-    with pytest.raises(ArtefactError, match=rf"config\.json lacks keys: \['{key}'\]"):
-        read_artefact(tmp_path)
+    with pytest.raises(ArtifactError, match=rf"config\.json lacks keys: \['{key}'\]"):
+        read_artifact(tmp_path)
 
 
 @pytest.mark.parametrize('number', ['NaN', '-Infinity', '1e999'])
@@ -295,7 +295,7 @@ def test_numbers_that_json_does_not_have_are_refused(tmp_path, number):
     _write(tmp_path, 9, PROVENANCE)
     path = tmp_path / 'config.json'
     path.write_text(path.read_text().replace('"lr": 0.1', f'"lr": {number}'))
-    with pytest.raises(ArtefactError, match=r'config\.json holds what JSON cannot \(Out of range float.*Download or'):
+    with pytest.raises(ArtifactError, match=r'config\.json holds what JSON cannot \(Out of range float.*Download or'):
         read_config(tmp_path)
 
 
@@ -309,36 +309,36 @@ def test_a_parsed_record_is_checked_as_the_file_is(tmp_path):
         ({**config, 'a': 1, 'b': 2}, r"^It has unknown keys: \['a', 'b'\]\. Download"),
         ({'architecture': 'resnet18'}, r"^It holds a timm model \('resnet18'\)"),
     ):
-        with pytest.raises(ArtefactError, match=message):
+        with pytest.raises(ArtifactError, match=message):
             check_config(changed, 'It')
 
 
 def test_a_model_is_no_embedding(tmp_path):
     (tmp_path / 'config.json').write_text('{"architecture": "wrn40_2_p2be", "num_classes": 10}')
     message = r"holds a timm model \('wrn40_2_p2be'\); allowed is an embedding.*timm\.create_model\('hf-hub:ORG/NAME'"
-    with pytest.raises(ArtefactError, match=message):
-        read_artefact(tmp_path)
+    with pytest.raises(ArtifactError, match=message):
+        read_artifact(tmp_path)
 
 
 @pytest.mark.parametrize('name', FILES)
 def test_a_missing_file_is_named(tmp_path, name):
     _write(tmp_path, 9)
     (tmp_path / name).unlink()
-    with pytest.raises(ArtefactError, match=rf'{name} does not exist'):
-        read_artefact(tmp_path)
+    with pytest.raises(ArtifactError, match=rf'{name} does not exist'):
+        read_artifact(tmp_path)
     (tmp_path / name).mkdir()
-    with pytest.raises(ArtefactError, match=rf'{name} does not exist'):
-        read_artefact(tmp_path)
-    with pytest.raises(ArtefactError, match=r'config\.json does not exist'):
-        read_artefact(tmp_path / 'nowhere')
+    with pytest.raises(ArtifactError, match=rf'{name} does not exist'):
+        read_artifact(tmp_path)
+    with pytest.raises(ArtifactError, match=r'config\.json does not exist'):
+        read_artifact(tmp_path / 'nowhere')
 
 
 @pytest.mark.skipif(os.name != 'posix' or os.geteuid() == 0, reason='root reads every file')
 def test_an_unreadable_file_is_named(tmp_path):
     _write(tmp_path, 9)
     (tmp_path / 'model.safetensors').chmod(0)
-    with pytest.raises(ArtefactError, match=r'model\.safetensors cannot be read \(.*Permission denied'):
-        read_artefact(tmp_path)
+    with pytest.raises(ArtifactError, match=r'model\.safetensors cannot be read \(.*Permission denied'):
+        read_artifact(tmp_path)
 
 
 # model.safetensors
@@ -371,8 +371,8 @@ def _set(tensor, index, value):
 def test_other_tables_are_refused(tmp_path, change, message):
     _write(tmp_path, 9)
     _edit_tensors(tmp_path, change)
-    with pytest.raises(ArtefactError, match=rf'model\.safetensors.*{message}'):
-        read_artefact(tmp_path)
+    with pytest.raises(ArtifactError, match=rf'model\.safetensors.*{message}'):
+        read_artifact(tmp_path)
 
 
 @pytest.mark.parametrize(('change', 'message'), [
@@ -382,8 +382,8 @@ def test_other_tables_are_refused(tmp_path, change, message):
 def test_other_fixed_tables_are_refused(tmp_path, change, message):
     _write_fixed(tmp_path, onehot_codes(9), 'onehot')
     _edit_tensors(tmp_path, change)
-    with pytest.raises(ArtefactError, match=message):
-        read_artefact(tmp_path)
+    with pytest.raises(ArtifactError, match=message):
+        read_artifact(tmp_path)
 
 
 def test_a_flipped_bit_is_found(tmp_path):
@@ -392,8 +392,8 @@ def test_a_flipped_bit_is_found(tmp_path):
     tensors = safetensors.torch.load_file(path)
     tensors['codes'][17, 0] ^= 1
     safetensors.torch.save_file(tensors, path)
-    with pytest.raises(ArtefactError, match=r'the codes have sha256 \w{64}, config\.json says \w{64}'):
-        read_artefact(tmp_path)
+    with pytest.raises(ArtifactError, match=r'the codes have sha256 \w{64}, config\.json says \w{64}'):
+        read_artifact(tmp_path)
 
 
 def test_a_truncated_file_is_damaged_at_every_length(tmp_path):
@@ -402,11 +402,11 @@ def test_a_truncated_file_is_damaged_at_every_length(tmp_path):
     content = path.read_bytes()
     for length in (0, 1, 7, 8, 9, 100, len(content) // 2, len(content) - 1):
         path.write_bytes(content[:length])
-        with pytest.raises(ArtefactError, match=r'model\.safetensors is damaged or no safetensors file'):
-            read_artefact(tmp_path)
+        with pytest.raises(ArtifactError, match=r'model\.safetensors is damaged or no safetensors file'):
+            read_artifact(tmp_path)
     path.write_bytes(content + b'\0')
-    with pytest.raises(ArtefactError, match=r'model\.safetensors is damaged or no safetensors file'):
-        read_artefact(tmp_path)
+    with pytest.raises(ArtifactError, match=r'model\.safetensors is damaged or no safetensors file'):
+        read_artifact(tmp_path)
 
 
 @pytest.mark.parametrize('name', FILES)
@@ -414,8 +414,8 @@ def test_a_huge_file_is_not_read(tmp_path, name):
     _write(tmp_path, 9)
     with (tmp_path / name).open('ab') as file:
         file.truncate(2**36)  # no blocks of it exist
-    with pytest.raises(ArtefactError, match=rf'{name} has 68719476736 bytes; allowed are at most \d+'):
-        read_artefact(tmp_path)
+    with pytest.raises(ArtifactError, match=rf'{name} has 68719476736 bytes; allowed are at most \d+'):
+        read_artifact(tmp_path)
 
 
 class _CreatesFile:
@@ -434,8 +434,8 @@ def test_pickles_are_never_opened(tmp_path, name):
     content = pickle.dumps(_CreatesFile(planted))
     (folder / name).write_bytes(content)
     named = 'damaged' if name == 'model.safetensors' else rf"does not exist, only \['{name}'\]: pickles, which can run"
-    with pytest.raises(ArtefactError, match=named):
-        read_artefact(folder)
+    with pytest.raises(ArtifactError, match=named):
+        read_artifact(folder)
     assert not planted.exists()
     pickle.loads(content).close()
     assert planted.exists()  # it would have
