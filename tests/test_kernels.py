@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader, Dataset
 
 import timm_p2be
 from timm_p2be import lookup
-from timm_p2be.lookup import code_table, llvm_cpu, llvm_ir, llvm_jit, lookup_conv2d, operators, table_conv2d
+from timm_p2be.lookup import llvm_cpu, llvm_ir, llvm_jit, lookup_conv2d, operators, table_conv2d
+from timm_p2be.lookup.operators import code_table
 from timm_p2be.lookup.window import slide
 from timm_p2be.stem import EncodedConv2d
 

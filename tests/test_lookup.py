@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from timm_p2be.encodings import PixelEmbedding, onehot_codes, thermometer_codes
-from timm_p2be.lookup import convolve_codes, lookup_conv2d
+from timm_p2be.lookup import lookup_conv2d
+from timm_p2be.lookup.plain import convolve_codes
 from timm_p2be.stem import convert
 
 Array = NDArray[np.float64]

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from timm_p2be.lookup import code_table, llvm_cpu, lookup_conv2d, plain, table_conv2d
-from timm_p2be.lookup.operators import SWITCH
+from timm_p2be.lookup import llvm_cpu, lookup_conv2d, plain, table_conv2d
+from timm_p2be.lookup.operators import SWITCH, code_table
 from timm_p2be.lookup.window import slide
 
 # one of each shape that loops are compiled for, and numbers of channels that stems have

@@ -17,10 +17,9 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
 from timm_p2be.lookup import operators
-from timm_p2be.lookup.operators import code_table
 from timm_p2be.lookup.plain import convolve_codes, sum_rows
 
-__all__ = ['code_table', 'convolve_codes', 'lookup_conv2d', 'sum_rows', 'table_conv2d']
+__all__ = ['lookup_conv2d', 'table_conv2d']
 
 
 def lookup_conv2d(
@@ -108,7 +107,7 @@ def table_conv2d(
         ValueError: as `lookup_conv2d`, or a table of another shape.
 
     Example:
-        >>> table = code_table(torch.eye(256), torch.ones(4, 768, 1, 1), 3)
+        >>> table = operators.code_table(torch.eye(256), torch.ones(4, 768, 1, 1), 3)
         >>> table_conv2d(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), table)[0, :, 0, 0]
         tensor([3., 3., 3., 3.])
     """

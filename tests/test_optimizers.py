@@ -188,13 +188,6 @@ def test_checkpoint_of_another_freezing_is_refused(model):
         create(model).load_state_dict(saved)
 
 
-def test_repr_names_both_rules(model):
-    text = repr(create(model))
-    assert text.startswith("SGDP2BE(embedding_sched='follow'")
-    assert '  network: 3 tensors, 13 values, weight_decay=0.0' in text
-    assert '  embedding: 1 tensors, 2,048 values, lr=0.0001 betas=(0.999, 0.999)' in text
-
-
 @pytest.mark.parametrize('name', NETWORK)
 @pytest.mark.parametrize(
     ('kwargs', 'message'),

@@ -372,27 +372,27 @@ def test_bad_arguments_leave_the_model_alone(args, message):
     assert model.pretrained_cfg == cfg
 
 
-@pytest.mark.parametrize(('change', 'message'), [
-    ({'mean': (0.1, 0.2)}, r"Got pretrained_cfg\['mean'\]=\(0.1, 0.2\) in a model of 3 channels; allowed are 3 finite"),
-    ({'mean': None}, r"Got pretrained_cfg\['mean'\]=None"),
-    ({'std': ()}, r"Got pretrained_cfg\['std'\]=\(\)"),
-    ({'mean': (0.1, float('nan'), 0.2)}, r"Got pretrained_cfg\['mean'\]=\(0.1, nan"),
-    ({'std': (1.0, 0.0, 1.0)}, r"Got pretrained_cfg\['std'\]=\[1.0, 0.0, 1.0\]; the values must be positive"),
-    ({'std': (-1.0,)}, 'the values must be positive'),
+@pytest.mark.parametrize('change', [
+    {'mean': (0.1, 0.2)},
+    {'mean': None},
+    {'std': ()},
+    {'mean': (0.1, float('nan'), 0.2)},
+    {'std': (1.0, 0.0, 1.0)},
+    {'std': (-1.0,)},
 ])  # fmt: skip
-def test_a_normalisation_that_does_not_fit(change, message):
+def test_a_normalization_that_does_not_fit(change):
     model = _Network(nn.Conv2d(3, 4, 3))
     model.pretrained_cfg.update(change)
-    conv = model.first
-    with pytest.raises(ValueError, match=message) as error:
+    conv, (name,) = model.first, change
+    with pytest.raises(ValueError, match=rf'(?s){name}.*model of 3 channels.*Set model.pretrained_cfg') as error:
         convert(model, 'p2be', preserve=True)
-    assert str(error.value).endswith("Set model.pretrained_cfg['mean'] and ['std'] to what the model was trained with.")
+    assert repr(change[name]) in str(error.value)
     assert model.first is conv
     assert convert(model, 'p2be').first is not conv  # a fresh stem needs no mean
 
 
 def test_a_model_of_one_channel_does_not_guess_from_three_means():
-    with pytest.raises(ValueError, match=r'in a model of 1 channels; allowed are 1 finite values, or 1 for all'):
+    with pytest.raises(ValueError, match='model of 1 channels; allowed are 1 finite values'):
         convert(timm.create_model('test_resnet', in_chans=1), 'p2be', preserve=True)
     assert normalization({'mean': [0], 'std': [2]}, 3) == ([0.0] * 3, [2.0] * 3)
 
