@@ -34,23 +34,14 @@ def convert(
     stem's function in proportion to the bits that are on, about half of them in thermometer and such P2BE codes.
 
     Args:
-        model: any timm model whose `pretrained_cfg['first_conv']` names one plain convolution of the image. Choose
-            image and patch size before converting.
+        model: any timm model whose `pretrained_cfg['first_conv']` names one plain convolution of the image, which no
+            other layer reads (else `UnsupportedStemError`). Choose image and patch size before converting.
         encoding: 'p2be', 'onehot' or 'thermometer'.
         num_bits: M, code length; at least 9 for a P2BE table that preserves the function.
         init: start of a P2BE table, see `PixelEmbedding`; None is 'normal', the paper's N(0, 1), or 'linear' with
             `preserve`, which needs it.
         preserve: keep the function the model computes; the weights it is to keep must be loaded. A weight-standardized
             convolution becomes a plain one with the standardized weight.
-
-    Returns:
-        The same model.
-
-    Raises:
-        UnsupportedStemError: no first convolution or several, a linear or grouped one, a weight-standardized one
-            without `preserve`, one that does not see the image itself (after space-to-depth, say), or an image that
-            other layers read too.
-        ValueError: another argument that does not fit.
 
     Example:
         >>> import timm

@@ -95,18 +95,12 @@ class EncodedConv2d(LevelStem, nn.Conv2d):
     (m * C + c), the order in which timm's adaptation to another `in_chans` sums the right planes; the paper and
     nutszebra/Pixel-to-Binary-Embedding are color-major (docs/protocol.md).
 
-    Args:
+    Args (others are as of `torch.nn.Conv2d`):
         in_chans: C, colors of the image.
-        out_channels: O, feature maps.
-        kernel_size: int or (height, width), as are `stride`, `padding` and `dilation`.
         encoding: 'p2be', 'onehot' or 'thermometer'.
         num_bits: M, code length.
         init: start of a P2BE table, see `PixelEmbedding`.
-        stride: at least 1.
         padding: may be 'valid' for none, or 'same' for TensorFlow's dynamic padding (timm's `Conv2dSame`).
-        dilation: at least 1.
-        bias: whether there is one.
-        device: of the parameters.
         dtype: of weight and bias; the table stays float32.
 
     Attributes:
@@ -200,9 +194,6 @@ def encoded_stem(model: nn.Module) -> tuple[str, EncodedConv2d | None]:
 
 def find_embedding(model: nn.Module) -> PixelEmbedding:
     """Return the embedding of an encoded model, also through DDP, torch.compile and EMA wrappers.
-
-    Raises:
-        ValueError: the model has no encoded stem, or a folded one.
 
     Example:
         >>> import timm

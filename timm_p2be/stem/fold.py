@@ -72,19 +72,11 @@ def fold(model: nn.Module) -> nn.Module:
     """Return a copy of an encoded model for inference, its codes, first kernel and bias folded into one table.
 
     A batch normalization that alone reads the stem's output, and belongs to the same module as the stem, is folded in
-    as well and gives way to its activation. The copy computes what the model does in eval mode, up to the order of
-    float32 sums; it has neither codes nor first kernel any more, so it cannot be trained on, attacked through its codes
-    or published as an embedding: keep the model. Its state_dict loads into another folded copy of the same model. It
-    can be scripted, exported (`torch.export`) and written as ONNX.
-
-    Args:
-        model: a model with one `EncodedConv2d`, not wrapped by DDP or torch.compile.
-
-    Returns:
-        The copy, in eval mode, on the same device and of the same dtype.
-
-    Raises:
-        ValueError: the model has no encoded stem, or is folded already.
+    as well and gives way to its activation. The copy, in eval mode, computes what the model does there, up to the order
+    of float32 sums; it has neither codes nor first kernel any more, so it cannot be trained on, attacked through its
+    codes or published as an embedding: keep the model. Its state_dict loads into another folded copy of the same model.
+    It can be scripted, exported (`torch.export`) and written as ONNX. A model wrapped by DDP or torch.compile has to be
+    unwrapped first.
 
     Example:
         >>> import timm, timm_p2be

@@ -19,13 +19,10 @@ _SET_CFG = "Set model.pretrained_cfg['mean'] and ['std'] to what the model was t
 
 @torch.no_grad()
 def keep_function(conv: nn.Conv2d, stem: nn.Conv2d, codes: Tensor, cfg: Mapping[str, Any]) -> None:
-    """Set weight and bias of an encoded stem so that it computes on levels what `conv` does on their values.
+    """Set weight and bias of an encoded stem so that it computes on levels what the RGB `conv` does on their values.
 
-    Args:
-        conv: the RGB stem, of C colors, in a model that was trained on normalized images; its bias is taken over.
-        stem: convolution of M C planes, plane m C + c being bit m of color c; otherwise of the shape of `conv`.
-        codes: (256, M) table of `stem`.
-        cfg: the model's `pretrained_cfg`, for mean and std.
+    The two differ in input planes only: plane m C + c of `stem` is bit m, by `codes` (256, M), of color c. `cfg` is the
+    model's `pretrained_cfg`, for mean and std.
     """
     if conv.weight.is_meta:
         raise ValueError('preserve=True needs weights, and these are on the meta device. Load them first.')
