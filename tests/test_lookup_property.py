@@ -248,17 +248,6 @@ def test_passes_and_tiles_change_no_bit(example: Example, dtype: torch.dtype, li
     assert all(torch.equal(one, other) for one, other in zip(whole, parts, strict=True))
 
 
-@settings(derandomize=True, deadline=None, max_examples=20)
-@given(example=examples(min_batch=1), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
-def test_threads_change_no_bit(example: Example, dtype: torch.dtype) -> None:
-    with _threads(1):
-        expected = _loops(example, dtype)
-    for count in (2, 3):
-        with _threads(count):
-            found = _loops(example, dtype)
-        assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
-
-
 @settings(derandomize=True, deadline=None, max_examples=30)
 @given(example=examples(), path=st.sampled_from(['auto', 'plain']))
 def test_a_table_sums_as_its_codes_do(example: Example, path: str) -> None:

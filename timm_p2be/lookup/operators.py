@@ -38,10 +38,6 @@ def code_table(codes: Tensor, weight: Tensor, in_chans: int) -> Tensor:
     """Return what each level adds to an output pixel at each tap of the kernel: T[j, k, :] = W_j^T e_k.
 
     The table is (kh, C, kw, 257, O), float32 (float64 if an argument is); the last row of a tap, that of padding, is 0.
-
-    Example:
-        >>> code_table(torch.eye(256), torch.ones(4, 768, 1, 1), 3)[0, 0, 0, [0, 255, 256], 0]
-        tensor([1., 1., 0.])
     """
     dtype = torch.promote_types(torch.float32, torch.promote_types(codes.dtype, weight.dtype))
     return torch.matmul(F.pad(codes.to(dtype), (0, 0, 0, 1)), taps_of(weight.to(dtype), in_chans))

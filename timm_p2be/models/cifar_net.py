@@ -92,11 +92,8 @@ class CifarNet(nn.Module):
         widths: output channels of stem and stages.
         preact: blocks start with norm and activation: none after the stem, one after the last stage.
         num_classes: classes, 0 for none.
-        in_chans: image channels.
         global_pool: 'avg', 'max', 'avgmax', 'catavgmax', or '' for none.
         drop_rate: dropout before the classifier.
-        device: of the parameters.
-        dtype: of the parameters.
     """
 
     def __init__(

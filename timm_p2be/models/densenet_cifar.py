@@ -46,8 +46,6 @@ class DenseNetBC(CifarNet):
     Args:
         growth_rate: channels every layer adds (k).
         depth: number of weight layers, 6 n + 4.
-        device: of the parameters.
-        dtype: of the parameters.
         **kwargs: of `CifarNet`.
     """
 

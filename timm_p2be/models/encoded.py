@@ -134,16 +134,16 @@ def create_encoded(
     embedding: str | None = None,
     **kwargs: Any,
 ) -> Any:
-    """Return timm's build of the encoded model `variant`.
+    """Return timm's build of the encoded model registered as `variant`.
 
     timm resolves the cfg, loads weights and wraps for `features_only`; inside it, the backbone's own entrypoint builds
     the RGB network. (`build_model_with_cfg` takes any callable for a class.)
 
     Args:
-        variant: registered name.
+        variant: whose weights `pretrained` loads.
         backbone: timm name of the RGB network, with or without a tag.
         encoding: 'p2be', 'onehot' or 'thermometer'.
-        pretrained: load the weights `variant` (not `backbone`) has.
+        pretrained: load weights.
         embedding: P2BE only: table to start from, 'org/name[@revision]' on the Hub or a folder.
         **kwargs: `num_bits` (64, or the table's); for P2BE also `embedding_init` (one of `codes.INITS`) and
             `freeze_embedding` (False); timm's build arguments; everything else goes to the backbone.

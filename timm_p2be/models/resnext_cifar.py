@@ -37,8 +37,6 @@ class ResNeXt(CifarNet):
         depth: number of weight layers, 9 n + 2.
         cardinality: groups of the 3x3 convolutions.
         base_width: channels of a group in the first stage.
-        device: of the parameters.
-        dtype: of the parameters.
         **kwargs: of `CifarNet`.
     """
 

@@ -43,8 +43,6 @@ class WideResNet(CifarNet):
         depth: number of weight layers, 6 n + 4.
         widen_factor: the stages are 16, 32 and 64 times as wide.
         proj_drop_rate: dropout between the two convolutions of every block (the WideResNet paper's dropout).
-        device: of the parameters.
-        dtype: of the parameters.
         **kwargs: of `CifarNet`.
     """
 

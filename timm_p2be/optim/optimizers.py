@@ -44,28 +44,19 @@ def _tensor(entry: Any) -> Any:
 
 
 class EmbeddingOptimizer(torch.optim.Optimizer):
-    """Base of the optimizers with a rule for the network (the subclass's) and AdamW for the pixel embedding's table.
+    """Base of the optimizers with a rule for the network (the subclass's, by `defaults`) and AdamW for the table.
 
     Every `EmbeddingParameter` is moved out of the group it is handed in, into its own group with the settings below;
     that group's own settings (weight decay, timm's layer-wise `lr_scale`) are not taken over, unless it is marked
     `'embedding': True` and so spells out settings for a table. A frozen table is in no group. Without a table this is
     plain SGD or AdamW, so RGB baselines run by the same recipe.
 
-    Args:
-        params: parameters, (name, parameter) pairs or groups, as for any torch optimizer.
-        defaults: settings of the network's rule.
-        embedding_lr: the table's base learning rate.
-        embedding_betas: the table's AdamW coefficients. (0.999, 0.999) is no misprint for (0.9, 0.999): the official
-            code has it too (`docs/protocol.md`).
-        embedding_eps: the table's AdamW epsilon.
-        embedding_weight_decay: the table's decoupled weight decay. The default does nothing in float32, where the
-            factor 1 - 1e-4 * 1e-4 is 1; it is the paper's.
-        embedding_sched: where the table's learning rate comes from: 'follow' takes what the scheduler writes to its
-            group, so it runs the network's schedule from its own base; 'constant' (text of the paper, section IV-B)
-            ignores the schedule; 'cosine' (official code) has a cosine of its own and needs `EmbeddingCosine`.
-
     The defaults of the `embedding_*` settings are the paper's (section IV-B) and those of
-    nutszebra/Pixel-to-Binary-Embedding, cifar_augmix.py.
+    nutszebra/Pixel-to-Binary-Embedding, cifar_augmix.py. (0.999, 0.999) is no misprint for (0.9, 0.999)
+    (`docs/protocol.md`), and such a decay does nothing in float32, where the factor 1 - 1e-4 * 1e-4 is 1.
+    `embedding_sched` says where the table's learning rate comes from: 'follow' takes what the scheduler writes to its
+    group, so it runs the network's schedule from its own base; 'constant' (text of the paper, section IV-B) ignores the
+    schedule; 'cosine' (official code) has a cosine of its own and needs `EmbeddingCosine`.
     """
 
     def __init__(
@@ -126,11 +117,7 @@ class EmbeddingOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Update all parameters that have a gradient, each by its rule, and return the loss of `closure` if given.
-
-        Raises:
-            ValueError: `embedding_sched='cosine'` and no learning rate was set for this step.
-        """
+        """Update all parameters that have a gradient, each by its rule, and return the loss of `closure` if given."""
         sched = self.defaults['embedding_sched']
         # taken before anything is updated, so that an error leaves no half-made step behind
         rates = [take_table_lr(g, sched) if g.get('embedding') else g['lr'] for g in self.param_groups]

@@ -45,9 +45,8 @@ def _table_groups(optimizer: Optimizer) -> list[dict[str, Any]]:
 def learning_rates(optimizer: Optimizer) -> dict[str, float]:
     """Return the learning rates in use, for logs: timm prints the mean over all groups, which is neither of them.
 
-    Returns:
-        'network' (the largest rate of its groups, hence the scheduler's under layer-wise decay) and 'embedding', each
-        only if the optimizer has such a group.
+    They are 'network' (the largest rate of its groups, hence the scheduler's under layer-wise decay) and 'embedding',
+    each only if the optimizer has such a group.
     """
     network = [group['lr'] for group in optimizer.param_groups if not group.get('embedding')]
     sched = optimizer.defaults.get('embedding_sched', 'follow')
@@ -58,15 +57,11 @@ def learning_rates(optimizer: Optimizer) -> dict[str, float]:
 class EmbeddingCosine:
     """Anneals the table's learning rate by a cosine per update, beside whatever schedules the network.
 
-    lr(t) = min_lr + (base - min_lr) (1 + cos(pi t / total_updates)) / 2, as in nutszebra/Pixel-to-Binary-Embedding,
-    cifar_augmix.py; `base` is the optimizer's `embedding_lr`. Create it after loading a checkpoint into the optimizer
+    lr(t) = min_lr + (base - min_lr) (1 + cos(pi t / total_updates)) / 2 after t updates, then `min_lr`, as in
+    nutszebra/Pixel-to-Binary-Embedding, cifar_augmix.py; `base` is the `embedding_lr` of the optimizer, which must have
+    been created with `embedding_sched='cosine'`. Create it after loading a checkpoint into the optimizer
     and call `step_update` after every update with the number of updates so far, like timm's schedulers; it has no state
     to save. Without a table it does nothing.
-
-    Args:
-        optimizer: optimizer created with `embedding_sched='cosine'`.
-        total_updates: length of the cosine in optimizer updates, at least 1; later updates keep `min_lr`.
-        min_lr: final learning rate, at most the base.
 
     Example:
         >>> import timm_p2be.optim

@@ -30,19 +30,14 @@ class _NoImageGradient(torch.autograd.Function):
 
 
 class LevelStem:
-    """Mixin of the modules that stand in for a first convolution; names are those of `torch.nn.Conv2d`.
+    """Mixin of the modules that stand in for a first convolution; names are those of `torch.nn.Conv2d`."""
 
-    Attributes:
-        in_chans: C, colors of the image.
-        same_padding: whether padding is TensorFlow's dynamic 'same', whatever `padding` says.
-    """
-
-    in_chans: int
+    in_chans: int  # C, colors of the image
     kernel_size: Any
     stride: Any
     padding: Any
     dilation: Any
-    same_padding: bool
+    same_padding: bool  # TensorFlow's dynamic 'same', whatever `padding` says
     _range_checks: int
 
     def read_levels(self, images: Tensor) -> Tensor:
@@ -95,17 +90,10 @@ class EncodedConv2d(LevelStem, nn.Conv2d):
     (m * C + c), the order in which timm's adaptation to another `in_chans` sums the right planes; the paper and
     nutszebra/Pixel-to-Binary-Embedding are color-major (docs/protocol.md).
 
-    Args (others are as of `torch.nn.Conv2d`):
+    Args (others are as of `torch.nn.Conv2d`, or of `PixelEmbedding`):
         in_chans: C, colors of the image.
-        encoding: 'p2be', 'onehot' or 'thermometer'.
-        num_bits: M, code length.
-        init: start of a P2BE table, see `PixelEmbedding`.
         padding: may be 'valid' for none, or 'same' for TensorFlow's dynamic padding (timm's `Conv2dSame`).
-        dtype: of weight and bias; the table stays float32.
-
-    Attributes:
-        weight: (O, M C, kh, kw) kernel, N(0, sqrt(2 / (kh kw O))) at the start (docs/protocol.md).
-        embedding: the `PixelEmbedding`.
+        dtype: of weight (O, M C, kh, kw) and bias; the table, `embedding`, stays float32.
 
     Example:
         >>> EncodedConv2d(3, 16, 3, padding=1)(torch.rand(2, 3, 8, 8)).shape
@@ -145,7 +133,7 @@ class EncodedConv2d(LevelStem, nn.Conv2d):
         self._range_checks = 0
 
     def reset_parameters(self) -> None:
-        """Draw the kernel from N(0, sqrt(2 / (kh kw O))), which does not depend on M, and zero the bias."""
+        """Draw the kernel from N(0, sqrt(2 / (kh kw O))), whatever M (docs/protocol.md), and zero the bias."""
         nn.init.kaiming_normal_(self.weight, mode='fan_out', nonlinearity='relu')
         if self.bias is not None:
             nn.init.zeros_(self.bias)
@@ -171,9 +159,6 @@ class EncodedConv2d(LevelStem, nn.Conv2d):
 
 def encoded_stem(model: nn.Module) -> tuple[str, EncodedConv2d | None]:
     """Return name and module of a model's encoded stem, also through wrappers; ('', None) for one of pixel values.
-
-    Raises:
-        ValueError: the stem has been folded into a table, which has lost its codes.
 
     Example:
         >>> import timm

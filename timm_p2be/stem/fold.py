@@ -17,20 +17,9 @@ from timm_p2be.stem.encoded_conv import EncodedConv2d, LevelStem, encoded_stem
 
 @register_notrace_module
 class FoldedConv2d(LevelStem, nn.Module):
-    """First convolution over pixel codes with codes, kernel and bias folded into one table; for inference.
+    """First convolution over pixel codes with codes, kernel and bias folded into one table; for inference."""
 
-    Attributes:
-        table: (kh, C, kw, 257, O): what a level adds to an output pixel at each tap; row 256 of a tap belongs to
-            padding. The first tap's rows contain the bias.
-
-    Example:
-        >>> stem = EncodedConv2d(3, 16, 3, padding=1)
-        >>> images = torch.rand(1, 3, 8, 8)
-        >>> torch.allclose(FoldedConv2d(stem)(images), stem(images), atol=1e-5)
-        True
-    """
-
-    table: Tensor
+    table: Tensor  # as of `code_table`, but that the first tap's rows contain the bias
 
     def __init__(self, stem: EncodedConv2d, dtype: torch.dtype | None = None) -> None:
         super().__init__()
@@ -107,12 +96,10 @@ def fold(model: nn.Module) -> nn.Module:
 
 
 def _only_reader(model: nn.Module, stem: EncodedConv2d, parent: nn.Module) -> str | None:
-    """Return the name in `parent` of a batch normalization that is the only reader of the stem's output, if any.
-
-    One forward decides: the norm's input must be the stem's output itself, and the autograd graph must have a single
-    edge to it, so that no addition or concatenation reads it too. A norm in another module stays, since the
-    module may be asked for what it gets (the first feature level of pre-activation networks).
-    """
+    """Return the name in `parent` of a batch normalization that is the only reader of the stem's output, if any."""
+    # One forward decides: the norm's input must be the stem's output itself, and the autograd graph must have a single
+    # edge to it, so that no addition or concatenation reads it too. A norm in another module stays, since the
+    # module may be asked for what it gets (the first feature level of pre-activation networks).
     marked: list[Tensor] = []
     nodes: list[Any] = []
     readers: list[str] = []
