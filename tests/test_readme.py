@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
 HUB = (ROOT / 'docs' / 'hub.md').read_text(encoding='utf-8')
 COMMANDS = (
-    'python3 -m venv .venv && .venv/bin/pip install -q -e . && .venv/bin/python train_scripts/quickstart.py',
+    "python3 -m venv .venv && .venv/bin/pip install -q -e '.[robustness]' "
+    '&& .venv/bin/python train_scripts/quickstart.py',
     "python3 -m venv .venv && .venv/bin/pip install -q -e '.[test]' && .venv/bin/python -m pytest",
 )
 

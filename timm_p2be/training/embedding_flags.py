@@ -40,33 +40,25 @@ def resolve_embedding_flags(args: argparse.Namespace, explicit: set[str], learne
     Raises:
         ValueError: a flag on the command line that does not apply.
     """
-    inapplicable = _inapplicable(args, learned, trainable)
-    for reason in dict.fromkeys(inapplicable.values()):
-        if wrong := [flag_name(name) for name, why in inapplicable.items() if why == reason and name in explicit]:
-            raise ValueError(f'{", ".join(wrong)}: {reason}')
-    dropped = [name for name in inapplicable if getattr(args, name) is not None]
-    for name in inapplicable:
-        setattr(args, name, None)
-    for name, default in EMBEDDING_DEFAULTS.items():
-        without = name == 'p2be_min_lr' and args.p2be_sched != 'cosine'
-        if name not in inapplicable and not without and getattr(args, name) is None:
-            setattr(args, name, default)
-    return dropped
-
-
-def _inapplicable(args: argparse.Namespace, learned: bool, trainable: bool) -> dict[str, str]:
-    """Return the flags that do not apply, with the reason."""
+    reasons: dict[str, str] = {}
     if not learned:
-        return dict.fromkeys(EMBEDDING_DEFAULTS, _no_table(args))
-    reasons = {}
-    if args.p2be_embedding:
-        reasons['p2be_init'] = f'the table is that of --p2be-embedding {args.p2be_embedding}; leave the flag out.'
-    if not trainable:
-        reasons |= dict.fromkeys(TRAINED_ONLY, f'the table of {args.model} is frozen; leave the flags out.')
+        reasons = dict.fromkeys(EMBEDDING_DEFAULTS, _no_table(args))
+    elif not trainable:
+        reasons = dict.fromkeys(TRAINED_ONLY, f'the table of {args.model} is frozen; leave the flags out.')
     elif not args.opt.lower().endswith('p2be'):
         one_rule = f'--opt {args.opt} has one rule for all parameters; use --opt sgdp2be or adamwp2be.'
-        reasons |= dict.fromkeys(TABLE_RULE, one_rule)
-    return reasons
+        reasons = dict.fromkeys(TABLE_RULE, one_rule)
+    if learned and args.p2be_embedding:
+        reasons['p2be_init'] = f'the table is that of --p2be-embedding {args.p2be_embedding}; leave the flag out.'
+    if wrong := [name for name in reasons if name in explicit]:
+        raise ValueError(f'{", ".join(map(flag_name, wrong))}: {reasons[wrong[0]]}')
+    dropped = [name for name in reasons if getattr(args, name) is not None]
+    for name, default in EMBEDDING_DEFAULTS.items():
+        if name in reasons or (name == 'p2be_min_lr' and args.p2be_sched != 'cosine'):
+            setattr(args, name, None)
+        elif getattr(args, name) is None:
+            setattr(args, name, default)
+    return dropped
 
 
 def _no_table(args: argparse.Namespace) -> str:
