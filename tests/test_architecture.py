@@ -14,16 +14,17 @@ PACKAGE = ROOT / 'timm_p2be'
 # layer -> the layers of timm_p2be it may import; a layer is a top-level module or sub-package, '' is __init__.py
 ALLOWED: dict[str, set[str]] = {
     'files': set(),
+    'extras': set(),
     'checkpoints': set(),
     'encodings': {'hub', 'files'},
     'lookup': set(),
     'losses': set(),
     'optim': {'encodings'},
-    'data': set(),
+    'data': {'extras', 'files'},
     'stem': {'encodings', 'lookup'},
     'models': {'encodings', 'hub', 'stem', 'files'},
     'task': {'encodings', 'losses', 'stem'},
-    'robustness': {'checkpoints', 'encodings', 'stem', 'files'},
+    'robustness': {'checkpoints', 'encodings', 'extras', 'stem', 'files'},
     '': {'encodings', 'lookup', 'losses', 'stem', 'optim', 'models', 'robustness'},  # registers and re-exports
     'hub': {'checkpoints', 'encodings', 'models', 'robustness', 'stem', 'files', ''},
     'training': {
@@ -31,6 +32,7 @@ ALLOWED: dict[str, set[str]] = {
         'cli',
         'data',
         'encodings',
+        'extras',
         'hub',
         'optim',
         'robustness',
