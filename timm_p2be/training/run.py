@@ -55,10 +55,6 @@ _logger = logging.getLogger('train')
 class Run:
     """A training run: everything that `main` builds, and the loop over epochs.
 
-    Args:
-        arguments: parsed command line.
-        stopping: tells whether a signal asked to stop.
-
     Raises:
         ValueError: flags, data or checkpoint are wrong; nothing has been written then.
     """
@@ -66,9 +62,10 @@ class Run:
     def __init__(self, arguments: Arguments, stopping: StopSignal) -> None:
         self.args = args = arguments.args
         device = building.build_device(args, arguments.explicit)
-        for note in [*arguments.notes, *settle_source(args, arguments.explicit)]:
-            if is_primary(args):
+        if is_primary(args):
+            for note in arguments.notes:
                 _logger.info(note)
+        settle_source(args, arguments.explicit)
         checkpoint = read_checkpoint(args.resume, args) if args.resume else None
         random_seed(args.seed, args.rank)
         model = building.build_model(args, arguments.explicit, device)
