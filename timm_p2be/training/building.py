@@ -143,9 +143,7 @@ def _settle_table(args: argparse.Namespace, explicit: set[str], embedding: Pixel
         given = args.model_kwargs.get('embedding_init')
         if given or args.pretrained or args.initial_checkpoint:
             if 'p2be_init' in explicit and args.p2be_init != given:
-                raise ValueError(
-                    '--p2be-init: weights or --model-kwargs bring a table already; leave the flag out.'
-                )
+                raise ValueError('--p2be-init: weights or --model-kwargs bring a table already; leave the flag out.')
             args.p2be_init = embedding.init
         elif embedding.init != args.p2be_init:
             embedding.init = args.p2be_init
