@@ -155,7 +155,7 @@ def test_a_worker_that_a_signal_ended_does_not_hide_the_stop(data: Path, tmp_pat
         yield
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('epoch.Progress.timed', broken)
+        patch.setattr(Progress, 'timed', broken)
         assert train.main(command(data, tmp_path / 'run')) == 143
     assert (tmp_path / 'run' / 'recovery-0-0.pth.tar').exists()
 

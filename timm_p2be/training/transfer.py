@@ -83,19 +83,7 @@ class Table:
 
 
 class Transfer:
-    """The runs of one experiment.
-
-    Args:
-        targets: name to flags of train.py.
-        tables: name to table; 'own' comes on top.
-        model: network of every run.
-        modes: of 'learned' and 'fixed'.
-        seeds: of the runs.
-        output: folder of runs and results.
-
-    Raises:
-        ValueError: flags of a target that train.py does not take, or that apply to no run.
-    """
+    """The runs of one experiment: every target's flags of train.py, every table and the recipe's own start."""
 
     def __init__(
         self,
@@ -108,11 +96,6 @@ class Transfer:
     ) -> None:
         self.targets, self.tables, self.model, self.output = targets, tables, model, output
         self.cells = [Cell(*cell) for cell in itertools.product(targets, (OWN, *tables), modes, seeds)]
-        for target, words in targets.items():
-            fixed = _applying(words, own=True, learned=False)
-            if 'learned' not in modes and fixed != words:
-                unused = ' '.join(word for word in words if word not in fixed)
-                raise ValueError(f'target {target}: {unused}: for a table that is trained; --mode has fixed only.')
         for cell in self.cells:
             if cell.seed == seeds[0]:
                 _check_flags(cell.target, self.words(cell))
@@ -128,11 +111,7 @@ class Transfer:
         return words
 
     def run(self, cell: Cell) -> dict[str, Any]:
-        """Return the outcome of one run, made now unless it is finished already.
-
-        Raises:
-            Failed: train.py failed, or moved a fixed table.
-        """
+        """Return the outcome of one run, made now unless it is finished already, or raise Failed."""
         folder, words = self.output / str(cell), self.words(cell)
         outcome = folder / 'outcome.json'
         digest = None if cell.table == OWN else self.tables[cell.table].description()['codes_sha256']
@@ -231,15 +210,15 @@ def load_tables(texts: Sequence[str], file: Path) -> dict[str, Table]:
 
     Args:
         texts: arguments of --table.
-        file: tables.json among the runs, where earlier calls wrote theirs down; see `save_tables`.
+        file: tables.json among the runs, where the first call wrote down what it found.
 
     Raises:
-        ValueError: a bad name, a source that cannot be loaded, or another table than the one of earlier runs.
+        ValueError: a bad name, a source that cannot be loaded, or another table than that of an earlier call.
     """
+    known = json.loads(file.read_text(encoding='utf-8')) if file.is_file() else {}
     tables = {}
     for name, source in _named(texts, '=', 'NAME=FOLDER or NAME=org/name@revision').items():
-        begun = any(file.parent.glob(f'*-{name}-*'))
-        earlier = _saved(file).get(name, {}) if begun else {}
+        earlier = known.get(name, {})
         same = earlier.get('source') == source
         place = earlier['pinned'] if same else pinned(source)
         tables[name] = Table(source, place, PixelEmbedding.from_pretrained(place))
@@ -252,13 +231,10 @@ def load_tables(texts: Sequence[str], file: Path) -> dict[str, Table]:
 
 
 def save_tables(tables: dict[str, Table], file: Path) -> None:
-    """Bring the file that `load_tables` reads up to date."""
+    """Write, or bring up to date, the file that `load_tables` reads."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, {**_saved(file), **{name: table.description() for name, table in tables.items()}})
-
-
-def _saved(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text(encoding='utf-8')) if file.is_file() else {}
+    known = json.loads(file.read_text(encoding='utf-8')) if file.is_file() else {}
+    write_json(file, {**known, **{name: table.description() for name, table in tables.items()}})
 
 
 def _named(texts: Sequence[str], separator: str, form: str) -> dict[str, str]:
