@@ -28,16 +28,10 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        argv: what follows the command's name; the arguments of this process when None.
+    """Run the command line `argv`, by default that of this process.
 
     Returns:
         Exit code: the subcommand's, 1 when nobody reads the output any more, or 2 when no subcommand was named.
-
-    Raises:
-        SystemExit: 2 for wrong usage, 0 for `--help` and `--version`, or what a script run by `run` exits with.
 
     Example:
         >>> main([])  # prints the help

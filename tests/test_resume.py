@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import TINY, VIEWS, assert_equal, assert_same_state, checkpoint, command, summary, write_images
+from runs import TINY, VIEWS, assert_equal, assert_same_state, checkpoint, command, summary
 
 from timm_p2be.training import run as train
 
@@ -17,11 +17,6 @@ pytestmark = [
     pytest.mark.filterwarnings('ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning'),
 ]
 TWO_EPOCHS = (*VIEWS, '--epochs', '2')
-
-
-@pytest.fixture(scope='module')
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_images(tmp_path_factory.mktemp('images'))
 
 
 @pytest.fixture(scope='module')

@@ -8,6 +8,7 @@ import torch
 from timm.task import ClassificationTask
 from torch import Tensor, nn
 
+from timm_p2be.encodings import PixelEmbedding
 from timm_p2be.losses import REDUCTIONS, jensen_shannon, smoothness_loss
 from timm_p2be.stem import find_embedding
 
@@ -69,7 +70,12 @@ class P2BETask(ClassificationTask):
         self.reduction = reduction
         self.num_views = num_views
         # in a tuple, so that the task does not list the embedding a second time among its own modules
-        self._embedding = (_learned_embedding(model, smoothness),)
+        self._embedding = (learned_embedding(model),)
+        if smoothness > 0 and self._embedding[0] is None:
+            raise ValueError(
+                f'Got smoothness={smoothness!r}, but {type(model).__name__} has no learned table (pixel values, onehot '
+                'and thermometer have none); pass smoothness=0.'
+            )
         self._labels_checked = False
         if verbose:
             _logger.info(f'{type(self).__name__}: {self.extra_repr()}')
@@ -132,19 +138,10 @@ class P2BETask(ClassificationTask):
         )
 
 
-def _learned_embedding(model: nn.Module, smoothness: float) -> nn.Module | None:
-    """Return the model's embedding if its table is learned (frozen or not); else raise if a smoothness needs one."""
+def learned_embedding(model: nn.Module) -> PixelEmbedding | None:
+    """Return the embedding of a model whose table is learned, frozen or not, else None."""
     try:
         embedding = find_embedding(model)
     except ValueError:
-        found = 'reads pixel values'
-    else:
-        if embedding.weight is not None:
-            return embedding
-        found = f'has a fixed {embedding.encoding} table'
-    if smoothness > 0:
-        raise ValueError(
-            f'Got smoothness={smoothness!r}, but {type(model).__name__} {found}: only a learned p2be table can be '
-            'smoothed. Pass smoothness=0.'
-        )
-    return None
+        return None
+    return None if embedding.weight is None else embedding

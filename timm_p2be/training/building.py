@@ -17,8 +17,7 @@ from timm.utils import NativeScaler, init_distributed_device, is_primary
 from torch import nn
 
 from timm_p2be.encodings import PixelEmbedding
-from timm_p2be.stem import find_embedding
-from timm_p2be.task import P2BETask
+from timm_p2be.task import P2BETask, learned_embedding
 from timm_p2be.training.embedding_flags import EMBEDDING_DEFAULTS, resolve_embedding_flags
 from timm_p2be.training.memory import keep_freed_memory
 
@@ -55,15 +54,6 @@ def build_device(args: argparse.Namespace, explicit: set[str]) -> torch.device:
     if is_primary(args) and args.amp and args.amp_dtype == 'float16' and kind == 'cpu':
         _logger.warning('float16 gradients underflow without the loss scaling of GPUs; use --amp-dtype bfloat16.')
     return device
-
-
-def learned_embedding(model: nn.Module) -> PixelEmbedding | None:
-    """Return the embedding of a model with a learned table, frozen or not, else None."""
-    try:
-        embedding = find_embedding(model)
-    except ValueError:
-        return None
-    return None if embedding.weight is None else embedding
 
 
 def build_model(args: argparse.Namespace, explicit: set[str], device: torch.device) -> nn.Module:
