@@ -7,13 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from timm_p2be.extras import require
 from timm_p2be.files import atomic_write, write_json
 from timm_p2be.robustness.corruptions import SEVERITIES, SUITES, corrupt
 from timm_p2be.robustness.corruptions.corrupted_arrays import CorruptedArrays, open_array
@@ -28,6 +28,8 @@ from timm_p2be.robustness.corruptions.corrupted_data import (
 from timm_p2be.robustness.corruptions.corrupted_folders import CorruptedFolders, corruption_folders
 from timm_p2be.robustness.evaluation.results import environment
 from timm_p2be.robustness.images import ImageSet
+
+cv2 = require('cv2', extra='robustness')
 
 
 def open_corrupted(
