@@ -130,6 +130,14 @@ def p2be_data() -> Path:
 
 
 @pytest.fixture(scope='session')
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image folder with 24 and 8 random images of two classes."""
+    from runs import write_images
+
+    return write_images(tmp_path_factory.mktemp('images'))
+
+
+@pytest.fixture(scope='session')
 def train_parser() -> argparse.ArgumentParser:
     """The argument parser of train.py."""
     from timm_p2be.training.arguments import build_parser

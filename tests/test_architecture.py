@@ -53,7 +53,6 @@ LEFT_WORDS = (
     'robustness.attacks.sharing',
     'robustness.corruptions',
     'robustness.evaluation',
-    'training.transfer_inputs',
 )
 
 

@@ -94,13 +94,11 @@ def no_neighbor_stays_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, 'neighbor', raising=False)
 
 
-@pytest.mark.parametrize('args', [['--version'], ['--help'], ['run', '--help']])
-def test_help_and_version_exit_0(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(args)
-    assert stop.value.code == 0
-    expected = f'timm-p2be {timm_p2be.__version__}\n' if args == ['--version'] else 'usage: timm-p2be'
-    assert capsys.readouterr().out.startswith(expected)
+def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    """Help and usage errors of the whole command are tested in test_core_only.py."""
+    with pytest.raises(SystemExit, match='0'):
+        main(['--version'])
+    assert capsys.readouterr().out == f'timm-p2be {timm_p2be.__version__}\n'
 
 
 def test_a_reader_that_leaves_early_is_no_error() -> None:
@@ -113,39 +111,39 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
     assert child.returncode == 1
 
 
-def test_no_subcommand_prints_the_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, 'argv', ['timm-p2be'])
-    assert main() == 2
-    assert 'Run a Python script' in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ('args', 'words'),
+    [
+        (['run'], 'Got no SCRIPT; https://github.com/huggingface/pytorch-image-models'),
+        (['run', 'validate.py', '--model', 'wrn40_2_p2be'], 'validate.py not a file'),
+        (['run', '.'], "'.', not a file"),
+        (['run', '--unknown', 'script.py'], 'unrecognized arguments: --unknown'),
+        (['train', '--unknown'], 'timm-p2be train: error: unrecognized'),
+    ],
+)
+def test_wrong_usage_exits_2(
+    args: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _script(tmp_path, '')
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match='2'):
+        main(args)
+    said = capsys.readouterr().err
+    assert not [word for word in words.split() if word not in said]
 
 
 @pytest.mark.parametrize(
-    ('args', 'got'),
-    [
-        (['run'], 'Got no SCRIPT;'),
-        (['run', 'validate.py', '--model', 'wrn40_2_p2be'], "Got SCRIPT 'validate.py', which is not a file;"),
-        (['run', '.'], "Got SCRIPT '.', which is not a file;"),
-    ],
+    'start', [['-m', 'timm_p2be.training'], [LAUNCHERS['console'][0], 'train']], ids=['module', 'console']
 )
-def test_missing_script_is_refused(
-    args: list[str], got: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as stop:
-        main(args)
-    assert stop.value.code == 2
-    message = capsys.readouterr().err
-    assert f'timm-p2be run: error: {got} allowed is the path of a Python script.' in message
-    assert 'https://github.com/huggingface/pytorch-image-models' in message
-
-
-@pytest.mark.parametrize('args', [['walk'], ['--unknown'], ['run', '--unknown', 'script.py']])
-def test_other_wrong_usage_exits_2(args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _script(tmp_path, '')
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as stop:
-        main(args)
-    assert stop.value.code == 2
+def test_training_is_started_both_ways(start: list[str], tmp_path: Path) -> None:
+    """As `train_scripts/train.py`, which the tests of training start; each names itself."""
+    done = _start(sys.executable, *start, '-c', 'cifar10', '--data-dir', str(tmp_path / 'nowhere'), '--dataset', '')
+    assert done.returncode == 2
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith(
+        'timm-p2be train: error: ' if start[-1] == 'train' else 'python -m timm_p2be.training: error: '
+    )
+    assert 'nowhere: no such folder' in said
 
 
 def test_script_sees_what_python_gives_it(report_script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,5 @@
-"""The recipes: their values are those of the table in docs/protocol.md, and every key is a flag of train.py."""
+"""The recipes: their values are those of the table in docs/protocol.md; test_arguments.py parses them."""
 
-import argparse
 import re
 from pathlib import Path
 from typing import Any
@@ -57,18 +56,8 @@ def _table() -> dict[str, dict[str, Any]]:
     }
 
 
-@pytest.fixture(scope='module')
-def flags(train_parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
-    return {action.dest: action for action in train_parser._actions}
-
-
-def test_table_and_folder_hold_the_same_recipes() -> None:
-    assert set(_table()) == set(RECIPES)
-
-
-@pytest.mark.parametrize('name', RECIPES)
-def test_values_are_those_of_the_protocol(name: str) -> None:
-    assert _flat(_load(name)) == _table()[name]
+def test_values_are_those_of_the_protocol() -> None:
+    assert _table() == {name: _flat(_load(name)) for name in RECIPES}
 
 
 def test_every_row_is_set_by_some_recipe() -> None:
@@ -76,22 +65,6 @@ def test_every_row_is_set_by_some_recipe() -> None:
     set_somewhere = {key for name in RECIPES for key in _flat(_load(name))}
     table = text[text.index('| flag |') :].split('\n\n')[0]
     assert {row.split('|')[1].strip() for row in table.splitlines()[2:]} == set_somewhere
-
-
-@pytest.mark.parametrize('name', RECIPES)
-def test_every_key_is_a_flag_that_takes_the_value(name: str, flags: dict[str, argparse.Action]) -> None:
-    for key, value in _load(name).items():
-        assert key in flags, f'{name}.yaml sets {key}, which train.py does not know'
-        action = flags[key]
-        if isinstance(action, argparse._StoreTrueAction):
-            assert isinstance(value, bool)
-        elif isinstance(value, dict):
-            assert key == 'opt_kwargs'
-        else:
-            for entry in value if isinstance(value, list) else [value]:
-                # YAML values bypass argparse's type: 1e-4 without a dot would arrive as text
-                assert isinstance(entry, str) == (action.type in (str, None)), f'{key}: {entry!r}'
-                assert action.choices is None or entry in action.choices
 
 
 @pytest.mark.parametrize('name', RECIPES)

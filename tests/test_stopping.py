@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import VIEWS, assert_same_state, checkpoint, command, summary, write_images
+from runs import VIEWS, assert_same_state, checkpoint, command, summary
 from torch import Tensor
 
 from timm_p2be.training import run as train
@@ -21,17 +21,12 @@ from timm_p2be.training.epoch import Trainer
 from timm_p2be.training.progress import Progress
 from timm_p2be.training.stopping import StopSignal
 
-ROOT = Path(__file__).parents[1]
+SCRIPT = str(Path(__file__).parents[1] / 'train_scripts' / 'train.py')
 pytestmark = [
     pytest.mark.filterwarnings('ignore:unclosed file:ResourceWarning'),  # timm's readers leave images open
     pytest.mark.filterwarnings('ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning'),
 ]
 FLAGS = (*VIEWS, '--epochs', '2', '--sched-on-updates')
-
-
-@pytest.fixture(scope='module')
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_images(tmp_path_factory.mktemp('images'))
 
 
 @pytest.fixture(scope='module')
@@ -155,20 +150,19 @@ def test_a_worker_that_a_signal_ended_does_not_hide_the_stop(data: Path, tmp_pat
         yield
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('epoch.Progress.timed', broken)
+        patch.setattr(Progress, 'timed', broken)
         assert train.main(command(data, tmp_path / 'run')) == 143
     assert (tmp_path / 'run' / 'recovery-0-0.pth.tar').exists()
 
 
-@pytest.mark.parametrize(
-    ('number', 'code'), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
-)
-def test_signal_to_the_whole_process_group(data: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
-    """As a terminal and a batch system send it: loader workers get it too."""
-    output = tmp_path / 'run'
-    words = command(data, output, *VIEWS, '--epochs', '1000', '--workers', '2', '--log-interval', '1')
+def stopped(command: list[str], number: signal.Signals) -> tuple[int, str]:
+    """Send a signal to the whole group of a run, as a terminal and a batch system do, after its second update.
+
+    Returns:
+        Exit code, and what was said from then on.
+    """
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / 'train_scripts' / 'train.py'), *words],
+        [sys.executable, *command],
         env={**os.environ, 'OMP_NUM_THREADS': '1'},
         stderr=subprocess.PIPE,
         text=True,
@@ -176,23 +170,43 @@ def test_signal_to_the_whole_process_group(data: Path, tmp_path: Path, number: s
     )
     try:
         assert process.stderr is not None
-        head = []
         for line in process.stderr:
-            head.append(line)
             if line.startswith('Train: 0 [   2/3]'):
                 break
         os.killpg(process.pid, number)
-        rest = process.stderr.read()
-        assert process.wait(timeout=120) == code, ''.join(head) + rest
+        said = process.stderr.read()
+        return process.wait(timeout=120), said
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        process.stderr.close()
-    assert f'Stopped by {number.name}; go on with --resume {output}/recovery-' in rest
-    assert 'Traceback' not in rest
+        process.stderr.close()  # type: ignore[union-attr]
+
+
+ENDLESS = (*VIEWS, '--epochs', '1000', '--log-interval', '1')
+
+
+@pytest.mark.parametrize(
+    ('number', 'code'), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
+def test_signal_to_the_whole_process_group(data: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
+    """Loader workers get it too."""
+    output = tmp_path / 'run'
+    ended, said = stopped([SCRIPT, *command(data, output, *ENDLESS, '--workers', '2')], number)
+    assert ended == code, said
+    assert f'Stopped by {number.name}; go on with --resume {output}/recovery-' in said
+    assert 'Traceback' not in said
     (recovery,) = output.glob('recovery-*.pth.tar')
     assert checkpoint(recovery)['args'].position['count'] > 0
+
+
+@pytest.mark.slow
+def test_torchrun_stops_all_processes_together(data: Path, tmp_path: Path) -> None:
+    words = command(data, tmp_path / 'run', *ENDLESS, '--workers', '1', '--batch-size', '4')
+    launcher = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
+    _, said = stopped([*launcher, '-m', 'timm_p2be.training', *words], signal.SIGTERM)
+    assert 'Stopped by SIGTERM' in said
+    assert len(list((tmp_path / 'run').glob('recovery-*.pth.tar'))) == 1
 
 
 def test_exploding_weights_stop_the_run(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -244,34 +258,3 @@ def test_weights_broken_by_the_last_update_are_not_saved(data: Path, tmp_path: P
         for flags in ((), ('--val-split', '')):
             assert train.main(command(data, output, *FLAGS, *flags)) == 1
             assert checkpoint(output / 'last.pth.tar')['epoch'] == 0
-
-
-@pytest.mark.slow
-def test_torchrun_stops_all_processes_together(data: Path, tmp_path: Path) -> None:
-    output = tmp_path / 'run'
-    words = command(
-        data, output, *VIEWS, '--epochs', '1000', '--workers', '1', '--batch-size', '4', '--log-interval', '1'
-    )
-    launcher = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
-    process = subprocess.Popen(
-        [*launcher, str(ROOT / 'train_scripts' / 'train.py'), *words],
-        env={**os.environ, 'OMP_NUM_THREADS': '1'},
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if line.startswith('Train: 0 [   2/3]'):
-                break
-        os.killpg(process.pid, signal.SIGTERM)
-        rest = process.stderr.read()
-        process.wait(timeout=120)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        process.stderr.close()
-    assert 'Stopped by SIGTERM' in rest
-    assert len(list(output.glob('recovery-*.pth.tar'))) == 1

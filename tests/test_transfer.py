@@ -13,13 +13,15 @@ import pytest
 import torch
 import yaml
 from hub_server import HubServer
+from PIL import Image
 from runs import CPU, SHORT, write_images
 
 from timm_p2be import PixelEmbedding
 from timm_p2be.checkpoints import read_checkpoint
-from timm_p2be.training import transfer, transfer_inputs
-from timm_p2be.training.transfer_report import columns, markdown, picture
+from timm_p2be.training import transfer
+from timm_p2be.training.transfer_report import markdown, picture
 
+SCRIPT = Path(__file__).parents[1] / 'train_scripts' / 'transfer.py'
 OUTCOMES: list[dict[str, Any]] = [
     {'target': 'cifar10', 'table': table, 'mode': mode, 'seed': seed, 'error': error}
     for table, mode, seed, error in (
@@ -124,7 +126,6 @@ def test_flags_of_the_table_go_to_the_runs_that_they_apply_to(tmp_path: Path, ta
 @pytest.mark.parametrize(
     ('flags', 'more', 'message'),
     [
-        ('--p2be-lr 0.01 --p2be-min-lr 1e-4', '--mode fixed', '--p2be-lr 0.01 --p2be-min-lr 1e-4: for a table that is'),
         ('--model-kwargs embedding=a/b', '', 'names a table or freezes it'),
         ('-c freeze.yaml', '--mode learned', 'names a table or freezes it'),
         ('--hflop 1', '', 'train.py refuses its flags'),
@@ -150,7 +151,7 @@ def test_sigterm_stops_the_run_where_the_same_command_goes_on(tmp_path: Path) ->
     run = output / 'noise-own-learned-42'
     argv = _argv(write_images(tmp_path / 'data'), tmp_path, output, '--mode', 'learned')
     argv[1] = argv[1].replace('--epochs 1', '--epochs 30 --checkpoint-hist 1')
-    command = [sys.executable, str(Path(transfer.__file__)), *argv[:2], *argv[4:]]  # no table
+    command = [sys.executable, str(SCRIPT), *argv[:2], *argv[4:]]  # no table
     environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -179,14 +180,12 @@ def test_sigterm_stops_the_run_where_the_same_command_goes_on(tmp_path: Path) ->
 def test_a_table_of_the_hub_is_one_commit_for_all_runs(hub: HubServer, tmp_path: Path) -> None:
     first = hub.put('someone/table', published.embedding(tmp_path / 'one', 8))
     file, texts = tmp_path / 'out' / 'tables.json', ['given=hf-hub:someone/table']
-    tables = transfer_inputs.load_tables(texts, file)
+    tables = transfer.load_tables(texts, file)
     assert tables['given'].pinned == f'someone/table@{first}'
-    transfer_inputs.record_tables(tables, file)
-    second = hub.put('someone/table', published.embedding(tmp_path / 'two', 8, seed=1))
-    assert transfer_inputs.load_tables(texts, file)['given'].pinned == f'someone/table@{second}'  # nothing was run yet
-    (file.parent / 'noise-given-fixed-1').mkdir()
-    again = transfer_inputs.load_tables(texts, file)
-    assert again['given'].record() == tables['given'].record()
+    transfer.save_tables(tables, file)
+    hub.put('someone/table', published.embedding(tmp_path / 'two', 8, seed=1))
+    again = transfer.load_tables(texts, file)
+    assert again['given'].description() == tables['given'].description()
     targets = {'noise': ['--data-dir', 'data']}
     experiment = transfer.Transfer(targets, again, 'wrn10_2_p2be', ['learned'], [1, 2], file.parent)
     given = [experiment.words(cell) for cell in experiment.cells if cell.table == 'given']
@@ -197,13 +196,12 @@ def test_a_name_stays_with_its_table(tmp_path: Path) -> None:
     published.embedding(tmp_path / 'one', 8)
     published.embedding(tmp_path / 'two', 8, seed=1)
     file = tmp_path / 'out' / 'tables.json'
-    transfer_inputs.record_tables(transfer_inputs.load_tables([f'given={tmp_path / "one"}'], file), file)
-    (file.parent / 'noise-given-fixed-1').mkdir()
+    transfer.save_tables(transfer.load_tables([f'given={tmp_path / "one"}'], file), file)
     with pytest.raises(ValueError, match=r"Table 'given': runs in .* another table of this name, from .*one; choose"):
-        transfer_inputs.load_tables([f'given={tmp_path / "two"}'], file)
+        transfer.load_tables([f'given={tmp_path / "two"}'], file)
     published.embedding(tmp_path / 'one', 8, seed=1)
     with pytest.raises(ValueError, match='choose another name or another --output'):
-        transfer_inputs.load_tables([f'given={tmp_path / "one"}'], file)
+        transfer.load_tables([f'given={tmp_path / "one"}'], file)
 
 
 def test_a_failing_run_names_its_log(tmp_path: Path, table: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -212,42 +210,28 @@ def test_a_failing_run_names_its_log(tmp_path: Path, table: Path, capsys: pytest
 
 
 @pytest.mark.parametrize(
-    ('text', 'message'),
+    ('texts', 'words'),
     [
-        ('cifar10', 'write .NAME: FLAGS'),
-        ('cifar10:', 'write .NAME: FLAGS'),
-        ('a/b: -c r.yaml', 'letters, digits'),
-        ('a: -c r.yaml --seed 3', '--seed is set by'),
-        ('a: -c r.yaml --model=wrn40_2', '--model is set by'),
+        (['cifar10'], 'write NAME: FLAGS'),
+        (['cifar10:'], 'write NAME: FLAGS'),
+        (['a/b: -c r.yaml'], 'letters digits'),
+        (['a: -c r.yaml --seed 3'], '--seed set by'),
+        (['a: -c r.yaml --model=wrn40_2'], '--model set by'),
+        (['a: -c r.yaml', 'a: -c s.yaml'], "'a' already"),
+        (['a=x', 'a=y'], "'a' already"),
+        (['own=x'], "'own' already"),
+        (['a'], 'write NAME=FOLDER'),
+        (['a-b=x'], 'letters digits'),  # a-b, c and a, b-c would share a folder
     ],
 )
-def test_bad_targets(text: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        transfer_inputs.parse_targets([text])
-
-
-def test_names_are_unique() -> None:
-    with pytest.raises(ValueError, match='Two targets'):
-        transfer_inputs.parse_targets(['a: -c r.yaml', 'a: -c s.yaml'])
-    with pytest.raises(ValueError, match='there already'):
-        transfer_inputs.parse_tables(['a=x', 'a=y'])
-    with pytest.raises(ValueError, match='there already'):
-        transfer_inputs.parse_tables(['own=x'])
-    with pytest.raises(ValueError, match='write NAME=FOLDER'):
-        transfer_inputs.parse_tables(['a'])
-    with pytest.raises(ValueError, match='letters, digits and _ only'):
-        transfer_inputs.parse_tables(['a-b=x'])  # a-b, c and a, b-c would share a folder
-
-
-@pytest.mark.parametrize('words', ['--seeds 1 1', '--mode fixed fixed'])
-def test_a_run_counts_once(words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match='2'):
-        transfer.main(['--target', 'a: -c r.yaml', *words.split()])
-    assert f'{words}: a value twice is one run' in capsys.readouterr().err
+def test_bad_targets_and_tables(texts: list[str], words: str, tmp_path: Path) -> None:
+    is_table = '=' in texts[0].partition(':')[0] or words.endswith('FOLDER')
+    with pytest.raises(ValueError, match='.*'.join(words.split())):
+        transfer.load_tables(texts, tmp_path / 'tables.json') if is_table else transfer.parse_targets(texts)
 
 
 def test_a_table_that_is_none_is_wrong_usage(tmp_path: Path) -> None:
-    command = [sys.executable, str(Path(transfer.__file__)), '--target', 'a: --epochs 1', '--table', f'b={tmp_path}']
+    command = [sys.executable, str(SCRIPT), '--target', 'a: --epochs 1', '--table', f'b={tmp_path}']
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert 'transfer.py: error:' in done.stderr
@@ -255,16 +239,17 @@ def test_a_table_that_is_none_is_wrong_usage(tmp_path: Path) -> None:
 
 
 def test_table_of_results() -> None:
-    assert columns(OUTCOMES) == [('own', 'learned'), ('imagenet', 'fixed')]
     head, _, own, imagenet = markdown(OUTCOMES).splitlines()
     assert head == '| table | cifar10, learned | cifar10, fixed | seeds |'
     assert own == '| own | 11.00 ± 1.41 | - | 2 |'
     assert imagenet == '| imagenet | - | 9.50 | 1 |'
 
 
-def test_picture_marks_every_seed() -> None:
-    drawn = picture(OUTCOMES, 'title').convert('RGB')
-    colors = {color for _, color in drawn.getcolors(maxcolors=100000) or []}
-    assert {(0x2B, 0x6C, 0xB0), (0xC0, 0x56, 0x21)} <= colors
-    fewer = picture([OUTCOMES[0], *OUTCOMES[2:]], 'title').convert('RGB')
-    assert drawn.tobytes() != fewer.tobytes()
+def test_picture_marks_every_seed(tmp_path: Path) -> None:
+    def drawn(outcomes: list[dict[str, Any]]) -> Image.Image:
+        picture(outcomes, 'title', tmp_path / 'picture.png')
+        return Image.open(tmp_path / 'picture.png').convert('RGB')
+
+    every = drawn(OUTCOMES)
+    assert {(0x2B, 0x6C, 0xB0), (0xC0, 0x56, 0x21)} <= {color for _, color in every.getcolors(maxcolors=100000) or []}
+    assert every.tobytes() != drawn([OUTCOMES[0], *OUTCOMES[2:]]).tobytes()

@@ -160,8 +160,6 @@ def test_flips_before_cropping() -> None:
 
 
 def test_bad_arguments() -> None:
-    with pytest.raises(ValueError, match='size=0'):
-        zero_padded_crop(0)
     with pytest.raises(ValueError, match='padding=-1'):
         zero_padded_crop(32, padding=-1)
     with pytest.raises(ValueError, match=r'hflip=1\.5; it is a probability'):

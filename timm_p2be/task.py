@@ -8,6 +8,7 @@ import torch
 from timm.task import ClassificationTask
 from torch import Tensor, nn
 
+from timm_p2be.encodings import PixelEmbedding
 from timm_p2be.losses import REDUCTIONS, jensen_shannon, smoothness_loss
 from timm_p2be.stem import find_embedding
 
@@ -28,14 +29,10 @@ class P2BETask(ClassificationTask):
         reduction: 'mean' or 'sum' of the smoothness loss, see `smoothness_loss`.
         num_views: V: 3 for AugMix (clean, mixed, mixed), 1 for plain images.
         criterion: loss of the clean view; None is cross-entropy.
-        criterion_kwargs: arguments of timm.loss.create_classification_loss if `criterion` is None, for example
-            {'smoothing': 0.1}.
+        criterion_kwargs: of timm.loss.create_classification_loss if `criterion` is None, as {'smoothing': 0.1}.
         device: of the task.
         dtype: of the task.
         verbose: log the objective.
-
-    Raises:
-        ValueError: a weight, reduction or number of views out of range, or a smoothness without a learned table.
 
     Example:
         >>> import timm
@@ -73,7 +70,12 @@ class P2BETask(ClassificationTask):
         self.reduction = reduction
         self.num_views = num_views
         # in a tuple, so that the task does not list the embedding a second time among its own modules
-        self._embedding = (_learned_embedding(model, smoothness),)
+        self._embedding = (learned_embedding(model),)
+        if smoothness > 0 and self._embedding[0] is None:
+            raise ValueError(
+                f'Got smoothness={smoothness!r}, but {type(model).__name__} has no learned table (pixel values, onehot '
+                'and thermometer have none); pass smoothness=0.'
+            )
         self._labels_checked = False
         if verbose:
             _logger.info(f'{type(self).__name__}: {self.extra_repr()}')
@@ -90,9 +92,6 @@ class P2BETask(ClassificationTask):
             'loss' to call backward on; 'output', the (B, K) logits of the clean view, so that it lines up with the
             first B labels; and the unweighted parts as detached float32 scalars: 'ce', 'jsd' (0 with one view) and
             'smoothness' (0 without a learned table). loss = ce + alpha jsd + lambda smoothness.
-
-        Raises:
-            ValueError: images and labels do not fit `num_views`.
         """
         batch = self._clean_batch(input, target)
         return self.objective(self.trainable_module(input), target[:batch])
@@ -103,10 +102,8 @@ class P2BETask(ClassificationTask):
         ce = self.criterion(clean.float(), labels)
         jsd = jensen_shannon(logits, self.num_views) if self.num_views > 1 else ce.new_zeros(())
         # read outside the model's forward: DistributedDataParallel still reduces the table's whole gradient, once
-        embedding = self._embedding[0]
-        if embedding is None:
-            roughness = ce.new_zeros(())
-        else:
+        roughness = ce.new_zeros(())
+        if (embedding := self._embedding[0]) is not None:
             roughness = smoothness_loss(cast(Tensor, embedding.weight), self.reduction)
         loss = ce
         if self.alpha > 0:
@@ -124,13 +121,13 @@ class P2BETask(ClassificationTask):
                 f'Got {len(images)} images and {len(labels)} labels with num_views={self.num_views}; allowed are '
                 f'{self.num_views} * B images, one view after another, and B labels or {self.num_views} * B.'
             )
-        if not self._labels_checked and len(labels) == len(images):
-            # only the first batch: the comparison waits for the device
-            if not (labels.unflatten(0, (self.num_views, batch)) == labels[:batch]).all():
-                raise ValueError(
-                    f'Got {len(images)} images whose labels are not {self.num_views} times the same; they are no '
-                    f'{self.num_views} views of {batch} images. Stack the views one after another, or use num_views=1.'
-                )
+        # only the first batch: the comparison waits for the device
+        repeated = len(labels) != len(images) or self._labels_checked
+        if not (repeated or (labels.unflatten(0, (self.num_views, batch)) == labels[:batch]).all()):
+            raise ValueError(
+                f'Got {len(images)} images whose labels are not {self.num_views} times the same; they are no '
+                f'{self.num_views} views of {batch} images. Stack the views one after another, or use num_views=1.'
+            )
         self._labels_checked = True
         return batch
 
@@ -141,19 +138,10 @@ class P2BETask(ClassificationTask):
         )
 
 
-def _learned_embedding(model: nn.Module, smoothness: float) -> nn.Module | None:
-    """Return the model's embedding if its table is learned (frozen or not); else raise if a smoothness needs one."""
+def learned_embedding(model: nn.Module) -> PixelEmbedding | None:
+    """Return the embedding of a model whose table is learned, frozen or not, else None."""
     try:
         embedding = find_embedding(model)
     except ValueError:
-        found = 'reads pixel values'
-    else:
-        if embedding.weight is not None:
-            return embedding
-        found = f'has a fixed {embedding.encoding} table'
-    if smoothness > 0:
-        raise ValueError(
-            f'Got smoothness={smoothness!r}, but {type(model).__name__} {found}: only a learned p2be table can be '
-            'smoothed. Pass smoothness=0.'
-        )
-    return None
+        return None
+    return None if embedding.weight is None else embedding

@@ -38,13 +38,6 @@ def run_script(script: Path, args: Sequence[str]) -> None:
     Processes that the script spawns load it under the name `__mp_main__`, as they do after `python script`. They have
     not imported this package, unless they unpickle something of it: data loading does not need it.
 
-    Args:
-        script: the file that becomes `__main__`; its absolute path is `sys.argv[0]`, its folder leads `sys.path`.
-        args: `sys.argv[1:]` of the script.
-
-    Raises:
-        SystemExit: the script exits.
-
     Example:
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as folder:

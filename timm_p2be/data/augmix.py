@@ -47,20 +47,14 @@ class AugMix:
     its own level from U(0.1, severity). Areas moved in from outside are black.
 
     Randomness comes from `numpy.random.default_rng(torch.initial_seed())`, built at the first image a process sees and
-    again whenever `torch.initial_seed()` has changed. A `DataLoader` gives every worker its own torch seed, so workers
-    differ, and runs with equal seeds and worker counts are equal; loaders whose workers outlive an epoch carry the
-    stream on. Calling `torch.manual_seed` with the seed already in force does not restart the stream: a new instance
-    does. Neither torch's nor numpy's global generator is advanced. Instances can be pickled and survive a fork; the
-    stream is not part of the pickle.
+    again whenever that seed has changed: a `DataLoader` gives every worker its own, so workers differ, and runs with
+    equal seeds and worker counts are equal. No global generator is advanced. The stream is not part of a pickle.
 
     Args:
         severity: upper end of the level, in (0, 10]; the paper has 3 for 32x32 images and 1 for ImageNet.
         width: number of chains, at least 1.
         depth: operations in each chain, at least 1, or -1 to draw 1, 2 or 3 for each chain.
         alpha: parameter of the Dirichlet and Beta distributions, above 0.
-
-    Raises:
-        ValueError: an argument is outside its range.
 
     Example:
         >>> AugMix(severity=1)(Image.new('RGB', (32, 32))).size
@@ -70,9 +64,9 @@ class AugMix:
     def __init__(self, severity: float = 3, width: int = 3, depth: int = -1, alpha: float = 1.0) -> None:
         if not 0 < severity <= MAX_LEVEL:
             raise ValueError(f'Got severity={severity!r}; it must be above 0 and at most 10 (3 for 32x32 images).')
-        if not isinstance(width, int) or width < 1:
-            raise ValueError(f'Got width={width!r}; it must be an integer of at least 1 (the paper uses 3).')
-        if not isinstance(depth, int) or (depth < 1 and depth != -1):
+        if width < 1:
+            raise ValueError(f'Got width={width!r}; it must be at least 1 (the paper uses 3).')
+        if depth < 1 and depth != -1:
             raise ValueError(f'Got depth={depth!r}; it must be at least 1, or -1 to draw 1 to 3 for each chain.')
         if not (alpha > 0 and math.isfinite(alpha)):
             raise ValueError(f'Got alpha={alpha!r}; it must be a finite number above 0 (the paper uses 1).')
@@ -90,28 +84,16 @@ class AugMix:
         return {**self.__dict__, '_generator': None, '_source': None}
 
     def __call__(self, image: ImageT) -> ImageT:
-        """Return an augmented copy of `image`.
-
-        Args:
-            image: PIL image of mode RGB or L, or uint8 array (H, W, 3), (H, W, 1) or (H, W).
-
-        Returns:
-            A new image of the same kind, mode and size.
-
-        Raises:
-            ValueError: another mode, dtype or shape, or an empty image.
-        """
+        """Return an augmented copy of a PIL image (RGB or L) or uint8 array (H, W, 3), (H, W, 1) or (H, W)."""
         if isinstance(image, Image.Image):
-            if image.mode not in ('RGB', 'L') or 0 in image.size:
-                raise ValueError(
-                    f'Got a PIL image of mode {image.mode!r} and size {image.size}; AugMix takes non-empty RGB and L '
-                    "images. Use image.convert('RGB')."
-                )
+            if image.mode not in ('RGB', 'L'):
+                raise ValueError(f"Got a PIL image of mode {image.mode!r}; AugMix takes RGB and L: convert('RGB').")
             return Image.fromarray(mix(np.asarray(image), self.draw(self._current_generator())))
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or not _is_image_shape(image.shape):
+            got = f'{getattr(image, "dtype", "")} {type(image).__name__} of shape {getattr(image, "shape", None)}'
             raise ValueError(
-                f'Got {_describe(image)}; AugMix takes a PIL image or a uint8 array of shape (H, W, 3), (H, W, 1) or '
-                '(H, W). Convert float images by rounding 255 x, and tensors by permute(1, 2, 0).numpy().'
+                f'Got a {got}; AugMix takes a PIL image or a uint8 array of shape (H, W, 3), (H, W, 1) or (H, W). '
+                'Convert float images by rounding 255 x, and tensors by permute(1, 2, 0).numpy().'
             )
         pixels = np.ascontiguousarray(image)
         flat = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
@@ -146,15 +128,7 @@ class AugMix:
 
 
 def mix(pixels: Pixels, mixture: Mixture) -> Pixels:
-    """Return the mixture of an image and its chains, rounded half up.
-
-    Args:
-        pixels: contiguous uint8 array (H, W, 3) or (H, W).
-        mixture: the choices of `AugMix.draw`.
-
-    Returns:
-        A new uint8 array of the same shape.
-    """
+    """Return the mixture of a contiguous uint8 image (H, W, 3) or (H, W) and its chains, rounded half up."""
     weights = mixture.weights
     total = np.multiply(pixels, weights[0], dtype=np.float32)
     for weight, chain in zip(weights[1:], mixture.chains, strict=True):
@@ -168,9 +142,3 @@ def mix(pixels: Pixels, mixture: Mixture) -> Pixels:
 
 def _is_image_shape(shape: tuple[int, ...]) -> bool:
     return 0 not in shape and (len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3)))
-
-
-def _describe(image: object) -> str:
-    if isinstance(image, np.ndarray):
-        return f'an array of dtype {image.dtype} and shape {image.shape}'
-    return f'an object of type {type(image).__name__}'

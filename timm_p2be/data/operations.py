@@ -13,6 +13,7 @@ small images takes a fraction of the time of their PIL counterparts (benchmarks/
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,45 +101,27 @@ def _rotate(pixels: Pixels, level: float, negative: bool) -> Pixels:
 
 def _affine(pixels: Pixels, matrix: tuple[float, float, float, float, float, float]) -> Pixels:
     image = Image.fromarray(pixels)
-    moved = image.transform(image.size, Image.Transform.AFFINE, matrix, resample=Image.Resampling.BILINEAR)
-    return np.asarray(moved)
+    return np.asarray(image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR))
 
 
-def _shear_x(pixels: Pixels, level: float, negative: bool) -> Pixels:
-    """Shear along x by +-0.03 level."""
+def _shear(pixels: Pixels, level: float, negative: bool, axis: int) -> Pixels:
+    """Shear along an axis (0: y, 1: x) by +-0.03 level."""
     amount = level * 0.3 / MAX_LEVEL
-    return _affine(pixels, (1, -amount if negative else amount, 0, 0, 1, 0))
+    across = -amount if negative else amount
+    return _affine(pixels, (1, across, 0, 0, 1, 0) if axis else (1, 0, 0, across, 1, 0))
 
 
-def _shear_y(pixels: Pixels, level: float, negative: bool) -> Pixels:
-    """Shear along y by +-0.03 level."""
-    amount = level * 0.3 / MAX_LEVEL
-    return _affine(pixels, (1, 0, 0, -amount if negative else amount, 1, 0))
-
-
-def _translate_x(pixels: Pixels, level: float, negative: bool) -> Pixels:
-    """Translate along x by +-int(level width / 30) pixels; the bilinear filter is the identity at whole pixels."""
-    amount = int(level * (pixels.shape[1] / 3) / MAX_LEVEL)
+def _translate(pixels: Pixels, level: float, negative: bool, axis: int) -> Pixels:
+    """Move along an axis by +-int(level side / 30) pixels; the bilinear filter is the identity at whole pixels."""
+    amount = int(level * (pixels.shape[axis] / 3) / MAX_LEVEL)
     if amount == 0:
         return pixels
     moved = np.zeros_like(pixels)
+    source, target = pixels.swapaxes(0, axis), moved.swapaxes(0, axis)  # views
     if negative:
-        moved[:, amount:] = pixels[:, :-amount]
+        target[amount:] = source[:-amount]
     else:
-        moved[:, :-amount] = pixels[:, amount:]
-    return moved
-
-
-def _translate_y(pixels: Pixels, level: float, negative: bool) -> Pixels:
-    """Translate along y by +-int(level height / 30) pixels."""
-    amount = int(level * (pixels.shape[0] / 3) / MAX_LEVEL)
-    if amount == 0:
-        return pixels
-    moved = np.zeros_like(pixels)
-    if negative:
-        moved[amount:] = pixels[:-amount]
-    else:
-        moved[:-amount] = pixels[amount:]
+        target[:-amount] = source[amount:]
     return moved
 
 
@@ -148,8 +131,8 @@ OPERATIONS: dict[str, Operation] = {
     'posterize': _posterize,
     'rotate': _rotate,
     'solarize': _solarize,
-    'shear_x': _shear_x,
-    'shear_y': _shear_y,
-    'translate_x': _translate_x,
-    'translate_y': _translate_y,
+    'shear_x': partial(_shear, axis=1),
+    'shear_y': partial(_shear, axis=0),
+    'translate_x': partial(_translate, axis=1),
+    'translate_y': partial(_translate, axis=0),
 }

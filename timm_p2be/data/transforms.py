@@ -21,18 +21,10 @@ def zero_padded_crop(size: int, padding: int = 4, hflip: float = 0.5) -> Compose
         padding: black pixels added on each side before cropping, at least 0.
         hflip: probability of the horizontal flip, in [0, 1].
 
-    Returns:
-        A torchvision `Compose` that takes and returns PIL images.
-
-    Raises:
-        ValueError: an argument is outside its range.
-
     Example:
         >>> zero_padded_crop(32)(Image.new('RGB', (32, 32))).size
         (32, 32)
     """
-    if size < 1:
-        raise ValueError(f'Got size={size!r}; the crop needs at least 1 pixel, 32 for CIFAR.')
     if padding < 0:
         raise ValueError(f'Got padding={padding!r}; it must be 0 or more pixels, 4 for CIFAR.')
     if not 0 <= hflip <= 1:
@@ -43,19 +35,15 @@ def zero_padded_crop(size: int, padding: int = 4, hflip: float = 0.5) -> Compose
 class MultiView:
     """Return a clean view and `num_views - 1` independently augmented views of each image.
 
-    A transform like any other, so it works for map-style and for streamed (iterable) timm datasets, whereas
-    `timm.data.AugMixDataset` indexes the dataset it wraps. Assign it to `dataset.transform`, after `create_loader` has
-    set its own. `timm.data.loader.fast_collate`, which timm's loaders use with their prefetcher on (the default), turns
-    the tuples into one batch (num_views * B, C, H, W) with all first views first, then all second views, and repeats
-    the targets alike; PyTorch's default collate function would return a list of views instead.
+    A transform like any other, so it works for streamed timm datasets too, whereas `timm.data.AugMixDataset` indexes
+    the dataset it wraps. Assign it to `dataset.transform`, after `create_loader` has set its own. The collate function
+    of timm's loaders (prefetcher on, the default) turns the tuples into one batch (num_views * B, C, H, W), all first
+    views first, and repeats the targets alike; PyTorch's own would return a list of views.
 
     Args:
         primary: PIL image to PIL image; its result (one crop and flip, say) is shared by all views.
         augment: PIL image to PIL image; called once for each view but the first, never for `num_views=1`.
         num_views: views of each image, at least 1; the paper's losses take 3.
-
-    Raises:
-        ValueError: `num_views` is below 1.
 
     Example:
         >>> from timm_p2be.data import AugMix
@@ -65,7 +53,7 @@ class MultiView:
     """
 
     def __init__(self, primary: ImageTransform, augment: ImageTransform, num_views: int = 3) -> None:
-        if not isinstance(num_views, int) or num_views < 1:
+        if num_views < 1:
             raise ValueError(f'Got num_views={num_views!r}; it must be at least 1 (3: a clean and two AugMix views).')
         self.primary = primary
         self.augment = augment
@@ -75,11 +63,7 @@ class MultiView:
         return f'MultiView(primary={self.primary}, augment={self.augment}, num_views={self.num_views})'
 
     def __call__(self, image: Image.Image) -> tuple[NDArray[np.uint8], ...]:
-        """Return the views of a PIL image of mode RGB or L as `num_views` uint8 arrays (C, H, W), C being 3 or 1.
-
-        Raises:
-            ValueError: `primary` or `augment` returned something other than such an image.
-        """
+        """Return the views of a PIL image of mode RGB or L as `num_views` uint8 arrays (C, H, W), C being 3 or 1."""
         clean = self.primary(image)
         views = [clean, *(self.augment(clean) for _ in range(self.num_views - 1))]
         return tuple(_to_planes(view) for view in views)

@@ -12,6 +12,8 @@ from timm.data import create_dataset
 from torch.utils.data import Dataset, IterableDataset
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
+from timm_p2be.extras import require
+
 Pixels = NDArray[np.uint8]
 RESIZE = {'cifar': None, 'imagenet': 256}  # suite of corruptions -> shorter side before the central crop
 
@@ -122,6 +124,8 @@ def read_images(
     Raises:
         ValueError: nothing to read there.
     """
+    if dataset.lower().startswith('hfds/'):
+        require('datasets', extra='data')
     try:
         source = create_dataset(
             dataset,

@@ -1,51 +1,38 @@
-"""Command line of train.py: recipe, then command line, then a check that every flag given has an effect."""
+"""Command line of train.py: recipe, then command line, then a check that what was given has an effect."""
 
 import argparse
 import difflib
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 import yaml
 
 from timm_p2be.training.conflicts import settle_conflicts
 from timm_p2be.training.flags import add_flags
 
-# flags of the table that timm's train.py has as an argument of 'sgdp2be' and 'adamwp2be', or of the model
-_AS_KWARGS = {
-    '--p2be-lr': ('--opt-kwargs', 'embedding_lr'),
-    '--p2be-betas': ('--opt-kwargs', 'embedding_betas'),
-    '--p2be-weight-decay': ('--opt-kwargs', 'embedding_weight_decay'),
-    '--p2be-embedding': ('--model-kwargs', 'embedding'),
-    '--p2be-freeze': ('--model-kwargs', 'freeze_embedding'),
-}
+_SHIPPED = Path(__file__).with_name('recipes')  # in an installed wheel
+RECIPES = _SHIPPED if _SHIPPED.is_dir() else Path(__file__).parents[2] / 'train_scripts' / 'recipes'
 
 
 class _Parser(argparse.ArgumentParser):
-    """Explains what to do about a flag that this script does not take."""
+    """Names the file that wrong flags come from, and explains what to do about unknown ones."""
 
-    source = ''  # file that the flags come from, empty for the command line
-    words: Sequence[str] = ()  # the whole run as one command line
+    source = ''  # empty for the command line
 
     def error(self, message: str) -> NoReturn:
         prefix = 'unrecognized arguments: '
         if message.startswith(prefix):
-            message = self._explain(message.removeprefix(prefix))
+            own = list(self._option_string_actions)
+            unknown = [word.split('=')[0] for word in message.removeprefix(prefix).split() if word.startswith('-')]
+            close = {flag: difflib.get_close_matches(flag, own, n=1, cutoff=0.85) for flag in unknown}
+            message += ''.join(f'; did you mean {match[0]} for {flag}?' for flag, match in close.items() if match)
+            message += (
+                "\nOf timm's flags this command takes those that --help lists. The others are those of timm's own "
+                'train.py: timm-p2be run train.py --opt sgdp2be ... (README, Train)'
+            )
         super().error(f'{self.source}: {message}' if self.source else message)
-
-    def _explain(self, unknown: str) -> str:
-        unknown_flags = [word.split('=')[0] for word in unknown.split() if word.startswith('-')]
-        own = [option for action in self._actions for option in action.option_strings]
-        close = {flag: difflib.get_close_matches(flag, own, n=1, cutoff=0.85) for flag in unknown_flags}
-        hints = ''.join(f' Did you mean {match[0]} for {flag}?' for flag, match in close.items() if match)
-        return (
-            f"unrecognized arguments: {unknown}.{hints}\nThis script takes the subset of timm's flags that --help "
-            f"lists. With any other flag of timm, start the same run by timm's own train.py:\n"
-            f'  {timm_command(self.words)}'
-        )
 
 
 @dataclass
@@ -63,55 +50,64 @@ class Arguments:
     notes: list[str]
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of train.py."""
+def build_parser(prog: str = 'train.py') -> argparse.ArgumentParser:
+    """Return the parser of the command that the user knows as `prog`."""
     parser = _Parser(
-        prog='train.py',
-        usage='train.py [-c RECIPE] [--data-dir DIR] [--model NAME] [flag ...]   (train.py --help lists the flags)',
+        prog=prog,
+        usage=f'{prog} [-c RECIPE] [--data-dir DIR] [--model NAME] [flag ...]   ({prog} --help lists the flags)',
         description='Train any timm model, encoded or not, by the objective of the P2BE paper.',
-        epilog='Example: train.py -c train_scripts/recipes/cifar100.yaml --data-dir data --model wrn40_2_thermometer',
+        epilog=f'Example: {prog} -c cifar100 --data-dir data --model wrn40_2_thermometer',
         allow_abbrev=False,
     )
-    parser.add_argument('-c', '--config', default='', metavar='FILE', help='YAML of flags: a recipe or an args.yaml')
+    names = ', '.join(sorted(path.stem for path in RECIPES.glob('*.yaml')))
+    parser.add_argument(
+        '-c', '--config', default='', metavar='RECIPE', help=f'YAML of flags: a file (an args.yaml is one), or {names}'
+    )
     add_flags(parser)
     return parser
 
 
-def parse_args(argv: Sequence[str]) -> Arguments:
+def parse_args(argv: Sequence[str], prog: str = 'train.py') -> Arguments:
     """Parse a command line.
 
     Raises:
         SystemExit: (code 2) bad flags, an unreadable recipe, or flags that have no effect in this combination.
     """
-    parser = build_parser()
+    parser = build_parser(prog)
     assert isinstance(parser, _Parser)
     config_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     config_parser.add_argument('-c', '--config', default='')
-    path = config_parser.parse_known_args(argv)[0].config
-    recipe = _read_recipe(parser, path) if path else {}
+    name = config_parser.parse_known_args(argv)[0].config
+    recipe = _read_recipe(parser, name) if name else {}
     recipe_words = _command_line(recipe)
-    parser.source, parser.words = path, recipe_words
+    parser.source = name
     parser.parse_args(recipe_words)  # an error in here is the recipe's
-    parser.source, parser.words = '', [*recipe_words, *argv]
+    parser.source = ''
     args = parser.parse_args([*recipe_words, *argv])
     unset = object()
     given = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args), unset)))
     explicit = {name for name, value in vars(given).items() if value is not unset}
+    if name and not Path(name).is_file():
+        args.config = f'{name}.yaml'  # what args.yaml and cards say of a recipe given by name
     notes = settle_conflicts(parser, args, explicit, set(recipe))
     return Arguments(args, explicit, notes)
 
 
-def _read_recipe(parser: _Parser, path: str) -> dict[str, Any]:
-    """Return the flags that a YAML file sets; null leaves the default."""
+def _read_recipe(parser: argparse.ArgumentParser, name: str) -> dict[str, Any]:
+    """Return the flags that a YAML file, given by path or as a recipe's name, sets; null leaves the default."""
+    path = Path(name) if Path(name).is_file() else RECIPES / f'{name}.yaml'
+    if not path.is_file():
+        known = ', '.join(sorted(path.stem for path in RECIPES.glob('*.yaml')))
+        parser.error(f'cannot read the recipe {name}: no such file, and no recipe of that name. Recipes: {known}')
     try:
-        recipe = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
+        recipe = yaml.safe_load(path.read_text(encoding='utf-8'))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         parser.error(f'cannot read the recipe {path}: {error}')
     if not isinstance(recipe, dict):
         parser.error(f'{path} holds no flags: expected lines such as "epochs: 200"')
     switches = {action.dest for action in parser._actions if isinstance(action, argparse._StoreTrueAction)}
     if unknown := [key for key in recipe if key not in {action.dest for action in parser._actions}]:
-        parser.error(f'{path} sets {unknown}, which are no flags of this script; see --help')
+        parser.error(f'{path} sets {unknown}, which are no flags of this command; see --help')
     for key, value in recipe.items():
         if (key in switches) != isinstance(value, bool) and value is not None and key != 'torchcompile':
             parser.error(f'{path}: {key}: {value!r} is {"not true or false" if key in switches else "no value for it"}')
@@ -133,41 +129,12 @@ def _command_line(recipe: dict[str, Any]) -> list[str]:
     return words
 
 
-def flag_groups(words: Sequence[str]) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Split a command line into (flag, values, words) for each flag."""
+def flag_groups(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Split a command line into (flag, all its words)."""
     group: list[str] = []
     for word in [*words, '--']:
         is_flag = word.startswith('-') and not word[1:2].isdigit() and not word[1:2] == '.'
         if is_flag and group:
-            flag, equals, value = group[0].partition('=')
-            yield flag, [value] * bool(equals) + group[1:], group
+            yield group[0].partition('=')[0], group
             group = []
         group.append(word)
-
-
-def timm_command(words: Sequence[str]) -> str:
-    """Return the shell command that starts the run `words` by timm's own train.py, and a note on what that lacks."""
-    kept: list[str] = []
-    groups = [group for group in flag_groups(words) if group[0] not in ('-c', '--config')]
-    ours = {flag for flag, _, _ in groups if flag.startswith('--p2be-')}
-    if '--p2be-augmix' in ours:  # timm would take its views from --aa
-        ours |= {'--aug-splits', '--jsd-loss'} & {flag for flag, _, _ in groups}
-    kwargs: dict[str, list[str]] = {'--model-kwargs': [], '--opt-kwargs': []}
-    table: dict[str, str] = {}
-    for flag, values, group in groups:
-        if flag in _AS_KWARGS and (values or flag == '--p2be-freeze'):
-            value = ','.join(values) or 'True'
-            table[flag] = f'{_AS_KWARGS[flag][1]}=' + (f'({value})' if len(values) > 1 else value)
-        elif flag in kwargs:
-            kwargs[flag] = values
-        elif flag not in ours:
-            kept += group
-    for flag, entry in table.items():
-        kwargs[_AS_KWARGS[flag][0]].append(entry)
-    if '--device' not in {flag for flag, _, _ in groups} and not torch.cuda.is_available():
-        kept += ['--device', 'cpu']
-    for flag, entries in kwargs.items():
-        kept += [flag, *entries] if entries else []
-    command = ['python', 'train.py', '--device-modules', 'timm_p2be', *kept]
-    lost = sorted(ours - table.keys())
-    return shlex.join(command) + (f'\n(which has no counterpart of {", ".join(lost)})' if lost else '')

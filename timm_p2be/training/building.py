@@ -11,14 +11,13 @@ from typing import Any
 import torch
 from timm.layers import convert_sync_batchnorm
 from timm.loss import LabelSmoothingCrossEntropy
-from timm.models import create_model, is_model, list_models, split_model_name_tag
+from timm.models import create_model, is_model, list_models
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.utils import NativeScaler, init_distributed_device, is_primary
 from torch import nn
 
 from timm_p2be.encodings import PixelEmbedding
-from timm_p2be.stem import find_embedding
-from timm_p2be.task import P2BETask
+from timm_p2be.task import P2BETask, learned_embedding
 from timm_p2be.training.embedding_flags import EMBEDDING_DEFAULTS, resolve_embedding_flags
 from timm_p2be.training.memory import keep_freed_memory
 
@@ -28,11 +27,7 @@ PROCESS_FIELDS = ('rank', 'local_rank', 'world_size', 'distributed')  # what `bu
 
 
 def build_device(args: argparse.Namespace, explicit: set[str]) -> torch.device:
-    """Return the device and join the process group under torchrun; sets `rank`, `world_size`, `distributed`.
-
-    Raises:
-        ValueError: a device was asked for that is not there, or that cannot do what flags ask for.
-    """
+    """Return the device and join the process group under torchrun; sets `rank`, `world_size`, `distributed`."""
     try:
         kind = torch.device(args.device).type
     except RuntimeError as error:
@@ -54,38 +49,19 @@ def build_device(args: argparse.Namespace, explicit: set[str]) -> torch.device:
     args.device = requested  # not this process's own, so that args.yaml serves all
     if args.sync_bn and kind == 'cpu':
         raise ValueError('--sync-bn: PyTorch synchronizes BatchNorm on GPUs only; --dist-bn reduce works on the CPU.')
-    if is_primary(args):
-        if fallback:
-            _logger.info('No CUDA device found, training on the CPU.')
-        single = {'sync_bn', 'dist_bn', 'no_ddp_bb'} & explicit
-        if single and not args.distributed:
-            _logger.warning(f'{sorted(single)} matter only with several processes (torchrun).')
-        if args.amp and args.amp_dtype == 'float16' and kind == 'cpu':
-            _logger.warning('float16 gradients underflow without the loss scaling of GPUs; use --amp-dtype bfloat16.')
+    if is_primary(args) and fallback:
+        _logger.info('No CUDA device found, training on the CPU.')
+    if is_primary(args) and args.amp and args.amp_dtype == 'float16' and kind == 'cpu':
+        _logger.warning('float16 gradients underflow without the loss scaling of GPUs; use --amp-dtype bfloat16.')
     return device
 
 
-def learned_embedding(model: nn.Module) -> PixelEmbedding | None:
-    """Return the embedding of a model with a learned table, frozen or not, else None."""
-    try:
-        embedding = find_embedding(model)
-    except ValueError:
-        return None
-    return None if embedding.weight is None else embedding
-
-
 def build_model(args: argparse.Namespace, explicit: set[str], device: torch.device) -> nn.Module:
-    """Return the model on its device and settle the flags of its table.
-
-    Raises:
-        ValueError: unknown model, or flags that do not fit it.
-    """
+    """Return the model on its device and settle the flags of its table."""
     model = _create_model(args)
     embedding = learned_embedding(model)
     trainable = embedding is not None and embedding.weight is not None and embedding.weight.requires_grad
-    dropped = resolve_embedding_flags(args, explicit, embedding is not None, trainable)
-    if dropped and is_primary(args):
-        _logger.info(f"{args.model} trains no table with --opt {args.opt}: the recipe's {dropped} do not apply.")
+    resolve_embedding_flags(args, explicit, embedding is not None, trainable)
     if embedding is not None:
         _settle_table(args, explicit, embedding, trainable)
     args.num_classes = args.num_classes if args.num_classes is not None else model.num_classes
@@ -105,11 +81,9 @@ def build_model(args: argparse.Namespace, explicit: set[str], device: torch.devi
 
 def _create_model(args: argparse.Namespace) -> nn.Module:
     """Return timm's model, with every way of failing as a ValueError."""
-    arch = split_model_name_tag(args.model)[0]
-    if ':' not in args.model and not is_model(arch):
-        close = difflib.get_close_matches(arch, list_models(), n=3)
-        hint = f'did you mean {", ".join(close)}?' if close else 'timm.list_models() has the names.'
-        raise ValueError(f'--model {args.model}: unknown model; {hint}')
+    if ':' not in args.model and not is_model(args.model):
+        close = difflib.get_close_matches(args.model, list_models(), n=3)
+        raise ValueError(f'--model {args.model}: unknown model; did you mean one of {close}? See timm.list_models().')
     for name in ('initial_checkpoint', 'pretrained_path'):
         path = getattr(args, name)
         if path and not Path(path).is_file():
@@ -136,13 +110,12 @@ def _create_model(args: argparse.Namespace) -> nn.Module:
     )
     size = args.input_size[1:] if args.input_size else [args.img_size] * 2 if args.img_size else None
     try:
-        if size and 'img_size' not in args.model_kwargs:
-            try:
-                return create(img_size=tuple(size))
-            except TypeError as error:  # convolutional backbones take images of any size
-                if 'img_size' not in str(error):
-                    raise
-        return create()
+        try:
+            return create(**({'img_size': tuple(size)} if size and 'img_size' not in args.model_kwargs else {}))
+        except TypeError as error:  # convolutional backbones take images of any size
+            if 'img_size' not in str(error):
+                raise
+            return create()
     except (TypeError, RuntimeError, OSError, EOFError, AssertionError, KeyError) as error:
         files = args.initial_checkpoint or args.pretrained_path
         advice = f' Does {files} hold weights of this model?' if files else ''
@@ -157,28 +130,20 @@ def _settle_table(args: argparse.Namespace, explicit: set[str], embedding: Pixel
         # with this, flags of a checkpoint create the model that its weights fit, without the table's source
         args.model_kwargs = {**args.model_kwargs, 'num_bits': embedding.num_bits}
     else:
-        _settle_init(args, explicit, embedding)
+        given = args.model_kwargs.get('embedding_init')
+        if given or args.pretrained or args.initial_checkpoint:
+            if 'p2be_init' in explicit and args.p2be_init != given:
+                raise ValueError('--p2be-init: weights or --model-kwargs bring a table already; leave the flag out.')
+            args.p2be_init = embedding.init
+        elif embedding.init != args.p2be_init:
+            embedding.init = args.p2be_init
+            embedding.reset_parameters()
     if not is_primary(args):
         return
     if trainable and not args.opt.lower().endswith('p2be'):
         _logger.warning(f'--opt {args.opt} will train the table like any weight; the paper uses --opt sgdp2be.')
     if not (trainable or args.p2be_embedding or args.pretrained or args.initial_checkpoint or args.resume):
         _logger.info(f'The table is frozen as it was drawn (--p2be-init {args.p2be_init}): nothing has been learned.')
-
-
-def _settle_init(args: argparse.Namespace, explicit: set[str], embedding: PixelEmbedding) -> None:
-    """Start the table as --p2be-init says, unless the weights of the model bring one."""
-    given = args.model_kwargs.get('embedding_init')
-    if 'p2be_init' in explicit:
-        if args.pretrained or args.initial_checkpoint:
-            raise ValueError('--p2be-init starts a new table, but the weights to start from bring theirs.')
-        if given not in (None, args.p2be_init):
-            raise ValueError(f'--p2be-init {args.p2be_init} contradicts --model-kwargs embedding_init={given}.')
-    if given or args.pretrained or args.initial_checkpoint:
-        args.p2be_init = embedding.init
-    elif embedding.init != args.p2be_init:
-        embedding.init = args.p2be_init
-        embedding.reset_parameters()
 
 
 def build_task(args: argparse.Namespace, model: nn.Module, device: torch.device) -> P2BETask:
@@ -197,11 +162,7 @@ def build_task(args: argparse.Namespace, model: nn.Module, device: torch.device)
 
 
 def compile_task(args: argparse.Namespace, task: P2BETask) -> None:
-    """Compile the model, and its moving average, by --torchcompile.
-
-    Raises:
-        ValueError: unknown backend.
-    """
+    """Compile the model, and its moving average, by --torchcompile."""
     backends = torch.compiler.list_backends(exclude_tags=())
     if args.torchcompile not in backends:
         raise ValueError(f'--torchcompile {args.torchcompile}: unknown backend; choose one of {backends}.')
@@ -211,11 +172,7 @@ def compile_task(args: argparse.Namespace, task: P2BETask) -> None:
 
 
 def build_optimizer(args: argparse.Namespace, model: nn.Module) -> torch.optim.Optimizer:
-    """Return the optimizer and settle the learning rate by timm's rule (--lr, or --lr-base by the total batch).
-
-    Raises:
-        ValueError: arguments that the optimizer does not take.
-    """
+    """Return the optimizer and settle the learning rate by timm's rule (--lr, or --lr-base by the total batch)."""
     if args.lr is None:
         ratio = args.batch_size * args.world_size * args.grad_accum_steps / args.lr_base_size
         adaptive = any(name in args.opt.lower() for name in ('ada', 'lamb'))

@@ -17,19 +17,11 @@ from timm_p2be.encodings.codes import LEVELS
 # what --resume takes from the checkpoint's optimizer, so that another value on the command line would be ignored
 _OPTIMIZER_SETTINGS = ('lr', 'momentum', 'weight_decay', 'opt_eps', 'opt_betas', 'opt_kwargs')
 _TABLE_SETTINGS = ('p2be_lr', 'p2be_betas', 'p2be_weight_decay')
-_ENCODED_KWARGS = {'backbone': None, 'encoding': 'p2be', 'num_bits': 64}  # of the model 'encoded', with defaults
 
 
 @dataclass
 class Position:
-    """Where a run stands: in `epoch`, after `update` of its optimizer updates.
-
-    Attributes:
-        epoch: index of the epoch.
-        update: its updates done.
-        sums: loss parts of the epoch so far, summed over images.
-        count: images they were summed over.
-    """
+    """Where a run stands: in `epoch`, after `update` of its updates, with sums of loss parts over `count` images."""
 
     epoch: int = 0
     update: int = 0
@@ -49,15 +41,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def read_checkpoint(path: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Return the entries of a training checkpoint, read with `weights_only=True` and `argparse.Namespace` allowed.
-
-    Args:
-        path: file that timm's CheckpointSaver wrote.
-        args: flags of the run that resumes.
-
-    Raises:
-        ValueError: missing, truncated, not a training checkpoint, or of another model or optimizer.
-    """
+    """Return the entries of a training checkpoint, or raise ValueError: no checkpoint, or one of another model."""
     checkpoint = weights.read_checkpoint(path, what='--resume').raw
     missing = [key for key in ('state_dict', 'optimizer', 'epoch', 'arch') if key not in checkpoint]
     if missing:
@@ -67,14 +51,10 @@ def read_checkpoint(path: str, args: argparse.Namespace) -> dict[str, Any]:
         )
     if checkpoint['arch'] != args.model:
         raise ValueError(f'--resume {path}: a checkpoint of {checkpoint["arch"]!r}, but --model is {args.model!r}.')
-    recorded = getattr(checkpoint.get('args'), 'model_kwargs', None)
-    was = {} if recorded is None else {key: recorded.get(key, default) for key, default in _ENCODED_KWARGS.items()}
-    if bits := table_bits(checkpoint['state_dict']):  # recorded or not: a table of --model-kwargs embedding= brings its
-        was['num_bits'] = bits
-    for key, value in was.items():
-        now = args.model_kwargs.get(key, _ENCODED_KWARGS[key])
-        if value != now:
-            raise ValueError(f'--resume {path}: a model with {key}={value}, but --model-kwargs has {key}={now}.')
+    recorded = getattr(checkpoint.get('args'), 'model_kwargs', None) or args.model_kwargs
+    was, now = (kwargs.get('encoding', 'p2be') for kwargs in (recorded, args.model_kwargs))
+    if was != now:  # weights under two fixed codes have the same shapes
+        raise ValueError(f'--resume {path}: a model with encoding={was}, but --model-kwargs has encoding={now}.')
     return checkpoint
 
 
@@ -85,11 +65,7 @@ def table_bits(state_dict: Mapping[str, Tensor]) -> int | None:
 
 
 def check_optimizer(checkpoint: dict[str, Any], args: argparse.Namespace, explicit: set[str]) -> None:
-    """Refuse optimizer flags that the checkpoint's state would silently replace.
-
-    Raises:
-        ValueError: another optimizer, or another setting on the command line.
-    """
+    """Refuse optimizer flags that the checkpoint's state would silently replace."""
     saved = checkpoint.get('args') or argparse.Namespace()
     names = ['opt', *(name for name in (*_OPTIMIZER_SETTINGS, *_TABLE_SETTINGS) if name in explicit)]
     for name in names:
@@ -119,9 +95,6 @@ def resume(
         task: task whose model takes the weights.
         optimizer: takes its state, or None to start it (and the scaler) afresh.
         scaler: gradient scaler that takes its state, or None.
-
-    Raises:
-        ValueError: the checkpoint does not fit the model or the optimizer.
     """
     try:
         task.load_checkpoint_state(clean_state_dict(checkpoint['state_dict']), checkpoint.get('task_state'))

@@ -1,15 +1,19 @@
 """The flags of a learned table: their defaults, which of them apply to a model, and where the table comes from."""
 
 import argparse
+import logging
 from typing import Any
 
 from timm.models import resolve_model_input_args, split_model_name_tag
+from timm.utils import is_primary
 
 from timm_p2be.checkpoints import read_checkpoint
 from timm_p2be.hub.artifact import FILES, MAX_CONFIG_BYTES
 from timm_p2be.hub.sources import fetch, local_folder, resolved_commit
 from timm_p2be.training.checkpoints import table_bits
 from timm_p2be.training.conflicts import TABLE_RULE, flag_name
+
+_logger = logging.getLogger('train')
 
 # What the flags of a learned table mean when neither recipe nor command line sets them (docs/protocol.md).
 EMBEDDING_DEFAULTS: dict[str, Any] = {
@@ -25,7 +29,7 @@ EMBEDDING_DEFAULTS: dict[str, Any] = {
 TRAINED_ONLY = tuple(name for name in EMBEDDING_DEFAULTS if name != 'p2be_init')  # no use to a frozen table
 
 
-def resolve_embedding_flags(args: argparse.Namespace, explicit: set[str], learned: bool, trainable: bool) -> list[str]:
+def resolve_embedding_flags(args: argparse.Namespace, explicit: set[str], learned: bool, trainable: bool) -> None:
     """Fill in the flags of the learned table, in place, or clear them where they do not apply.
 
     Args:
@@ -34,73 +38,55 @@ def resolve_embedding_flags(args: argparse.Namespace, explicit: set[str], learne
         learned: whether the model has a learned table.
         trainable: whether that is not frozen.
 
-    Returns:
-        Names of recipe flags that do not apply to this model.
-
     Raises:
         ValueError: a flag on the command line that does not apply.
     """
-    inapplicable = _inapplicable(args, learned, trainable)
-    for reason in dict.fromkeys(inapplicable.values()):
-        if wrong := [flag_name(name) for name, why in inapplicable.items() if why == reason and name in explicit]:
-            raise ValueError(f'{", ".join(wrong)}: {reason}')
-    dropped = [name for name in inapplicable if getattr(args, name) is not None]
-    for name in inapplicable:
-        setattr(args, name, None)
-    for name, default in EMBEDDING_DEFAULTS.items():
-        without = name == 'p2be_min_lr' and args.p2be_sched != 'cosine'
-        if name not in inapplicable and not without and getattr(args, name) is None:
-            setattr(args, name, default)
-    return dropped
-
-
-def _inapplicable(args: argparse.Namespace, learned: bool, trainable: bool) -> dict[str, str]:
-    """Return the flags that do not apply, with the reason."""
+    reasons: dict[str, str] = {}
     if not learned:
-        return dict.fromkeys(EMBEDDING_DEFAULTS, _no_table(args))
-    reasons = {}
-    if args.p2be_embedding:
-        reasons['p2be_init'] = f'the table is that of --p2be-embedding {args.p2be_embedding}; leave the flag out.'
-    if not trainable:
-        reasons |= dict.fromkeys(TRAINED_ONLY, f'the table of {args.model} is frozen; leave the flags out.')
+        reasons = dict.fromkeys(EMBEDDING_DEFAULTS, _no_table(args))
+    elif not trainable:
+        reasons = dict.fromkeys(TRAINED_ONLY, f'the table of {args.model} is frozen; leave the flags out.')
     elif not args.opt.lower().endswith('p2be'):
         one_rule = f'--opt {args.opt} has one rule for all parameters; use --opt sgdp2be or adamwp2be.'
-        reasons |= dict.fromkeys(TABLE_RULE, one_rule)
-    return reasons
+        reasons = dict.fromkeys(TABLE_RULE, one_rule)
+    if learned and args.p2be_embedding:
+        reasons['p2be_init'] = f'the table is that of --p2be-embedding {args.p2be_embedding}; leave the flag out.'
+    if wrong := [name for name in reasons if name in explicit]:
+        raise ValueError(f'{", ".join(map(flag_name, wrong))}: {reasons[wrong[0]]}')
+    dropped = [name for name in reasons if getattr(args, name) is not None]
+    if dropped and is_primary(args):
+        _logger.info(f"{args.model} trains no table with --opt {args.opt}: the recipe's {dropped} do not apply.")
+    for name, default in EMBEDDING_DEFAULTS.items():
+        if name in reasons or (name == 'p2be_min_lr' and args.p2be_sched != 'cosine'):
+            setattr(args, name, None)
+        elif getattr(args, name) is None:
+            setattr(args, name, default)
 
 
 def _no_table(args: argparse.Namespace) -> str:
     return f'{args.model} has no learned table; leave the flags out, or pick a model whose name ends in _p2be.'
 
 
-def settle_source(args: argparse.Namespace, explicit: set[str]) -> list[str]:
+def settle_source(args: argparse.Namespace, explicit: set[str]) -> None:
     """Settle --p2be-embedding and --p2be-freeze before checkpoint and model are looked at.
 
     A Hub id is fetched and pinned to its commit. On --resume nothing is fetched: the table is in the checkpoint, and
     what its run recorded of it is taken over.
 
-    Args:
-        args: parsed flags, changed in place.
-        explicit: names of the flags given on the command line.
-
-    Returns:
-        What of the recipe does not apply to this model, for the log.
-
     Raises:
         ValueError: the model takes no table, the source cannot be fetched, or the checkpoint's run had another one.
     """
-    notes = []
     if (args.p2be_embedding or args.p2be_freeze) and not _takes_table(args):
         given = [name for name in ('p2be_embedding', 'p2be_freeze') if getattr(args, name)]
         if wrong := ', '.join(flag_name(name) for name in given if name in explicit):
             raise ValueError(f'{wrong}: {_no_table(args)}')
         args.p2be_embedding, args.p2be_freeze = None, False
-        notes = [f"{args.model} has no learned table: the recipe's {given} do not apply."]
+        if is_primary(args):
+            _logger.info(f"{args.model} has no learned table: the recipe's {given} do not apply.")
     if args.resume:
         _adopt_table(args)
     elif args.p2be_embedding:
         args.p2be_embedding = pinned(args.p2be_embedding)
-    return notes
 
 
 def pinned(source: str) -> str:

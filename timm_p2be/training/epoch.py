@@ -54,19 +54,7 @@ class Means:
 
 @dataclass
 class Trainer:
-    """Trains and validates one epoch at a time.
-
-    Attributes:
-        args: flags of the run.
-        task: computes the objective.
-        optimizer: the run's one optimizer.
-        schedules: learning rates.
-        precision: autocast and gradient scaler.
-        device: of batches and weights.
-        stopping: tells whether a signal asked the run to stop.
-        save_recovery: writes a recovery checkpoint of the position.
-        position: where training stands.
-    """
+    """Trains and validates one epoch at a time; `position` is where training stands."""
 
     args: argparse.Namespace
     task: P2BETask
@@ -74,16 +62,15 @@ class Trainer:
     schedules: Schedules
     precision: Precision
     device: torch.device
-    stopping: Callable[[], bool]
-    save_recovery: Callable[[], None]
+    stopping: Callable[[], bool]  # whether a signal asked the run to stop
+    save_recovery: Callable[[], None]  # writes a checkpoint of the position
     position: Position = field(default_factory=Position)
 
     def train(self, loader: Any, start: Position) -> dict[str, float]:
-        """Train one epoch and return its mean loss parts, images per second and share of time waiting for data.
+        """Train one epoch from a position on; batches before it are read and passed over.
 
-        Args:
-            loader: batches of all views; those before the position are read and passed over.
-            start: position in the epoch to start from.
+        Returns:
+            Means of the loss parts, images per second and the share of time spent waiting for data.
 
         Raises:
             Diverged: the loss became infinite or NaN.
@@ -194,19 +181,14 @@ class Trainer:
 
     @torch.inference_mode()
     def validate(self, loader: Iterable[Any], ema: bool = False) -> dict[str, float]:
-        """Return loss, top1 and top5 (in percent) on a validation loader, of the model or its moving average.
-
-        Raises:
-            Diverged: the loss is infinite or NaN.
-            Interrupted: a signal asked to stop; several processes finish first, since they cannot stop one by one.
-        """
+        """Return loss, top1 and top5 (in percent) on a validation loader, of the model or its moving average."""
         model = self.task.get_eval_model(ema=ema)
         assert model is not None
         model.eval()
         evaluator = self.task.create_evaluator(max_samples=evaluation_sample_limit(loader))
         start = time.time()
         for images, labels in loader:
-            if self.stopping() and not self.args.distributed:
+            if self.stopping() and not self.args.distributed:  # several processes cannot stop one by one
                 raise Interrupted
             if self.args.channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)

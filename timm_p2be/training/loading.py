@@ -15,6 +15,7 @@ from torchvision.transforms import Compose
 
 from timm_p2be.data import AugMix
 from timm_p2be.data.transforms import MultiView, zero_padded_crop
+from timm_p2be.extras import require
 from timm_p2be.training.conflicts import reader
 from timm_p2be.training.stopping import ignore_signals
 
@@ -29,11 +30,7 @@ class Loaders:
 
 
 def build_loaders(args: argparse.Namespace, model: nn.Module, device: torch.device) -> Loaders:
-    """Return the loaders; with --aug-splits N a training batch holds N views, all clean ones first.
-
-    Raises:
-        ValueError: data folder missing or empty, fewer images than a batch, more classes than the model.
-    """
+    """Return the loaders; with --aug-splits N a training batch holds N views, all clean ones first."""
     data_config = _data_config(args, model)
     training = _dataset(args, args.train_split, data_config, is_training=True)
     validation = _dataset(args, args.val_split, data_config, is_training=False) if args.val_split else None
@@ -64,11 +61,10 @@ def build_loaders(args: argparse.Namespace, model: nn.Module, device: torch.devi
 
 def _data_config(args: argparse.Namespace, model: nn.Module) -> dict[str, Any]:
     channels = args.input_size[0] if args.input_size else args.in_chans
-    for name in ('mean', 'std'):
-        given = getattr(args, name)
-        if given and len(given) not in (1, channels or 3):
-            raise ValueError(f'--{name} has {len(given)} values for {channels or 3} channels; give one, or one each.')
-    data_config = resolve_data_config(vars(args), model=model, verbose=is_primary(args))
+    try:
+        data_config = resolve_data_config(vars(args), model=model, verbose=is_primary(args))
+    except AssertionError as error:
+        raise ValueError('--mean and --std take one value, or one for each channel.') from error
     if channels:  # timm reads the channels of the model's own configuration when no size is given
         data_config['input_size'] = (channels, *data_config['input_size'][1:])
     if data_config['input_size'][0] not in (1, 3) and not args.input_img_mode:
@@ -159,6 +155,8 @@ def _dataset(args: argparse.Namespace, split: str, data_config: dict[str, Any], 
     kind = reader(args)
     if kind == '' and not Path(args.data_dir).exists():
         raise ValueError(f'--data-dir {args.data_dir}: no such folder.')
+    if kind in ('hfds', 'hfids'):
+        require('datasets', extra='data')
     try:
         dataset = create_dataset(
             args.dataset,
@@ -177,8 +175,9 @@ def _dataset(args: argparse.Namespace, split: str, data_config: dict[str, Any], 
     except Exception as error:  # readers and the libraries below them raise whatever they like
         reason = str(error) or type(error).__name__
         hint = ' Add --dataset-download to fetch it.' if kind == 'torch' and not args.dataset_download else ''
+        source = ' in '.join(filter(None, (args.dataset, args.data_dir)))
         raise ValueError(
-            f'{_where(args, split)}: {reason}{hint} Check --data-dir, --dataset and the splits.'
+            f'No images read from {source}, split {split!r}: {reason}{hint} Check --data-dir, --dataset and the splits.'
         ) from error
     if kind == '' and Path(args.data_dir).is_dir() and args.val_split and dataset.reader.root == args.data_dir:
         # timm would read the whole folder, the same images for training and validation
@@ -187,11 +186,6 @@ def _dataset(args: argparse.Namespace, split: str, data_config: dict[str, Any], 
             "and --val-split, or train on all of it without validation by --val-split ''."
         )
     return dataset
-
-
-def _where(args: argparse.Namespace, split: str) -> str:
-    source = args.dataset + (f' in {args.data_dir}' if args.data_dir else '') if args.dataset else args.data_dir
-    return f'No images read from {source}, split {split!r}'
 
 
 def _check_classes(args: argparse.Namespace, training: Any, validation: Any) -> None:

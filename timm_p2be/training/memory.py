@@ -12,9 +12,7 @@ def keep_freed_memory() -> bool:
 
     glibc maps every block over 32 MB anew, and the system clears its pages one by one at their first touch. The
     activations of a training step are such blocks, at every step again.
-
-    Returns:
-        Whether the C library agreed; others than glibc have no such option.
+    Returns whether the C library agreed; others than glibc have no such option.
     """
     if not sys.platform.startswith('linux'):
         return False

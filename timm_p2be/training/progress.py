@@ -13,14 +13,9 @@ _logger = logging.getLogger('train')
 
 
 class Progress:
-    """Progress of one epoch: loss parts, images per second, time left, share of time spent waiting for data.
+    """Progress of one epoch of `total` updates, of which `done` were done before; `show` on the primary process.
 
-    Args:
-        epoch: index of the epoch.
-        total: its updates.
-        done: updates done before.
-        show: False on all but the primary process.
-        interval: updates between two log lines.
+    Shown are loss parts, images per second, time left, and the share of time spent waiting for data.
     """
 
     def __init__(self, epoch: int, total: int, done: int, show: bool, interval: int) -> None:

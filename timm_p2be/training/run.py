@@ -55,10 +55,6 @@ _logger = logging.getLogger('train')
 class Run:
     """A training run: everything that `main` builds, and the loop over epochs.
 
-    Args:
-        arguments: parsed command line.
-        stopping: tells whether a signal asked to stop.
-
     Raises:
         ValueError: flags, data or checkpoint are wrong; nothing has been written then.
     """
@@ -66,9 +62,10 @@ class Run:
     def __init__(self, arguments: Arguments, stopping: StopSignal) -> None:
         self.args = args = arguments.args
         device = building.build_device(args, arguments.explicit)
-        for note in [*arguments.notes, *settle_source(args, arguments.explicit)]:
-            if is_primary(args):
+        if is_primary(args):
+            for note in arguments.notes:
                 _logger.info(note)
+        settle_source(args, arguments.explicit)
         checkpoint = read_checkpoint(args.resume, args) if args.resume else None
         random_seed(args.seed, args.rank)
         model = building.build_model(args, arguments.explicit, device)
@@ -220,12 +217,12 @@ class Run:
         return str(newest or '(none was written yet)')
 
 
-def _train(arguments: Arguments, stopping: StopSignal) -> int:
+def _train(arguments: Arguments, stopping: StopSignal, prog: str) -> int:
     """Build the run, train it and return the exit code."""
     try:
         run = Run(arguments, stopping)
     except (ValueError, NotImplementedError, OSError) as error:
-        print(f'train.py: error: {error}', file=sys.stderr)
+        print(f'{prog}: error: {error}', file=sys.stderr)
         return 2
     try:
         with stopping:
@@ -233,29 +230,28 @@ def _train(arguments: Arguments, stopping: StopSignal) -> int:
     except Interrupted:
         number = stopping.received or signal.SIGTERM  # another process got it
         if is_primary(run.args):
-            name = signal.Signals(number).name
-            _logger.warning(f'Stopped by {name}; go on with --resume {run.newest_checkpoint()}')
+            _logger.warning(f'Stopped by {signal.Signals(number).name}; go on with --resume {run.newest_checkpoint()}')
         return 128 + number
     except Diverged as error:
         if is_primary(run.args):
             kept = f'the checkpoints before it are kept: {run.newest_checkpoint()}'
-            print(f'train.py: error: {error} Stopped; {kept}. Lower --lr, or set --clip-grad.', file=sys.stderr)
+            print(f'{prog}: error: {error} Stopped; {kept}. Lower --lr, or set --clip-grad.', file=sys.stderr)
         return 1
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run train.py with the arguments `argv` and return its exit code."""
+def main(argv: Sequence[str] | None = None, prog: str = 'train.py') -> int:
+    """Train as the flags `argv` say and return the exit code; messages call the command `prog`."""
     if not logging.root.handlers:
         setup_default_logging()
         for library in ('httpx', 'httpx2', 'urllib3'):  # the Hub's client has one of them log every request
             logging.getLogger(library).setLevel(logging.WARNING)
-    arguments = parse_args(sys.argv[1:] if argv is None else argv)
+    arguments = parse_args(sys.argv[1:] if argv is None else argv, prog)
     stopping = StopSignal()
     try:
-        return _train(arguments, stopping)
+        return _train(arguments, stopping, prog)
     except KeyboardInterrupt:
-        print('train.py: interrupted; what was not saved yet is lost', file=sys.stderr)
+        print(f'{prog}: interrupted; what was not saved yet is lost', file=sys.stderr)
         return 128 + (stopping.received or signal.SIGINT)
     finally:
         if torch.distributed.is_available() and torch.distributed.is_initialized():

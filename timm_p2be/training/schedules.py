@@ -10,19 +10,9 @@ from timm_p2be.optim import EmbeddingCosine
 
 
 class Schedules:
-    """timm's scheduler for every group, and the table's own cosine after it where --p2be-sched says so.
+    """The rates of an optimizer into which a checkpoint was loaded already.
 
-    Args:
-        args: flags.
-        optimizer: after a checkpoint was loaded into it.
-        updates_per_epoch: optimizer updates of one epoch.
-
-    Attributes:
-        num_epochs: epochs to train, warm-up and cool-down included.
-        updates_per_epoch: as given.
-
-    Raises:
-        ValueError: a schedule that does not fit the number of epochs, or a --p2be-min-lr above --p2be-lr.
+    `num_epochs` is the number of epochs to train, warm-up and cool-down included.
     """
 
     def __init__(self, args: argparse.Namespace, optimizer: torch.optim.Optimizer, updates_per_epoch: int) -> None:

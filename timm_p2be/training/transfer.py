@@ -6,9 +6,12 @@ train.py; finished ones are kept, interrupted ones (Ctrl-C, SIGTERM) resumed by 
 transfer.md and transfer.png; every run has its log.txt.
 """
 
+import argparse
 import csv
+import itertools
 import json
-import os
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -19,22 +22,32 @@ from typing import Any
 
 import torch
 
+from timm_p2be import PixelEmbedding
 from timm_p2be.checkpoints import read_checkpoint
 from timm_p2be.cli.interruption import terminated_as_interrupt
 from timm_p2be.files import write_json
+from timm_p2be.hub.artifact import codes_sha256
 from timm_p2be.robustness.evaluation.results import environment
+from timm_p2be.training.arguments import flag_groups, parse_args
 from timm_p2be.training.checkpoints import newest_checkpoint
-from timm_p2be.training.transfer_inputs import (
-    OWN,
-    Table,
-    build_parser,
-    check_flags,
-    flags_that_apply,
-    load_tables,
-    parse_targets,
-    record_tables,
-)
+from timm_p2be.training.conflicts import flag_name
+from timm_p2be.training.embedding_flags import TRAINED_ONLY, pinned
 from timm_p2be.training.transfer_report import markdown, picture
+
+OWN = 'own'
+_MODES = ('learned', 'fixed')
+_RESERVED = {'--model', '--seed', '--output', '--experiment', '--resume', '--p2be-embedding', '--p2be-freeze'}
+_EPILOG = """\
+--target takes a name and the flags of train.py, in quotes: a recipe and where the data are, by any reader of timm.
+Flags of the table go only to the runs that they apply to, be they from FLAGS or from a recipe: --p2be-init to those of
+the table 'own'; --p2be-lr, -min-lr, -sched, -betas, -weight-decay, -smoothness and -reduction to the learned ones.
+A Hub id means its commit of the first call, for later calls with the same --output too.
+
+example, after `timm-p2be publish RUN --embedding-only --dry-run tables/imagenet ...` for each source:
+  python train_scripts/transfer.py --model wrn40_2_p2be --seeds 1 2 3 --output output/transfer \\
+      --table imagenet=tables/imagenet cifar10=someone/p2be-m64-cifar10@v1 \\
+      --target 'cifar10: -c cifar10 --data-dir data' 'cifar100: -c cifar100 --data-dir data --p2be-lr 2e-4'
+"""
 
 
 class Failed(RuntimeError):
@@ -54,20 +67,23 @@ class Cell:
         return f'{self.target}-{self.table}-{self.mode}-{self.seed}'
 
 
+@dataclass
+class Table:
+    """A table to transfer: its source as given, the source pinned to a commit, and the table itself."""
+
+    source: str
+    pinned: str
+    embedding: PixelEmbedding
+
+    def description(self) -> dict[str, Any]:
+        """Return what transfer.json says of the table; the digest is that of the codes."""
+        digest = codes_sha256(self.embedding.codes())
+        names = {'source': self.source, 'pinned': self.pinned}
+        return {**names, 'codes_sha256': digest, 'provenance': self.embedding.provenance}
+
+
 class Transfer:
-    """The runs of one experiment.
-
-    Args:
-        targets: name to flags of train.py.
-        tables: name to table; 'own' comes on top.
-        model: network of every run.
-        modes: of 'learned' and 'fixed'.
-        seeds: of the runs.
-        output: folder of runs and results.
-
-    Raises:
-        ValueError: flags of a target that train.py does not take, or that apply to no run.
-    """
+    """The runs of one experiment: every target's flags of train.py, every table and the recipe's own start."""
 
     def __init__(
         self,
@@ -79,25 +95,14 @@ class Transfer:
         output: Path,
     ) -> None:
         self.targets, self.tables, self.model, self.output = targets, tables, model, output
-        self.cells = [
-            Cell(target, table, mode, seed)
-            for target in targets
-            for table in (OWN, *tables)
-            for mode in modes
-            for seed in seeds
-        ]
-        for target, words in targets.items():
-            fixed = flags_that_apply(words, own=True, learned=False)
-            if 'learned' not in modes and fixed != words:
-                unused = ' '.join(word for word in words if word not in fixed)
-                raise ValueError(f'target {target}: {unused}: for a table that is trained; --mode has fixed only.')
+        self.cells = [Cell(*cell) for cell in itertools.product(targets, (OWN, *tables), modes, seeds)]
         for cell in self.cells:
             if cell.seed == seeds[0]:
-                check_flags(cell.target, self.words(cell))
+                _check_flags(cell.target, self.words(cell))
 
     def words(self, cell: Cell) -> list[str]:
         """Return the flags of train.py for one run."""
-        target = flags_that_apply(self.targets[cell.target], cell.table == OWN, cell.mode == 'learned')
+        target = _applying(self.targets[cell.target], cell.table == OWN, cell.mode == 'learned')
         words = [*target, '--model', self.model, '--seed', str(cell.seed)]
         if cell.table != OWN:
             words += ['--p2be-embedding', self.tables[cell.table].pinned]
@@ -106,16 +111,12 @@ class Transfer:
         return words
 
     def run(self, cell: Cell) -> dict[str, Any]:
-        """Return the outcome of one run, made now unless it is finished already.
-
-        Raises:
-            Failed: train.py failed, or moved a fixed table.
-        """
+        """Return the outcome of one run, made now unless it is finished already, or raise Failed."""
         folder, words = self.output / str(cell), self.words(cell)
         outcome = folder / 'outcome.json'
-        digest = None if cell.table == OWN else self.tables[cell.table].digest
+        digest = None if cell.table == OWN else self.tables[cell.table].description()['codes_sha256']
         if outcome.is_file():
-            known = json.loads(outcome.read_text(encoding='utf-8'))
+            known: dict[str, Any] = json.loads(outcome.read_text(encoding='utf-8'))
             if (known['flags'], known['codes_sha256']) != (words, digest):
                 raise Failed(f'{folder} holds a run with other flags or another table; choose another --output.')
             return known
@@ -135,28 +136,19 @@ class Transfer:
         return result
 
     def _train(self, cell: Cell, folder: Path, words: Sequence[str]) -> None:
-        command = [
-            sys.executable,
-            '-m',
-            'timm_p2be.training',
-            *words,
-            '--output',
-            str(self.output),
-            '--experiment',
-            str(cell),
-        ]
+        command = [sys.executable, '-m', 'timm_p2be.training', *words]
+        command += ['--output', str(self.output), '--experiment', str(cell)]
         if newest := newest_checkpoint(folder):
             command += ['--resume', str(newest)]
         folder.mkdir(parents=True, exist_ok=True)
         log = folder / 'log.txt'
-        with log.open('a') as file:
-            with subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=os.environ) as child:
-                try:
-                    code = child.wait()
-                except KeyboardInterrupt:
-                    child.terminate()  # it saves where it is; after a Ctrl-C, which reached it too, that is an echo
-                    child.wait()
-                    raise
+        with log.open('a') as file, subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as child:
+            try:
+                code = child.wait()
+            except KeyboardInterrupt:
+                child.terminate()  # it saves where it is; after a Ctrl-C, which reached it too, that is an echo
+                child.wait()
+                raise
         if code:
             last = log.read_text(errors='replace').strip().splitlines()[-1:]
             raise Failed(f'{cell}: train.py exited with {code} ({"".join(last)}); see {log}.')
@@ -173,42 +165,131 @@ class Transfer:
 
     def report(self, outcomes: Sequence[dict[str, Any]]) -> str:
         """Write transfer.json, transfer.md and transfer.png, and return the Markdown table."""
-        tables = {name: table.record() for name, table in self.tables.items()}
+        tables = {name: table.description() for name, table in self.tables.items()}
         content = {'schema_version': 1, 'kind': 'transfer', 'model': self.model, 'tables': tables}
         write_json(self.output / 'transfer.json', {**content, 'runs': list(outcomes), 'environment': environment()})
         text = markdown(outcomes)
         (self.output / 'transfer.md').write_text(text + '\n', encoding='utf-8')
-        picture(outcomes, f'{self.model}: error on the target data set').save(self.output / 'transfer.png')
+        picture(outcomes, f'{self.model}: error on the target data set, in percent', self.output / 'transfer.png')
         return text
 
 
-def _run(transfer: Transfer) -> None:
-    """Make all runs, a line of progress each, and report."""
-    count, outcomes = len(transfer.cells), []
-    print(f'{count} runs in {transfer.output}; while one trains, its log.txt grows', flush=True)
-    for number, cell in enumerate(transfer.cells, start=1):
-        outcomes.append(transfer.run(cell))
-        print(f'[{number}/{count}] {cell}: {outcomes[-1]["error"]:.2f} % error', flush=True)
-    print(f'\n{transfer.report(outcomes)}\n\nWritten to {transfer.output}: transfer.json, transfer.md, transfer.png')
+def _applying(words: Sequence[str], own: bool, learned: bool) -> list[str]:
+    """Return the flags of a target without those that a run, by its start and its mode, does not take."""
+    left_out = {flag_name(name) for name in (*(() if own else ('p2be_init',)), *(() if learned else TRAINED_ONLY))}
+    return [word for flag, group in flag_groups(words) if flag not in left_out for word in group]
+
+
+def _check_flags(target: str, words: Sequence[str]) -> None:
+    """Refuse flags of a run that train.py would refuse, before any run is started."""
+    try:
+        args = parse_args(words).args
+    except SystemExit as error:
+        raise ValueError(f'target {target}: train.py refuses its flags for the reason above.') from error
+    if (bool(args.p2be_embedding), args.p2be_freeze) != ('--p2be-embedding' in words, '--p2be-freeze' in words):
+        raise ValueError(
+            f'target {target}: its recipe or --model-kwargs names a table or freezes it. Leave that out: transfer.py '
+            'sets it by --table and --mode.'
+        )
+    if not args.val_split:
+        raise ValueError(f'target {target}: no accuracy would be measured; give it a --val-split.')
+
+
+def parse_targets(texts: Sequence[str]) -> dict[str, list[str]]:
+    """Return the flags of train.py for every target, given as 'NAME: FLAGS', or raise ValueError."""
+    targets = {}
+    for name, flags in _named(texts, ':', "'NAME: FLAGS', for example 'cifar10: -c cifar10 --data-dir data'").items():
+        targets[name] = shlex.split(flags)
+        if taken := sorted({flag for flag, _ in flag_groups(targets[name])} & _RESERVED):
+            raise ValueError(f'Target {name}: {", ".join(taken)} is set by transfer.py; leave it out of FLAGS.')
+    return targets
+
+
+def load_tables(texts: Sequence[str], file: Path) -> dict[str, Table]:
+    """Return the tables given as NAME=ID, those of the Hub at one commit for the whole experiment.
+
+    Args:
+        texts: arguments of --table.
+        file: tables.json among the runs, where the first call wrote down what it found.
+
+    Raises:
+        ValueError: a bad name, a source that cannot be loaded, or another table than that of an earlier call.
+    """
+    known = json.loads(file.read_text(encoding='utf-8')) if file.is_file() else {}
+    tables = {}
+    for name, source in _named(texts, '=', 'NAME=FOLDER or NAME=org/name@revision').items():
+        earlier = known.get(name, {})
+        same = earlier.get('source') == source
+        place = earlier['pinned'] if same else pinned(source)
+        tables[name] = Table(source, place, PixelEmbedding.from_pretrained(place))
+        if earlier and not (same and earlier['codes_sha256'] == tables[name].description()['codes_sha256']):
+            raise ValueError(
+                f'Table {name!r}: runs in {file.parent} have another table of this name, from {earlier["source"]}; '
+                'choose another name or another --output.'
+            )
+    return tables
+
+
+def save_tables(tables: dict[str, Table], file: Path) -> None:
+    """Write, or bring up to date, the file that `load_tables` reads."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    known = json.loads(file.read_text(encoding='utf-8')) if file.is_file() else {}
+    write_json(file, {**known, **{name: table.description() for name, table in tables.items()}})
+
+
+def _named(texts: Sequence[str], separator: str, form: str) -> dict[str, str]:
+    """Return name -> rest of texts; a name becomes part of a folder, and 'own' is the recipe's start."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, _, rest = (part.strip() for part in text.partition(separator))
+        if not rest or not re.fullmatch(r'\w+', name, re.ASCII):
+            raise ValueError(f'Got {text!r}; write {form}, a name being letters, digits and _ only.')
+        if name == OWN or name in found:
+            raise ValueError(f'The name {name!r} is there already ({OWN!r} is the recipe); choose another.')
+        found[name] = rest
+    return found
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of transfer.py."""
+    parser = argparse.ArgumentParser(
+        prog='transfer.py',
+        description=__doc__,
+        epilog=_EPILOG,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('--target', nargs='+', required=True, metavar="'NAME: FLAGS'", help='data sets to train on')
+    parser.add_argument('--table', nargs='+', default=[], metavar='NAME=ID', help='folders or Hub ids of tables')
+    parser.add_argument('--model', default='wrn40_2_p2be', help='P2BE network of every run (default: %(default)s)')
+    parser.add_argument('--mode', nargs='+', choices=_MODES, default=list(_MODES), help='default: both')
+    parser.add_argument('--seeds', nargs='+', type=int, default=[42], metavar='S', help='default: 42')
+    parser.add_argument('--output', type=Path, default=Path('output/transfer'), help='default: %(default)s')
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the experiment and return the exit code."""
-    parser = build_parser(__doc__)
+    parser = build_parser()
     args = parser.parse_args(argv)
-    for flag, values in (('--seeds', args.seeds), ('--mode', args.mode)):
-        if len(set(values)) < len(values):
-            parser.error(f'{flag} {" ".join(map(str, values))}: a value twice is one run, not two')
     try:
         with terminated_as_interrupt():
             try:
                 targets = parse_targets(args.target)
                 tables = load_tables(args.table, args.output / 'tables.json')
-                transfer = Transfer(targets, tables, args.model, args.mode, args.seeds, args.output)
+                modes, seeds = (list(dict.fromkeys(values)) for values in (args.mode, args.seeds))
+                transfer = Transfer(targets, tables, args.model, modes, seeds, args.output)
             except ValueError as error:
                 parser.error(str(error))
-            record_tables(tables, args.output / 'tables.json')
-            _run(transfer)
+            save_tables(tables, args.output / 'tables.json')
+            count, outcomes = len(transfer.cells), []
+            print(f'{count} runs in {args.output}; while one trains, its log.txt grows', flush=True)
+            for number, cell in enumerate(transfer.cells, start=1):
+                outcomes.append(transfer.run(cell))
+                print(f'[{number}/{count}] {cell}: {outcomes[-1]["error"]:.2f} % error', flush=True)
+            print(
+                f'\n{transfer.report(outcomes)}\n\nWritten to {args.output}: transfer.json, transfer.md, transfer.png'
+            )
     except Failed as error:
         print(f'transfer.py: error: {error}', file=sys.stderr)
         return 1

@@ -1,76 +1,38 @@
 """The outcome of transfer.py: a text table with one row a table of codes, and a picture with one panel a target."""
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from timm_p2be.extras import require
 
-_LEFT, _TOP, _WIDTH, _HEIGHT, _GAP = 70, 40, 110, 220, 90
+Figure = require('matplotlib.figure', extra='robustness').Figure
+
 _COLORS = {'learned': '#2b6cb0', 'fixed': '#c05621'}
 
 Outcome = dict[str, Any]
 
 
-def columns(outcomes: Sequence[Outcome]) -> list[tuple[str, str]]:
-    """Return the (table, mode) pairs in the order of the runs."""
-    return list(dict.fromkeys((outcome['table'], outcome['mode']) for outcome in outcomes))
+def _errors(outcomes: Sequence[Outcome], **cell: str) -> list[float]:
+    """Return the errors in percent of the runs of a cell, one a seed."""
+    return [outcome['error'] for outcome in outcomes if cell.items() <= outcome.items()]
 
 
-def errors(outcomes: Sequence[Outcome], target: str, column: tuple[str, str]) -> list[float]:
-    """Return the errors in percent of all seeds of one cell."""
-    return [o['error'] for o in outcomes if o['target'] == target and (o['table'], o['mode']) == column]
+def _keys(outcomes: Sequence[Outcome], *names: str) -> list[tuple[str, ...]]:
+    """Return the different values of some keys in the order of the runs."""
+    return list(dict.fromkeys(tuple(outcome[name] for name in names) for outcome in outcomes))
 
 
 def markdown(outcomes: Sequence[Outcome]) -> str:
     """Return a Markdown table: mean errors in percent, and their standard deviation where there are several seeds."""
-    head = list(dict.fromkeys((outcome['target'], outcome['mode']) for outcome in outcomes))
+    head = _keys(outcomes, 'target', 'mode')
     lines = ['| table | ' + ' | '.join(f'{target}, {mode}' for target, mode in head) + ' | seeds |']
     lines.append('|' + '---|' * (len(head) + 2))
-    for table in dict.fromkeys(outcome['table'] for outcome in outcomes):
-        cells = [errors(outcomes, target, (table, mode)) for target, mode in head]
-        seeds = max(len(cell) for cell in cells)
-        lines.append(f'| {table} | ' + ' | '.join(map(_figure, cells)) + f' | {seeds} |')
+    for (table,) in _keys(outcomes, 'table'):
+        cells = [_errors(outcomes, table=table, target=target, mode=mode) for target, mode in head]
+        lines.append(f'| {table} | ' + ' | '.join(map(_figure, cells)) + f' | {max(map(len, cells))} |')
     return '\n'.join(lines)
-
-
-def picture(outcomes: Sequence[Outcome], title: str) -> Image.Image:
-    """Return a dot plot, one panel a target: every seed's error, and a bar at their mean."""
-    head, targets = columns(outcomes), _targets(outcomes)
-    size = (_LEFT + _WIDTH * len(head) + 20, _TOP + (_HEIGHT + _GAP) * len(targets))
-    canvas = Image.new('RGB', size, 'white')
-    draw = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(size=13)
-    draw.text((_LEFT, 10), f'{title}, in percent', fill='black', font=font)
-    for row, target in enumerate(targets):
-        top = _TOP + row * (_HEIGHT + _GAP)
-        values = [error for column in head for error in errors(outcomes, target, column)]
-        low, high = _range(values)
-
-        def height(error: float, top: int = top, low: float = low, high: float = high) -> float:
-            return top + _HEIGHT * (high - error) / (high - low)
-
-        draw.rectangle((_LEFT, top, size[0] - 20, top + _HEIGHT), outline='#888888')
-        draw.text((_LEFT + 6, top + 4), target, fill='black', font=font)
-        for tick in _ticks(low, high):
-            draw.line((_LEFT - 4, height(tick), _LEFT, height(tick)), fill='#888888')
-            draw.text((_LEFT - 8, height(tick)), f'{tick:.1f}', fill='black', font=font, anchor='rm')
-        for place, column in enumerate(head):
-            center = _LEFT + _WIDTH * (place + 0.5)
-            color = _COLORS[column[1]]
-            found = errors(outcomes, target, column)
-            for error in found:
-                draw.ellipse((center - 4, height(error) - 4, center + 4, height(error) + 4), outline=color, width=2)
-            if found:
-                mean = height(statistics.fmean(found))
-                draw.line((center - 18, mean, center + 18, mean), fill=color, width=2)
-            draw.text((center, top + _HEIGHT + 8), column[0], fill='black', font=font, anchor='ma')
-            draw.text((center, top + _HEIGHT + 26), column[1], fill=color, font=font, anchor='ma')
-    return canvas
-
-
-def _targets(outcomes: Sequence[Outcome]) -> list[str]:
-    return list(dict.fromkeys(outcome['target'] for outcome in outcomes))
 
 
 def _figure(found: Sequence[float]) -> str:
@@ -80,13 +42,17 @@ def _figure(found: Sequence[float]) -> str:
     return f'{statistics.fmean(found):.2f}{spread}'
 
 
-def _range(values: Sequence[float]) -> tuple[float, float]:
-    """Return axis limits with a margin; equal values get a range of 1."""
-    low, high = min(values), max(values)
-    margin = 0.15 * (high - low) or 0.5
-    return max(low - margin, 0.0), high + margin
-
-
-def _ticks(low: float, high: float) -> Iterator[float]:
-    for step in range(5):
-        yield low + (high - low) * (step + 0.5) / 5
+def picture(outcomes: Sequence[Outcome], title: str, path: Path) -> None:
+    """Draw a panel for each target: every seed's error as a ring, and their mean as a bar."""
+    columns, targets = _keys(outcomes, 'table', 'mode'), _keys(outcomes, 'target')
+    figure = Figure(figsize=(1.5 + 1.1 * len(columns), 3.2 * len(targets)), layout='constrained')
+    figure.suptitle(title)
+    for axes, (target,) in zip(figure.subplots(len(targets), squeeze=False)[:, 0], targets, strict=True):
+        axes.set_title(target, loc='left')
+        axes.set_xlim(-0.5, len(columns) - 0.5)
+        axes.set_xticks(range(len(columns)), ['\n'.join(column) for column in columns])
+        for place, (table, mode) in enumerate(columns):
+            if found := _errors(outcomes, target=target, table=table, mode=mode):
+                axes.plot([place] * len(found), found, 'o', color=_COLORS[mode], fillstyle='none')
+                axes.hlines(statistics.fmean(found), place - 0.2, place + 0.2, color=_COLORS[mode])
+    figure.savefig(path)

@@ -9,10 +9,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
+
+from timm_p2be.extras import require
+
+cv2 = require('cv2', extra='robustness')
+ndimage = require('scipy.ndimage', extra='robustness')
 
 
 def gaussian_filter(x: NDArray[Any], deviation: float) -> NDArray[Any]:

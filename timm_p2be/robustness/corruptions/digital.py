@@ -7,12 +7,16 @@ scale, fractions included.
 import io
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage
-from skimage.color import hsv2rgb, rgb2hsv
+
+from timm_p2be.extras import require
+
+cv2 = require('cv2', extra='robustness')
+ndimage = require('scipy.ndimage', extra='robustness')
+hsv2rgb = require('skimage.color', extra='robustness').hsv2rgb
+rgb2hsv = require('skimage.color', extra='robustness').rgb2hsv
 
 
 def contrast(image: NDArray[np.uint8], generator: np.random.Generator, *, factor: float) -> NDArray[Any]:

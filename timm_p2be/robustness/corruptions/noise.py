@@ -8,7 +8,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from skimage.util import random_noise
+
+from timm_p2be.extras import require
+
+random_noise = require('skimage.util', extra='robustness').random_noise
 
 
 def gaussian_noise(image: NDArray[np.uint8], generator: np.random.Generator, *, deviation: float) -> NDArray[Any]:

@@ -9,12 +9,15 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
-from skimage.color import hsv2rgb, rgb2hsv
 
+from timm_p2be.extras import require
 from timm_p2be.robustness.corruptions.blur import clipped_zoom, directed_blur, gaussian_filter
+
+cv2 = require('cv2', extra='robustness')
+hsv2rgb = require('skimage.color', extra='robustness').hsv2rgb
+rgb2hsv = require('skimage.color', extra='robustness').rgb2hsv
 
 WATER = np.array([175, 238, 238]) / 255  # RGB
 MUD = np.array([63, 42, 20]) / 255
