@@ -1,11 +1,11 @@
-"""Let foolbox and the Adversarial Robustness Toolbox (ART) attack networks through attack_view, beside our own PGD.
+"""Let foolbox attack networks through attack_view, beside our own PGD.
 
     pip install foolbox
     P2BE_DATA=DIR python benchmarks/attack_libraries.py [--images 200] [--json FILE]
 
-The networks are those of benchmarks/networks, which have no defence; DIR holds cifar10/ as parquet files. All three
-take 40 steps of half a level at eps 8, from the clean image, through the same surrogate; their images are rounded to
-levels and judged by the network itself. ART's Auto-PGD and foolbox's attack with its own random start come on top.
+The networks are those of benchmarks/networks, which have no defence; DIR holds cifar10/ as parquet files. Both take 40
+steps of half a level at eps 8, from the clean image, through the same surrogate; their images are rounded to levels and
+judged by the network itself. foolbox's attack with its own random start comes on top.
 """
 
 import argparse
@@ -15,13 +15,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import timm_p2be  # noqa: F401  registers the models
-from timm_p2be.robustness.attacks.gradient import PGD
-from timm_p2be.robustness.attacks.surrogates import attack_view
+from timm_p2be.robustness.attacks import PGD, attack_view
 from timm_p2be.robustness.evaluation.results import environment
 from timm_p2be.robustness.images import as_batch, read_images
 from timm_p2be.robustness.pixel_model import PixelModel, load_model
@@ -32,53 +30,25 @@ EPS, STEPS, STEP = 8, 40, 0.5
 Find = Callable[[Tensor, Tensor], Tensor]  # uint8 levels and labels -> uint8 levels
 
 
-def levels_of(images: Tensor) -> Tensor:
-    """Round images in [0, 1] to uint8 levels."""
-    return (images * 255).round().to(torch.uint8)
-
-
 def attacks(model: PixelModel, eps: int) -> dict[str, Find]:
     """Return what attacks one network."""
     import foolbox
-    from art.attacks.evasion import AutoProjectedGradientDescent, ProjectedGradientDescentNumpy
-    from art.estimators.classification import PyTorchClassifier
 
-    surrogate = 'kernel' if model.encoding else 'straight-through'
-    view = attack_view(model, surrogate)
-    box = foolbox.PyTorchModel(view, (0, 1), device='cpu')
-    classifier = PyTorchClassifier(
-        view, nn.CrossEntropyLoss(), (3, 32, 32), model.num_classes, clip_values=(0.0, 1.0), device_type='cpu'
-    )
-    bounds = {'eps': eps / 255, 'verbose': False, 'batch_size': 100}
+    box = foolbox.PyTorchModel(attack_view(model), (0, 1), device='cpu')
 
     def by_foolbox(random_start: bool) -> Find:
         attack = foolbox.attacks.LinfPGD(steps=STEPS, abs_stepsize=STEP / 255, random_start=random_start)
-        return lambda levels, labels: levels_of(attack(box, levels / 255, labels, epsilons=eps / 255)[1])
 
-    def by_art(attack: object) -> Find:
         def find(levels: Tensor, labels: Tensor) -> Tensor:
-            targets = np.eye(model.num_classes, dtype=np.float32)[labels]
-            return levels_of(torch.from_numpy(attack.generate((levels / 255).numpy(), targets)))  # type: ignore[attr-defined]
+            found = attack(box, levels / 255, labels, epsilons=eps / 255)[1]
+            return (found * 255).round().to(torch.uint8)
 
         return find
 
     return {
-        'ours: PGD': PGD(model, eps, surrogate, steps=STEPS, step_size=STEP),
+        'ours: PGD': PGD(model, eps, steps=STEPS, step_size=STEP),
         'foolbox: LinfPGD': by_foolbox(random_start=False),
         'foolbox: LinfPGD, random start': by_foolbox(random_start=True),
-        'ART: ProjectedGradientDescent': by_art(
-            ProjectedGradientDescentNumpy(classifier, eps_step=STEP / 255, max_iter=STEPS, **bounds)
-        ),
-        'ART: AutoProjectedGradientDescent': by_art(
-            AutoProjectedGradientDescent(
-                classifier,
-                eps_step=2 * eps / 255,
-                max_iter=STEPS,
-                nb_random_init=1,
-                loss_type='cross_entropy',
-                **bounds,
-            )
-        ),
     }
 
 
@@ -100,7 +70,6 @@ def main() -> None:
         for eps in args.eps:
             for attack, find in attacks(model, eps).items():
                 torch.manual_seed(0)
-                np.random.seed(0)
                 start = time.perf_counter()
                 found = torch.cat([find(x, y) for x, y in zip(levels.split(100), labels.split(100), strict=True)])
                 seconds = time.perf_counter() - start

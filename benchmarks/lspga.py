@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 import timm_p2be  # noqa: F401  registers the models
+from timm_p2be.robustness.attacks import LSPGA
 from timm_p2be.robustness.attacks.code_model import CodeModel
-from timm_p2be.robustness.attacks.lspga import LSPGA
 from timm_p2be.robustness.pixel_model import PixelModel
 
 ROUNDS = 5

@@ -1,4 +1,4 @@
-"""A model whose weakness is known image by image, and attacks with known answers, for the tests of the benchmark."""
+"""Models whose weakness is known image by image, and attacks with known answers."""
 
 import numpy as np
 import torch
@@ -12,18 +12,48 @@ from timm_p2be.robustness.pixel_model import PixelModel
 SIDE = 4
 
 
-class Threshold(nn.Module):
+class Planted(nn.Module):
+    """A classifier as timm has them, of pixels in [0, 1] and two classes, whose logits are -lead and lead."""
+
+    def __init__(self, side: int, scale: float = 1.0) -> None:
+        super().__init__()
+        self.num_classes = 2
+        self.pretrained_cfg = {'mean': (0, 0, 0), 'std': (1, 1, 1), 'input_size': (3, side, side), 'architecture': 'th'}
+        self.weight = nn.Parameter(torch.tensor(scale))
+
+    def lead(self, images: Tensor) -> Tensor:
+        """Return by how much class 1 leads, before scaling."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> Tensor:
+        lead = self.lead(images) * self.weight
+        return torch.stack([-lead, lead], dim=1)
+
+
+class Threshold(Planted):
     """Class 1 iff the first pixel value is above the middle: image i of `planted_images` falls to i + 1 levels."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.num_classes = 2
-        self.pretrained_cfg = {'mean': (0, 0, 0), 'std': (1, 1, 1), 'input_size': (3, SIDE, SIDE), 'architecture': 'th'}
-        self.weight = nn.Parameter(torch.ones(1))
+        super().__init__(SIDE)
 
-    def forward(self, images: Tensor) -> Tensor:
-        lead = (images[:, 0, 0, 0] - 127.5 / 255) * self.weight
-        return torch.stack([-lead, lead], dim=1)
+    def lead(self, images: Tensor) -> Tensor:
+        return images[:, 0, 0, 0] - 127.5 / 255
+
+
+class Corner(Planted):
+    """Class 1 iff the upper left corner is brighter than 120.2 levels on average.
+
+    Masked, the lead is rounded to steps of a quarter of a level: its gradient is 0 almost everywhere, which is what
+    quantized inputs do to a network.
+    """
+
+    def __init__(self, masked: bool = False) -> None:
+        super().__init__(8, scale=30.0)
+        self.masked = masked
+
+    def lead(self, images: Tensor) -> Tensor:
+        lead = 255 * images[:, :, :2, :2].mean(dim=(1, 2, 3)) - 120.2
+        return ((lead * 4).floor() / 4 if self.masked else lead) / 255
 
 
 def planted_model() -> PixelModel:

@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 
 from timm_p2be.cli import benchmark_attacks as command
 from timm_p2be.cli import main
-from timm_p2be.robustness.attacks.attack_trial import BrokenAttackError, is_correct, seeded
+from timm_p2be.robustness.attacks.judge import BrokenAttackError, is_correct, seeded
 from timm_p2be.robustness.evaluation import attack_record
 from timm_p2be.robustness.evaluation.attack_benchmark import benchmark_attacks
 from timm_p2be.robustness.evaluation.attack_budget import Speed, budget
@@ -338,7 +338,7 @@ def test_the_command_writes_results_and_reports(
 
 def test_the_budget_alone_writes_nothing(flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*flags, '--budget']) == 0
-    assert 'hop-skip-jump' in capsys.readouterr().out
+    assert 'coordinate' in capsys.readouterr().out
     assert not (tmp_path / 'out').exists()
 
 

@@ -10,8 +10,8 @@ import torch
 from planted import Push, planted_images, planted_model
 from torch import Generator, Tensor, nn
 
-from timm_p2be.robustness.attacks.attack_trial import seeded
-from timm_p2be.robustness.attacks.gradient import PGD
+from timm_p2be.robustness.attacks.judge import seeded
+from timm_p2be.robustness.attacks.pgd import PGD
 from timm_p2be.robustness.evaluation.attack_benchmark import benchmark_attacks
 from timm_p2be.robustness.evaluation.attack_checks import (
     FAILED,

@@ -7,11 +7,11 @@ import pytest
 import timm
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from timm_p2be.encodings import PixelEmbedding, onehot_codes, thermometer_codes
-from timm_p2be.lookup import convolve_codes, lookup_conv2d
-from timm_p2be.stem import convert
+from timm_p2be.encodings import onehot_codes, thermometer_codes
+from timm_p2be.lookup import lookup_conv2d
+from timm_p2be.lookup.plain import convolve_codes
 
 Array = NDArray[np.float64]
 
@@ -151,16 +151,6 @@ def test_gradcheck(kernel, stride, padding, dilation, chans):
     assert torch.autograd.gradcheck(used_rows, (inputs[0].detach(), inputs[1]))
 
 
-@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last], ids=str)
-def test_memory_formats_and_views(memory_format):
-    levels, codes, weight = _example(3, 3, (10, 12), 8, 3)
-    expected = SlowConvolution(levels, codes, weight, (1, 1), (1, 1, 1, 1), (1, 1)).forward()
-    for view in (levels, levels.transpose(2, 3).contiguous().transpose(2, 3), levels.repeat(1, 1, 2, 1)[:, :, :10]):
-        view = view.contiguous(memory_format=memory_format) if view is levels else view
-        features = lookup_conv2d(view, codes, weight.contiguous(memory_format=memory_format), padding=1)
-        _assert_close(features, expected)
-
-
 def test_an_empty_batch_is_an_empty_feature_map():
     levels, codes, weight = _example(0, 3, (8, 8), 4, 3)
     assert lookup_conv2d(levels, codes, weight, padding=1).shape == (0, 5, 8, 8)
@@ -258,40 +248,29 @@ def test_code_gradients_are_summed_in_float32(precision):
 # errors
 
 
-@pytest.mark.parametrize(('levels', 'codes', 'weight', 'message'), [
-    (torch.zeros(1, 3, 8, 8), (256, 4), (5, 12, 3, 3), 'Got levels of dtype torch.float32 and 4 axes; allowed are'),
-    (torch.zeros(1, 3, 8, 8).long(), (256, 4), (5, 12, 3, 3), 'Got levels of dtype torch.int64'),
-    (torch.zeros(3, 8, 8).byte(), (256, 4), (5, 12, 3, 3), 'dtype torch.uint8 and 3 axes; allowed are uint8'),
-    (torch.zeros(1, 3, 8, 8).byte(), (255, 4), (5, 12, 3, 3), r'codes of shape \[255, 4\]; allowed is \(256, M\)'),
-    (torch.zeros(1, 3, 8, 8).byte(), (256,), (5, 12, 3, 3), r'codes of shape \[256\]'),
-    (torch.zeros(1, 1, 8, 8).byte(), (256, 4), (5, 12, 3, 3), 'images of 1 channels; 12 kernel planes over 4-bit codes '
-                                                              'need 3. Build the model with in_chans=1'),
-    (torch.zeros(1, 3, 8, 8).byte(), (256, 4), (5, 3, 3, 3), 'need 0.75'),
+IMAGE = (torch.uint8, (1, 3, 8, 8))
+
+
+@pytest.mark.parametrize(('levels', 'codes', 'weight', 'geometry', 'words'), [
+    ((torch.float32, (1, 3, 8, 8)), (256, 4), (5, 12, 3, 3), {}, 'torch.float32 and 4 axes.*uint8'),
+    ((torch.int64, (1, 3, 8, 8)), (256, 4), (5, 12, 3, 3), {}, 'torch.int64.*uint8'),
+    ((torch.uint8, (3, 8, 8)), (256, 4), (5, 12, 3, 3), {}, r'3 axes.*\(B, C, H, W\)'),
+    (IMAGE, (255, 4), (5, 12, 3, 3), {}, r'codes of shape \[255, 4\].*256'),
+    (IMAGE, (256,), (5, 12, 3, 3), {}, r'codes of shape \[256\].*256'),
+    ((torch.uint8, (1, 1, 8, 8)), (256, 4), (5, 12, 3, 3), {}, 'images of 1 channels.*in_chans=1'),
+    (IMAGE, (256, 4), (5, 3, 3, 3), {}, 'need 0.75'),
+    ((torch.uint8, (1, 0, 8, 8)), (256, 4), (5, 0, 3, 3), {}, 'colors.*at least 1'),
+    (IMAGE, (256, 0), (5, 3, 3, 3), {}, 'bits.*at least 1'),
+    (IMAGE, (256, 4), (0, 12, 3, 3), {}, 'outputs.*at least 1'),
+    (IMAGE, (256, 4), (5, 12, 0, 3), {}, 'kernel must be at least 1'),
+    (IMAGE, (256, 4), (5, 12, 3, 3), {'padding': (1, 1, 1)}, r'padding=\(1, 1, 1\).*\(left, right, top, bottom\)'),
+    (IMAGE, (256, 4), (5, 12, 3, 3), {'stride': [1]}, r'stride=\[1\].*\(height, width\)\.$'),
+    (IMAGE, (256, 4), (5, 12, 3, 3), {'dilation': ()}, r'dilation=\(\).*\(height, width\)\.$'),
 ])  # fmt: skip
-def test_bad_arguments(levels, codes, weight, message):
-    with pytest.raises(ValueError, match=message):
-        lookup_conv2d(levels, torch.zeros(codes), torch.zeros(weight))
-
-
-@pytest.mark.parametrize(('geometry', 'message'), [
-    ({'padding': (1, 1, 1)}, r'Got padding=\(1, 1, 1\); allowed are an int, \(height, width\) or \(left, right, top'),
-    ({'stride': [1]}, r'Got stride=\[1\]; allowed are an int, \(height, width\)\.'),
-    ({'dilation': ()}, r'Got dilation=\(\); allowed are'),
-])  # fmt: skip
-def test_geometry_of_another_length(geometry, message):
-    with pytest.raises(ValueError, match=message):
-        lookup_conv2d(torch.zeros(1, 1, 8, 8).byte(), torch.zeros(256, 4), torch.zeros(5, 4, 3, 3), **geometry)
-
-
-@pytest.mark.parametrize(('levels', 'codes', 'weight'), [
-    ((1, 0, 8, 8), (256, 4), (5, 0, 3, 3)),
-    ((1, 3, 8, 8), (256, 0), (5, 3, 3, 3)),
-    ((1, 3, 8, 8), (256, 4), (0, 12, 3, 3)),
-    ((1, 3, 8, 8), (256, 4), (5, 12, 0, 3)),
-])  # fmt: skip
-def test_nothing_to_sum(levels, codes, weight):
-    with pytest.raises(ValueError, match='colors, bits, outputs and kernel must be at least 1'):
-        lookup_conv2d(torch.zeros(levels, dtype=torch.uint8), torch.zeros(codes), torch.zeros(weight))
+def test_bad_arguments(levels, codes, weight, geometry, words):
+    dtype, shape = levels
+    with pytest.raises(ValueError, match=words):
+        lookup_conv2d(torch.zeros(shape, dtype=dtype), torch.zeros(codes), torch.zeros(weight), **geometry)
 
 
 @pytest.mark.filterwarnings('ignore:.*torch.jit.script.*deprecated')  # torch's own, on the first use of jvp
@@ -331,23 +310,3 @@ def test_gray_model_from_a_color_checkpoint_sees_gray_images_alike(encoding, tmp
         expected = color(images.expand(-1, 3, -1, -1))
         torch.testing.assert_close(gray(images), expected, rtol=1e-4, atol=1e-5)
         assert not torch.allclose(color(images.expand(-1, 3, -1, -1).flip(3)), expected, atol=1e-3)
-
-
-def test_stem_of_a_model_is_the_convolution_over_its_planes():
-    """Algorithm 1 inside a real network: 7x7, stride 2, padding 3, over the table the model has."""
-    torch.manual_seed(0)
-    model = convert(timm.create_model('resnet18'), 'p2be', num_bits=6)
-    stem = model.conv1
-    levels = torch.randint(256, (1, 3, 20, 22), dtype=torch.uint8)
-    slow = SlowConvolution(levels, stem.embedding.codes(), stem.weight, (2, 2), (3, 3, 3, 3), (1, 1))
-    _assert_close(stem(levels), slow.forward())
-
-
-def test_lookup_of_codes_matches_the_embedding():
-    """A 1x1 kernel that copies planes returns the codes themselves, color by color."""
-    embedding = PixelEmbedding('p2be', num_bits=5)
-    levels = torch.randint(256, (2, 3, 4, 6), dtype=torch.uint8)
-    weight = nn.init.dirac_(torch.empty(15, 15, 1, 1))
-    planes = lookup_conv2d(levels, embedding.codes(), weight)
-    expected = embedding(levels).permute(0, 4, 1, 2, 3).flatten(1, 2)  # bit, then color
-    assert torch.equal(planes, expected)

@@ -109,13 +109,13 @@ def test_views_are_blocks_not_neighbors():
 
 
 def test_arguments_are_checked():
-    with pytest.raises(ValueError, match=r"Unknown reduction 'none'; choose one of \['mean', 'sum'\]"):
-        smoothness_loss(torch.randn(4, 4), 'none')
-    for bad in (torch.randn(4), torch.randn(1, 4), torch.ones(4, 4, dtype=torch.int64)):
-        with pytest.raises(ValueError, match=r'Got a table of shape .* embedding\.weight'):
-            smoothness_loss(bad)
-    with pytest.raises(ValueError, match='num_views=1'):
-        jensen_shannon(torch.randn(4, 4), 1)
-    for bad in (torch.randn(4, 4), torch.randn(6), torch.randn(0, 4)):
-        with pytest.raises(ValueError, match=r'logits of shape .* num_views=3'):
-            jensen_shannon(bad, 3)
+    tables = (torch.randn(4), torch.randn(1, 4), torch.ones(4, 4, dtype=torch.int64))
+    logits = (torch.randn(4, 4), torch.randn(6), torch.randn(0, 4))
+    for loss, args, words in (
+        (smoothness_loss, (torch.randn(4, 4), 'none'), "reduction 'none'.*'mean', 'sum'"),
+        *((smoothness_loss, (table,), r'table of shape.*embedding\.weight') for table in tables),
+        (jensen_shannon, (torch.randn(4, 4), 1), 'num_views=1.*at least 2'),
+        *((jensen_shannon, (bad, 3), 'logits of shape.*num_views=3') for bad in logits),
+    ):
+        with pytest.raises(ValueError, match=words):
+            loss(*args)

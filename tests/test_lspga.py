@@ -1,4 +1,4 @@
-"""LS-PGA against the dense form over all 256 levels, and what its arguments do."""
+"""LS-PGA against the dense form over all 256 levels, what its arguments do, and DGA's jump by hand."""
 
 from typing import Any
 
@@ -7,10 +7,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-import timm_p2be
+from timm_p2be.robustness.attacks import DGA, LSPGA
 from timm_p2be.robustness.attacks.code_model import CodeModel
-from timm_p2be.robustness.attacks.dga import DGA
-from timm_p2be.robustness.attacks.lspga import LSPGA
 from timm_p2be.robustness.attacks.windows import Windows
 from timm_p2be.robustness.pixel_model import PixelModel
 
@@ -70,9 +68,8 @@ def test_window_form_equals_dense_form(name: str, arguments: dict[str, Any]) -> 
     got = LSPGA(model, eps, **arguments)(levels, labels, torch.Generator().manual_seed(5))
     # the two sum the codes in different orders: a gradient of about 0 may get another sign
     assert (got != expected).float().mean() < 2e-3
-    first = LSPGA(model, eps, **{**arguments, 'steps': 1, 'step_size': 1e-9})(
-        levels, labels, torch.Generator().manual_seed(5)
-    )
+    idle = LSPGA(model, eps, **{**arguments, 'steps': 1, 'step_size': 1e-9})
+    first = idle(levels, labels, torch.Generator().manual_seed(5))
     assert (got != first).float().mean() > 0.02  # the gradients did something
 
 
@@ -81,16 +78,11 @@ def test_windows_hold_the_legal_levels_once(eps: int, width: int) -> None:
     levels = torch.arange(256, dtype=torch.uint8).repeat(3).view(1, 3, 16, 16)
     windows = Windows(levels, eps)
     assert windows.width == width
-    chosen = [windows.pick(torch.full((levels.numel(),), j)).int() for j in range(width)]
-    candidates = torch.stack(chosen, dim=-1)
-    legal = torch.empty_like(candidates, dtype=torch.bool)
-    flat = legal.permute(0, 2, 3, 1, 4).reshape(-1, width)
-    flat[windows._order] = windows.legal
-    legal = flat.view(1, 16, 16, 3, width).permute(0, 3, 1, 2, 4)
+    order = windows.sort(levels)
+    candidates = torch.stack([windows.sort(windows.pick(torch.full((768,), j))) for j in range(width)], dim=1)
     for value in (0, 1, 5, 100, 250, 254, 255):
-        at = levels[0, 0] == value
-        got = sorted(candidates[0, 0][at][0][legal[0, 0][at][0]].tolist())
-        assert got == [k for k in range(256) if abs(k - value) <= eps]
+        row = (order == value).nonzero()[0, 0]
+        assert sorted(candidates[row][windows.legal[row]].tolist()) == [k for k in range(256) if abs(k - value) <= eps]
 
 
 def test_mix_and_compare_are_products_with_the_table() -> None:
@@ -110,34 +102,14 @@ def test_mix_and_compare_are_products_with_the_table() -> None:
 
 @pytest.mark.parametrize('name', ['wrn10_2_p2be', 'wrn10_2', 'resnet18_thermometer'])
 def test_code_model_is_the_network_at_codes(name: str) -> None:
-    model = _model(name)
-    levels = _images(side=32)
-    network = CodeModel(model)
+    model, levels = _model(name), _images(side=32)
+    network = CodeModel(model).train()  # stays in evaluation mode
     planes = network.table()[levels.permute(0, 2, 3, 1).long()]
     torch.testing.assert_close(network(planes), model(levels), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('attack', [LSPGA, DGA])
-@pytest.mark.parametrize('eps', [0, 1, 255])
-def test_bound(attack: type[LSPGA] | type[DGA], eps: int) -> None:
-    levels = _images()
-    got = attack(_model(), eps, steps=2)(levels, torch.tensor([0, 3]))
-    assert got.dtype == torch.uint8
-    change = (got.int() - levels.int()).abs().max()
-    assert change <= eps
-    assert (change > 0) == (eps > 0)
-
-
-def test_loss_rises() -> None:
-    model, levels = _model('wrn10_2_thermometer'), _images(8, 16)
-    labels = model(levels).argmax(1)
-    for attack in (LSPGA(model, 8), DGA(model, 8), LSPGA(model, 8, 10, 0.3, 1.02, 'sharpen')):
-        before, after = (nn.functional.cross_entropy(model(x), labels) for x in (levels, attack(levels, labels)))
-        assert after > before + 0.1
-
-
 class _Fallible(nn.Module):
-    """Misclassifies an image when it is dark; counts the images it judges."""
+    """Misclassifies an image when it is dark."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -158,8 +130,8 @@ def test_fallen_images_are_left_alone_and_the_smallest_margin_is_kept() -> None:
         lambda module, args: judged.append(len(args[0])) if args[0].dtype == torch.uint8 else None
     )
     got = LSPGA(model, eps=8, steps=7, restarts=3)(levels, torch.tensor([0, 0]))
+    assert judged == [2, 1, 1]  # the first image falls at the first restart
     assert model(got).argmax(1).tolist() == [1, 0]
-    assert judged[:3] == [2, 1, 1]  # the first image falls at the first restart
     assert got[1].float().mean() < 246
 
 
@@ -176,31 +148,15 @@ def test_targets() -> None:
     assert all(
         sorted([*row, label]) == [0, 1, 2, 3, 4] for row, label in zip(tried.tolist(), labels.tolist(), strict=True)
     )
-
-
-def test_network_keeps_its_mode_statistics_and_weights() -> None:
-    model = _model()
-    model.train()
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    attack = LSPGA(model, 8)
-    attack(_images(), torch.tensor([0, 3]))
-    assert model.training
-    assert model.model.training
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, before[name]), name
-    # an optimizer's step reaches the attack, which is built once and used in every step of adversarial training
-    with torch.no_grad():
-        next(iter(model.model.parameters())).neg_()
-        timm_p2be.find_embedding(model).weight.neg_()  # type: ignore[union-attr]
-    assert torch.equal(attack._network.table(), timm_p2be.find_embedding(model).codes())
-    assert not torch.equal(attack._network.table(), LSPGA(_model())._network.table())
+    with pytest.raises(ValueError, match='targeted=True'):
+        LSPGA(model)(levels, labels, targets=targets)
 
 
 def test_presets_and_names() -> None:
     model = _model()
     official = LSPGA.official(model)
     assert (official.steps, official.step_size, official.anneal_rate, official.anneal) == (7, 1.0, 1.2, 'flatten')
-    assert official.cost() == (1, 7)
+    assert (official.name, official.cost()) == ('lspga-official', (1, 7))
     strong = [LSPGA.strong(model, anneal=anneal) for anneal in ('flatten', 'sharpen')]
     assert [(attack.name, attack.steps, attack.restarts) for attack in strong] == [
         ('lspga-strong-flatten', 100, 10),
@@ -208,44 +164,6 @@ def test_presets_and_names() -> None:
     ]
     assert [LSPGA(model)._temperature(k) for k in range(4)] == pytest.approx([1, 1, 1.2, 1.44])
     assert [LSPGA(model, anneal='sharpen')._temperature(k) for k in range(3)] == pytest.approx([1, 1 / 1.2, 1 / 1.44])
-
-
-def test_same_generator_same_images() -> None:
-    attack, levels, labels = LSPGA(_model(), 8), _images(), torch.tensor([0, 3])
-    first, second, other = (attack(levels, labels, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
-    assert torch.equal(first, second)
-    assert torch.equal(first, attack(levels, labels))
-    assert not torch.equal(first, other)
-
-
-@pytest.mark.parametrize(
-    ('arguments', 'message'),
-    [
-        ({'eps': 256}, r'eps=256; .* from 0 to 255.*8/255 is eps=8'),
-        ({'eps': 8 / 255}, r'eps=0\.03'),
-        ({'eps': -1}, 'eps=-1'),
-        ({'steps': 0}, 'steps=0'),
-        ({'restarts': 0}, 'restarts=0'),
-        ({'step_size': 0.0}, r'step_size=0\.0'),
-        ({'anneal_rate': 0.8}, r'anneal_rate=0\.8'),
-        ({'anneal': 'up'}, r"anneal 'up'; choose one of \['flatten', 'sharpen'\]"),
-        ({'gradient': 'l2'}, "gradient 'l2'"),
-        ({'restarts': 5, 'targeted': True}, 'at most 4'),
-    ],
-)
-def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        LSPGA(_model(), **arguments)
-
-
-def test_bad_calls() -> None:
-    attack = LSPGA(_model())
-    with pytest.raises(ValueError, match=r'dtype torch\.float32.*uint8 levels'):
-        attack(torch.rand(1, 3, 8, 8), torch.tensor([0]))
-    with pytest.raises(ValueError, match='targeted=True'):
-        attack(_images(), torch.tensor([0, 3]), targets=torch.tensor([1, 1]))
-    with pytest.raises(ValueError, match='steps=0'):
-        DGA(_model(), steps=0)
 
 
 def test_dga_jumps_to_the_most_harmful_level() -> None:

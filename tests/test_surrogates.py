@@ -114,7 +114,7 @@ def test_gradient_is_that_of_the_planes_times_the_slope(name: str, surrogate: st
 def test_pixel_values_get_their_own_gradient() -> None:
     model, levels = _model('resnet10t', None), _levels()
     images = (levels / 255).requires_grad_()
-    attack_view(model, 'straight-through')(images).square().sum().backward()
+    attack_view(model)(images).square().sum().backward()
     plain = (levels / 255).requires_grad_()
     mean, std = (torch.tensor(model.pretrained_cfg[key]).view(1, 3, 1, 1) for key in ('mean', 'std'))
     model((plain - mean) / std).square().sum().backward()
@@ -144,17 +144,26 @@ def test_no_gradient_wanted_no_graph() -> None:
 
 
 @pytest.mark.parametrize(
-    ('encoding', 'arguments', 'message'),
+    ('encoding', 'arguments', 'words'),
     [
-        ('p2be', {'surrogate': 'identity'}, r"surrogate 'identity'; choose one of \['linear', 'kernel'"),
-        ('p2be', {'surrogate': 'ramp'}, r"'ramp' does not fit resnet10t, which reads p2be codes; allowed are"),
-        (None, {'surrogate': 'kernel'}, r"reads pixel values; allowed are \['straight-through'\]"),
-        ('p2be', {'sigma': 0.0}, r'sigma=0\.0'),
+        ('p2be', {'surrogate': 'identity'}, ("'identity'", "['auto', 'linear', 'kernel'")),
+        ('p2be', {'surrogate': 'ramp'}, ("'ramp' does not fit resnet10t, which reads p2be codes", 'allowed are')),
+        (None, {'surrogate': 'kernel'}, ('reads pixel values', "['straight-through']")),
+        ('p2be', {'sigma': 0.0}, ('sigma=0.0', 'positive')),
     ],
 )
-def test_bad_input(encoding: str | None, arguments: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_bad_input(encoding: str | None, arguments: dict[str, object], words: tuple[str, str]) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011  the words are looked for below
         attack_view(_model('resnet10t', encoding), **arguments)  # type: ignore[arg-type]
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_auto_is_the_kernel_for_codes() -> None:
+    model, images = _model('resnet10t'), (_levels() / 255).requires_grad_()
+    automatic, kernel = (
+        torch.autograd.grad(attack_view(model, name)(images).sum(), images)[0] for name in ('auto', 'kernel')
+    )
+    assert torch.equal(automatic, kernel)
 
 
 def test_a_folded_model_is_refused() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from timm_p2be.robustness.attacks.attack_trial import attack_batch, seeded
+from timm_p2be.robustness.attacks.judge import attack_batch, seeded
 from timm_p2be.robustness.evaluation.attack_suite import build_suite
 from timm_p2be.robustness.images import as_batch, read_images
 from timm_p2be.robustness.pixel_model import PixelModel, load_model

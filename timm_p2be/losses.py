@@ -1,4 +1,4 @@
-"""The two regularisers of the paper's objectives: smoothness of the embedding and consistency between views."""
+"""The two regularizers of the paper's objectives: smoothness of the embedding and consistency between views."""
 
 import torch
 from torch import Tensor
@@ -17,19 +17,15 @@ def smoothness_loss(weight: Tensor, reduction: str = 'mean') -> Tensor:
     """Return the embedding smoothness loss: 1 - cos(w_k, w_{k+1}) over all neighboring pixel levels.
 
     Eq. 9 of the paper sums over the 255 pairs; the authors' code (nutszebra/Pixel-to-Binary-Embedding,
-    pixel_to_binary_embedding.py) takes the mean, and the paper's lambda belongs to the mean (`docs/protocol.md`). The
-    loss reads the latents w, not the codes. A row of norm zero has no direction: its cosines count as 0 and it gets no
-    gradient.
+    pixel_to_binary_embedding.py) takes the mean, and the paper's lambda belongs to the mean (`docs/protocol.md`). A
+    row of norm zero has no direction: its cosines count as 0 and it gets no gradient.
 
     Args:
-        weight: (levels, M) latent table, floating point, at least two rows; (256, M) in practice.
+        weight: (levels, M) latent table w (not its codes), floating point, at least two rows; (256, M) in practice.
         reduction: 'mean', in [0, 2], or 'sum' (Eq. 9), in [0, 2 (levels - 1)].
 
     Returns:
         Scalar, float32 (float64 for a float64 table).
-
-    Raises:
-        ValueError: another reduction or shape.
 
     Example:
         >>> smoothness_loss(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 2.0]]), 'sum')
@@ -63,9 +59,6 @@ def jensen_shannon(logits: Tensor, num_views: int) -> Tensor:
 
     Returns:
         Scalar in [0, log V], float32 (float64 for float64 logits).
-
-    Raises:
-        ValueError: fewer than two views, or logits that do not split into them.
 
     Example:
         >>> jensen_shannon(torch.tensor([[99.0, 0.0], [0.0, 99.0]]), num_views=2)

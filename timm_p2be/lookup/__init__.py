@@ -5,9 +5,9 @@ once for every pixel: T[j, k, :] = W_j^T e_k for each tap j (kernel row, color, 
 convolution is then a sum of rows of T. Its cost does not depend on M, and nothing larger than the uint8 image is kept
 for the backward pass, which adds the gradient of each output pixel to the rows it came from.
 
-On the CPU the sums run in loops that LLVM compiles (`timm_p2be.lookup.llvm_cpu`); everywhere else, and while
-TorchScript or ONNX is being written, the planes are built and convolved (`timm_p2be.lookup.plain`). Set the
-environment variable TIMM_P2BE_LOOKUP to 'plain' to do so on the CPU too. Which of the two runs is logged once.
+On the CPU the sums run in loops that LLVM compiles (`llvm_cpu`); everywhere else, and while TorchScript or ONNX is
+being written, the planes are built and convolved (`plain`). Set the environment variable TIMM_P2BE_LOOKUP to 'plain' to
+do so on the CPU too. Which of the two runs is logged once.
 """
 
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
 from timm_p2be.lookup import operators
-from timm_p2be.lookup.operators import code_table
 from timm_p2be.lookup.plain import convolve_codes, sum_rows
+from timm_p2be.lookup.window import output_size
 
-__all__ = ['code_table', 'convolve_codes', 'lookup_conv2d', 'sum_rows', 'table_conv2d']
+__all__ = ['lookup_conv2d', 'table_conv2d']
 
 
 def lookup_conv2d(
@@ -42,24 +42,18 @@ def lookup_conv2d(
         codes: (256, M) table, floating point; gets a gradient, accumulated in float32.
         weight: (O, M C, kh, kw) kernel; gets a gradient.
         stride: int or (height, width), at least 1.
-        padding: int, (height, width), or (left, right, top, bottom) in the order of `torch.nn.functional.pad`; at
-            least 0.
+        padding: int, (height, width), or (left, right, top, bottom) as of `torch.nn.functional.pad`; at least 0.
         dilation: int or (height, width), at least 1.
 
     Returns:
         (B, O, H', W') feature map in the dtype of `weight`, or autocast's under autocast.
-
-    Raises:
-        ValueError: `levels` is not uint8 of rank 4, `codes` has not 256 rows, the channels of `weight` are not M C,
-            a stride, padding or dilation is out of range, or the kernel is larger than the padded image.
-        NotImplementedError: forward-mode differentiation.
 
     Example:
         >>> levels = torch.randint(0, 256, (1, 3, 8, 8), dtype=torch.uint8)
         >>> lookup_conv2d(levels, torch.eye(256), torch.randn(4, 768, 3, 3), padding=1).shape
         torch.Size([1, 4, 8, 8])
     """
-    strides, pads, dilations = _ints('stride', stride), _ints('padding', padding, 2, 4), _ints('dilation', dilation)
+    strides, pads, dilations = _ints('stride', stride), _ints('padding', padding, 4), _ints('dilation', dilation)
     dtype = _output_dtype(levels, weight)
     if _is_exporting():
         # the file must run without this package; and a trace would warn that it fixes the outcome of the checks
@@ -94,26 +88,15 @@ def table_conv2d(
 ) -> Tensor:
     """Sum the rows of a precomputed `code_table`: `lookup_conv2d` for inference, without codes and kernel.
 
-    Args:
-        levels: (B, C, H, W) uint8 pixel levels, of any strides.
-        table: (kh, C, kw, 257, O), floating point; gets no gradient.
-        stride: int or (height, width), at least 1.
-        padding: int, (height, width) or (left, right, top, bottom), at least 0.
-        dilation: int or (height, width), at least 1.
-
-    Returns:
-        (B, O, H', W') feature map in the dtype of `table`, or autocast's under autocast.
-
-    Raises:
-        ValueError: as `lookup_conv2d`, or a table of another shape.
+    `table` is (kh, C, kw, 257, O), floating point, and gets no gradient; everything else is as in `lookup_conv2d`.
 
     Example:
-        >>> table = code_table(torch.eye(256), torch.ones(4, 768, 1, 1), 3)
+        >>> table = operators.code_table(torch.eye(256), torch.ones(4, 768, 1, 1), 3)
         >>> table_conv2d(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), table)[0, :, 0, 0]
         tensor([3., 3., 3., 3.])
     """
     strides, dilations = _ints('stride', stride), _ints('dilation', dilation)
-    borders = _borders(_ints('padding', padding, 2, 4))
+    borders = _borders(_ints('padding', padding, 4))
     dtype = _output_dtype(levels, table)
     if _is_exporting():
         return sum_rows(levels, table, strides, borders, dilations).to(dtype)
@@ -139,9 +122,9 @@ def _output_dtype(levels: Tensor, weight: Tensor) -> torch.dtype:
 
 
 def _ints(name: str, value: int | Sequence[int], *lengths: int) -> list[int]:
-    """Return an argument as a list, an int standing for two; `lengths` are allowed, 2 by default."""
+    """Return an argument as a list of an allowed length, an int standing for two."""
     numbers = list(value) if isinstance(value, Sequence) else [value, value]
-    if len(numbers) not in (lengths or (2,)):
+    if len(numbers) not in (2, *lengths):
         more = ' or (left, right, top, bottom)' if 4 in lengths else ''
         raise ValueError(f'Got {name}={value!r}; allowed are an int, (height, width){more}.')
     return numbers
@@ -178,7 +161,7 @@ def _check_window(
             f'Got stride {stride}, padding {padding} and dilation {dilation}; stride and dilation must be at least 1 '
             'and padding at least 0.'
         )
-    rows, columns = operators.output_size(levels.shape, kernel, stride, padding, dilation)
+    rows, columns = output_size(levels.shape, kernel, stride, padding, dilation)
     if rows < 1 or columns < 1:
         raise ValueError(
             f'Got images of {levels.shape[2]}x{levels.shape[3]} pixels, padded by {padding} (left, right, top, '

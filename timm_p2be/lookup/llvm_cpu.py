@@ -19,14 +19,9 @@ class _Arguments(ctypes.Structure):
 
 
 class Kernels:
-    """Forward and backward for feature maps of one number of channels and one dtype.
+    """Forward and backward for feature maps (and tables) of one number of channels and one dtype, float32 or bfloat16.
 
-    Args:
-        channels: of the feature map.
-        dtype: of feature map and table, float32 or bfloat16.
-
-    Raises:
-        timm_p2be.lookup.llvm_jit.CompilationError: they do not compile.
+    `features` and `grad` are (B, rows, columns, channels), all channels of a contiguous tensor or a part.
     """
 
     def __init__(self, channels: int, dtype: torch.dtype) -> None:
@@ -43,13 +38,7 @@ class Kernels:
         return [slice(first, min(first + step, self.channels)) for first in range(0, self.channels, step)]
 
     def gather_sum(self, window: Window, table: Tensor, features: Tensor) -> None:
-        """Write to `features` the sums of the table rows that the levels under each window point to.
-
-        Args:
-            window: over the levels.
-            table: (kh, C, kw, 257, channels) of the kernels' dtype, contiguous; row 256 of a tap is that of padding.
-            features: (B, rows, columns, channels) of the kernels' dtype, all channels of a contiguous tensor or a part.
-        """
+        """Write to `features` the sums of the rows of `table` (kh, C, kw, 257, channels) under each window."""
         taps, threads = len(window.offsets), llvm_jit.num_threads()
         assert table.shape[:4].numel() == taps * llvm_ir.LEVELS
         assert table.is_contiguous()
@@ -74,13 +63,7 @@ class Kernels:
         )
 
     def scatter_add(self, window: Window, grad: Tensor) -> Tensor:
-        """Return the gradient of `gather_sum`'s table, (taps, 257, channels) float32.
-
-        Args:
-            window: over the levels.
-            grad: (B, rows, columns, channels) gradient of the sums, of the kernels' dtype, all channels of a contiguous
-                tensor or a part.
-        """
+        """Return the gradient of `gather_sum`'s table, (taps, 257, channels) float32."""
         taps, threads = len(window.offsets), llvm_jit.num_threads()
         groups = -(-taps // self._taps_at_once(taps, 4))
         groups = min(taps, -(-groups // threads) * threads)  # as many for every thread
@@ -102,7 +85,6 @@ class Kernels:
         table: Tensor,
         **arguments: int,
     ) -> None:
-        """Call a compiled function on `threads` threads."""
         row = window.columns * self.channels
         assert features.dtype == self.dtype
         assert features.shape == (len(window.levels), window.rows, window.columns, table.shape[-1])

@@ -51,17 +51,11 @@ _POINTER = ir.PointerType()
 
 
 class Shape(NamedTuple):
-    """What a function is compiled for.
+    """What a function is compiled for."""
 
-    Attributes:
-        lanes: float32 numbers in a vector.
-        vectors: vectors that are summed at once; lanes * vectors channels are a block.
-        size: bytes of a number in features and forward's table: 4 is float32, 2 is bfloat16.
-    """
-
-    lanes: int
-    vectors: int
-    size: int
+    lanes: int  # float32 numbers in a vector
+    vectors: int  # that are summed at once; lanes * vectors channels are a block
+    size: int  # bytes of a number in features and forward's table: 4 is float32, 2 is bfloat16
 
     @property
     def block(self) -> int:

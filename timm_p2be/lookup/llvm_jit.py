@@ -35,15 +35,7 @@ class CompilationError(RuntimeError):
 
 
 class Function:
-    """A compiled function void name(int64 *arguments), of which several threads can share one call.
-
-    Args:
-        text: LLVM IR.
-        name: of the function in it.
-
-    Raises:
-        RuntimeError: LLVM refuses the IR or the processor.
-    """
+    """The function void `name`(int64 *arguments) of the LLVM IR `text`, of which several threads can share one call."""
 
     def __init__(self, text: str, name: str) -> None:
         llvm.initialize_native_target()
@@ -74,11 +66,7 @@ class Function:
 
 
 def compile_function(build: Callable[[Shape], str], shape: Shape) -> Function:
-    """Return the function whose IR `build(shape)` returns; each is compiled once in a process.
-
-    Raises:
-        CompilationError: it does not compile.
-    """
+    """Return the function whose IR `build(shape)` returns; each is compiled once in a process."""
     name = build.__name__
     with _lock:
         if (name, shape) not in _compiled:

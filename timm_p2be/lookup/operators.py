@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from timm_p2be.lookup import plain
-from timm_p2be.lookup.window import PADDING_LEVEL, slide
+from timm_p2be.lookup.window import PADDING_LEVEL, output_size, slide
 
 if TYPE_CHECKING:
     from timm_p2be.lookup.llvm_cpu import Kernels
@@ -29,16 +29,6 @@ def no_autocast(tensor: Tensor) -> torch.autocast:
     return torch.autocast(tensor.device.type, enabled=False)
 
 
-def output_size(
-    shape: Sequence[int], kernel: Sequence[int], stride: list[int], padding: list[int], dilation: list[int]
-) -> tuple[int, int]:
-    """Return rows and columns of the feature map."""
-    left, right, top, bottom = padding
-    rows = (shape[2] + top + bottom - (kernel[0] - 1) * dilation[0] - 1) // stride[0] + 1
-    columns = (shape[3] + left + right - (kernel[1] - 1) * dilation[1] - 1) // stride[1] + 1
-    return rows, columns
-
-
 def taps_of(weight: Tensor, in_chans: int) -> Tensor:
     """Return the kernel (O, M C, kh, kw) as one M x O matrix for each tap, (kh, C, kw, M, O)."""
     return weight.unflatten(1, (-1, in_chans)).permute(3, 2, 4, 1, 0)
@@ -47,17 +37,7 @@ def taps_of(weight: Tensor, in_chans: int) -> Tensor:
 def code_table(codes: Tensor, weight: Tensor, in_chans: int) -> Tensor:
     """Return what each level adds to an output pixel at each tap of the kernel: T[j, k, :] = W_j^T e_k.
 
-    Args:
-        codes: (256, M) table, floating point.
-        weight: (O, M C, kh, kw) kernel.
-        in_chans: C.
-
-    Returns:
-        (kh, C, kw, 257, O) float32 (float64 if an argument is); the last row of a tap, that of padding, is 0.
-
-    Example:
-        >>> code_table(torch.eye(256), torch.ones(4, 768, 1, 1), 3)[0, 0, 0, [0, 255, 256], 0]
-        tensor([1., 1., 0.])
+    The table is (kh, C, kw, 257, O), float32 (float64 if an argument is); the last row of a tap, that of padding, is 0.
     """
     dtype = torch.promote_types(torch.float32, torch.promote_types(codes.dtype, weight.dtype))
     return torch.matmul(F.pad(codes.to(dtype), (0, 0, 0, 1)), taps_of(weight.to(dtype), in_chans))

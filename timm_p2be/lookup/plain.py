@@ -18,18 +18,7 @@ def convolve_codes(
     """Look codes up, pad the planes, convolve them: `lookup_conv2d` for checked arguments, the obvious way.
 
     The planes are laid out color-major in channels_last memory, where a lookup writes them, and the kernel's input
-    channels, far fewer bytes, are permuted to match.
-
-    Args:
-        levels: (B, C, H, W) uint8.
-        codes: (256, M).
-        weight: (O, M C, kh, kw).
-        stride: (height, width).
-        padding: (height, width) or (left, right, top, bottom).
-        dilation: (height, width).
-
-    Returns:
-        (B, O, H', W') in the dtype of `weight`.
+    channels, far fewer bytes, are permuted to match. `padding` is (height, width) or (left, right, top, bottom).
     """
     planes = _code_planes(levels, codes, weight.dtype)
     if len(padding) == 4:
@@ -113,18 +102,7 @@ def _images_at_once(levels: Tensor, codes: Tensor, kernel: Tensor) -> int:
 
 
 def sum_rows(levels: Tensor, table: Tensor, stride: list[int], padding: list[int], dilation: list[int]) -> Tensor:
-    """Sum the table rows that the levels under each window point to: `table_conv2d`, the obvious way.
-
-    Args:
-        levels: (B, C, H, W) uint8.
-        table: (kh, C, kw, 257, O); the last row of a tap belongs to padding.
-        stride: (height, width).
-        padding: (left, right, top, bottom).
-        dilation: (height, width).
-
-    Returns:
-        (B, O, H', W') float32, or float64 for a float64 table.
-    """
+    """Sum table rows in float32 (float64 for a float64 table): `table_conv2d`, the obvious way."""
     index = F.pad(levels.int(), padding, value=256.0)
     kh, chans, kw = table.shape[0], table.shape[1], table.shape[2]
     height = index.shape[2] - (kh - 1) * dilation[0]

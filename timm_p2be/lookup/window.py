@@ -17,23 +17,24 @@ LOADED_IN = os.getpid()  # a process with another number was forked off, without
 
 @dataclass(frozen=True)
 class Window:
-    """The padded levels, and where the kernel's window lies in them for every output pixel.
+    """The padded levels, and where the kernel's window lies in them for every output pixel."""
 
-    Attributes:
-        levels: (B, C, H, W) int16, with 256 around them; distances below are in its elements.
-        rows: of the feature map.
-        columns: of the feature map.
-        row_stride: from an output row to the next.
-        column_stride: from an output column to the next.
-        offsets: (taps,) int64, from the start of a window to each tap: kernel row, color, kernel column.
-    """
-
-    levels: Tensor
-    rows: int
+    levels: Tensor  # (B, C, H, W) int16, with 256 around them; distances below are in its elements
+    rows: int  # of the feature map
     columns: int
-    row_stride: int
+    row_stride: int  # from an output row to the next
     column_stride: int
-    offsets: Tensor
+    offsets: Tensor  # (taps,) int64, from the start of a window to each tap: kernel row, color, kernel column
+
+
+def output_size(
+    shape: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> tuple[int, int]:
+    """Return rows and columns of the feature map."""
+    left, right, top, bottom = padding
+    rows = (shape[2] + top + bottom - (kernel[0] - 1) * dilation[0] - 1) // stride[0] + 1
+    columns = (shape[3] + left + right - (kernel[1] - 1) * dilation[1] - 1) // stride[1] + 1
+    return rows, columns
 
 
 def slide(
@@ -42,8 +43,7 @@ def slide(
     """Return the window of a (height, width) kernel over uint8 levels padded by (left, right, top, bottom)."""
     padded = F.pad(levels.to(torch.int16), list(padding), value=PADDING_LEVEL).contiguous()
     _, chans, height, width = padded.shape
-    rows = (height - (kernel[0] - 1) * dilation[0] - 1) // stride[0] + 1
-    columns = (width - (kernel[1] - 1) * dilation[1] - 1) // stride[1] + 1
+    rows, columns = output_size(levels.shape, kernel, stride, padding, dilation)
     down, color, right = (torch.arange(size, device='cpu') for size in (kernel[0], chans, kernel[1]))
     down, color, right = down * dilation[0] * width, color * height * width, right * dilation[1]
     offsets = (down[:, None, None] + color[:, None] + right).flatten()

@@ -61,34 +61,39 @@ def _absolute_indices(indices: int | Sequence[int] | None, levels: int) -> list[
     """Return feature `indices` as absolute ones: None is all of them, an int n the last n, negatives count back."""
     if indices is None:
         return list(range(levels))
-    if isinstance(indices, int):
-        taken = list(range(levels - indices, levels)) if indices > 0 else [-1]
-    else:
-        taken = [levels + i if i < 0 else i for i in indices]
-    if not taken or min(taken) < 0 or max(taken) >= levels:
+    asked = (
+        range(levels - indices, levels) if isinstance(indices, int) else [i + levels if i < 0 else i for i in indices]
+    )
+    if not asked or min(asked) < 0 or max(asked) >= levels:
         raise ValueError(
             f'Got indices={indices!r}; the model has {levels} feature levels. Use None for all, an int from 1 to '
             f'{levels} for the last ones, or a sequence of ints from {-levels} to {levels - 1}.'
         )
-    return taken
+    return list(asked)
+
+
+def repeats(depth: int, per_repeat: int, rest: int, name: str) -> int:
+    """Return n of a network with `depth` = `per_repeat` n + `rest` weight layers."""
+    n, left = divmod(depth - rest, per_repeat)
+    if left or n < 1:
+        examples = ', '.join(str(per_repeat * n + rest) for n in (1, 2, 3, 6, 16))
+        raise ValueError(f'Got depth={depth}; a {name} has {per_repeat} n + {rest} layers: {examples}, for example.')
+    return n
 
 
 class CifarNet(nn.Module):
     """Network on 32x32 images whose subclasses give the three stages.
 
     Feature level 0 is the stem's output, levels 1 to 3 are the stages', the last one after the final norm; their
-    reductions are 1, 1, 2 and 4.
+    reductions are 1, 1, 2 and 4. Methods are those of timm's networks.
 
     Args:
         stages: the three stages; `layer2` and `layer3` halve the resolution.
         widths: output channels of stem and stages.
         preact: blocks start with norm and activation: none after the stem, one after the last stage.
         num_classes: classes, 0 for none.
-        in_chans: image channels.
         global_pool: 'avg', 'max', 'avgmax', 'catavgmax', or '' for none.
         drop_rate: dropout before the classifier.
-        device: device of the parameters.
-        dtype: dtype of the parameters.
     """
 
     def __init__(
@@ -152,21 +157,14 @@ class CifarNet(nn.Module):
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute every block in the backward pass instead of keeping its activations."""
         self.grad_checkpointing = enable
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
-        """Return the classifier, an `nn.Identity` if there is none."""
         return self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier, and the pooling unless `global_pool` is None.
-
-        Args:
-            num_classes: classes, 0 for none.
-            global_pool: as in the constructor; '' switches pooling off.
-        """
+        """Replace the classifier, and the pooling unless `global_pool` is None."""
         self.num_classes = num_classes
         pool_type = self.global_pool.pool_type if global_pool is None else global_pool
         dd = get_device_dtype(self)
@@ -187,24 +185,14 @@ class CifarNet(nn.Module):
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """Return the output of `forward_features` and the asked feature levels.
 
-        Args:
-            x: images (B, C, H, W).
-            indices: levels: None for all, n for the last n, or their indices.
-            norm: kept for timm; the last level always is the final norm's output, the others have none.
-            stop_early: do not run past the last level asked for.
-            output_fmt: 'NCHW' is the only one.
-            intermediates_only: return only the list.
-
-        Raises:
-            ValueError: another `output_fmt`, or an index out of range.
+        `norm` is kept for timm: the last level always is the final norm's output, the others have none.
         """
         if output_fmt != 'NCHW':
             raise ValueError(f"Got output_fmt={output_fmt!r}; this network only gives 'NCHW'.")
         taken = _absolute_indices(indices, len(self.feature_info))
         x = self.bn1(self.conv1(x))
         features = [x] if 0 in taken else []
-        stages = _STAGES[: max(taken)] if stop_early else _STAGES
-        for level, name in enumerate(stages, start=1):
+        for level, name in enumerate(_STAGES[: max(taken)] if stop_early else _STAGES, start=1):
             stage = getattr(self, name)
             x = checkpoint_seq(stage, x) if self.grad_checkpointing else stage(x)
             if level == len(_STAGES):
@@ -214,20 +202,11 @@ class CifarNet(nn.Module):
         return features if intermediates_only else (x, features)
 
     def prune_intermediate_layers(
-        self,
-        indices: int | list[int] = 1,
-        prune_norm: bool = False,
-        prune_head: bool = True,
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Drop what lies behind the last feature level asked for, and return the absolute indices.
 
-        Args:
-            indices: levels, as in `forward_intermediates`.
-            prune_norm: kept for timm; the final norm is part of the last level and goes with it only.
-            prune_head: drop pooling and classifier too; they always go when a stage does.
-
-        Raises:
-            ValueError: an index is out of range.
+        `prune_norm` is kept for timm: the final norm goes with the last level only; the head goes with any stage.
         """
         taken = _absolute_indices(indices, len(self.feature_info))
         last = max(taken)
@@ -257,5 +236,4 @@ class CifarNet(nn.Module):
         return x if pre_logits else self.fc(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits (B, num_classes) of images (B, C, H, W)."""
         return self.forward_head(self.forward_features(x))

@@ -85,11 +85,7 @@ def _build(
 
 
 def _fit_stem(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Fit an encoded checkpoint's stem to other image channels, bit by bit, by timm's rule for RGB stems.
-
-    Raises:
-        ValueError: the checkpoint's codes have another length than the model's.
-    """
+    """Fit an encoded checkpoint's stem to other image channels, bit by bit, by timm's rule for RGB stems."""
     name, stem = encoded_stem(model)
     assert stem is not None
     bits, table, weight = stem.embedding.num_bits, f'{name}.embedding.weight', f'{name}.weight'
@@ -113,27 +109,21 @@ def _fit_stem(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tens
     return {**state_dict, weight: adapted.reshape(outputs, bits * stem.in_chans, *kernel)}
 
 
-def _is_fetched(embedding: str, pretrained: bool, recorded: dict[str, Any] | None) -> bool:
-    """Return whether a model needs its `embedding`: not with weights that were saved with it, which hold the table.
-
-    timm hands the arguments `recorded` with the weights in again among the caller's.
-
-    Raises:
-        ValueError: weights, and an embedding of the caller's own.
-    """
-    if pretrained and (recorded or {}).get('embedding') != embedding:
+def _table(embedding: str, encoding: str, pretrained: bool, kwargs: dict[str, Any]) -> PixelEmbedding | None:
+    """Return the table `embedding`, or None with weights that were saved with it: they hold it."""
+    saved = (kwargs.get('pretrained_model_args') or {}).get('embedding') == embedding  # timm hands it in again
+    if pretrained and not saved:
         raise ValueError(
             f'Got embedding={embedding!r} and pretrained=True, whose weights bring their own table. Leave out '
             'embedding to use that one, or pretrained to start the network afresh.'
         )
-    return not pretrained
-
-
-def _as_recorded(embedding: str, kwargs: dict[str, Any]) -> str:
-    """Return an embedding such that a config.json of the Hub can name repositories only, no folder of this machine."""
-    recorded, cfg = kwargs.get('pretrained_model_args') or {}, kwargs.get('pretrained_cfg')
-    from_hub = isinstance(cfg, dict) and cfg.get('source') == 'hf-hub'
-    return f'hf-hub:{embedding}' if from_hub and recorded.get('embedding') == embedding else embedding
+    if pretrained:
+        return None
+    cfg = kwargs.get('pretrained_cfg')
+    if saved and isinstance(cfg, dict) and cfg.get('source') == 'hf-hub':
+        embedding = f'hf-hub:{embedding}'  # a config.json of the Hub names no folder of this machine
+    wanted = {name: kwargs.get(name) for name in ('num_bits', 'embedding_init', 'cache_dir', 'device')}
+    return published_table(embedding, encoding, **wanted)
 
 
 def create_encoded(
@@ -144,30 +134,21 @@ def create_encoded(
     embedding: str | None = None,
     **kwargs: Any,
 ) -> Any:
-    """Return timm's build of the encoded model `variant`.
+    """Return timm's build of the encoded model registered as `variant`.
 
     timm resolves the cfg, loads weights and wraps for `features_only`; inside it, the backbone's own entrypoint builds
     the RGB network. (`build_model_with_cfg` takes any callable for a class.)
 
     Args:
-        variant: registered name.
+        variant: whose weights `pretrained` loads.
         backbone: timm name of the RGB network, with or without a tag.
         encoding: 'p2be', 'onehot' or 'thermometer'.
-        pretrained: load the weights `variant` (not `backbone`) has.
-        embedding: P2BE only: table to start from, 'org/name[@revision]' on the Hub or a folder. Not fetched where a
-            saved model that recorded it is loaded with its weights.
+        pretrained: load weights.
+        embedding: P2BE only: table to start from, 'org/name[@revision]' on the Hub or a folder.
         **kwargs: `num_bits` (64, or the table's); for P2BE also `embedding_init` (one of `codes.INITS`) and
             `freeze_embedding` (False); timm's build arguments; everything else goes to the backbone.
-
-    Raises:
-        ValueError: unknown encoding, bad `num_bits`, an argument for a learned table given to a fixed encoding, a
-            backbone whose first convolution cannot read codes (`timm_p2be.stem.UnsupportedStemError`), an `embedding`
-            that cannot be used, or weights that fail their check.
     """
-    table = None
-    if embedding is not None and _is_fetched(embedding, pretrained, kwargs.get('pretrained_model_args')):
-        wanted = {name: kwargs.get(name) for name in ('num_bits', 'embedding_init', 'cache_dir', 'device')}
-        table = published_table(_as_recorded(embedding, kwargs), encoding, **wanted)
+    table = None if embedding is None else _table(embedding, encoding, pretrained, kwargs)
     build = partial(_build, backbone, encoding, table)
     return build_checked(build, variant, pretrained, pretrained_filter_fn=_fit_stem, **kwargs)
 
@@ -192,10 +173,7 @@ def _check_backbone(backbone: str | None) -> str:
 def _merge_cfg(backbone: str, given: Any) -> dict[str, Any]:
     """Return the cfg of `encoded`: its own, with the backbone's input and head, with what the caller changed.
 
-    Args:
-        backbone: name, perhaps with a tag.
-        given: the `pretrained_cfg` timm passed: None, a saved model's cfg, or (from timm's scripts) the registered one
-            of `encoded` with an overlay already applied.
+    timm passes as `given` None, a saved model's cfg, or (its scripts) that of `encoded` with an overlay applied.
     """
     own = get_pretrained_cfg('encoded', allow_unregistered=False).to_dict()
     given = asdict(given) if isinstance(given, PretrainedCfg) else dict(given or {})

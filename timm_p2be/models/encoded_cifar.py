@@ -1,4 +1,7 @@
-"""The paper's 32x32 networks with encoded stems (Tables II, VI and VII), and smaller ones for tests and CPU runs."""
+"""The paper's 32x32 networks with encoded stems (Tables II, VI and VII), and smaller ones for tests and CPU runs.
+
+`{arch}_{encoding}` is the network `arch` whose first convolution reads pixel codes of that encoding.
+"""
 
 from typing import Any
 
@@ -51,89 +54,74 @@ default_cfgs = generate_default_cfgs(
 
 @register_model
 def wrn40_2_p2be(pretrained: bool = False, **kwargs: Any) -> WideResNet:
-    """WRN-40-2 whose first convolution reads P2BE codes."""
     return _create('wrn40_2_p2be', 'wrn40_2', 'p2be', pretrained, **kwargs)
 
 
 @register_model
 def wrn40_2_onehot(pretrained: bool = False, **kwargs: Any) -> WideResNet:
-    """WRN-40-2 whose first convolution reads one-hot codes."""
     return _create('wrn40_2_onehot', 'wrn40_2', 'onehot', pretrained, **kwargs)
 
 
 @register_model
 def wrn40_2_thermometer(pretrained: bool = False, **kwargs: Any) -> WideResNet:
-    """WRN-40-2 whose first convolution reads thermometer codes."""
     return _create('wrn40_2_thermometer', 'wrn40_2', 'thermometer', pretrained, **kwargs)
 
 
 @register_model
 def wrn16_2_p2be(pretrained: bool = False, **kwargs: Any) -> WideResNet:
-    """WRN-16-2 whose first convolution reads P2BE codes."""
     return _create('wrn16_2_p2be', 'wrn16_2', 'p2be', pretrained, **kwargs)
 
 
 @register_model
 def wrn16_2_onehot(pretrained: bool = False, **kwargs: Any) -> WideResNet:
-    """WRN-16-2 whose first convolution reads one-hot codes."""
     return _create('wrn16_2_onehot', 'wrn16_2', 'onehot', pretrained, **kwargs)
 
 
 @register_model
 def wrn16_2_thermometer(pretrained: bool = False, **kwargs: Any) -> WideResNet:
-    """WRN-16-2 whose first convolution reads thermometer codes."""
     return _create('wrn16_2_thermometer', 'wrn16_2', 'thermometer', pretrained, **kwargs)
 
 
 @register_model
 def wrn10_2_p2be(pretrained: bool = False, **kwargs: Any) -> WideResNet:
-    """WRN-10-2 whose first convolution reads P2BE codes."""
     return _create('wrn10_2_p2be', 'wrn10_2', 'p2be', pretrained, **kwargs)
 
 
 @register_model
 def wrn10_2_onehot(pretrained: bool = False, **kwargs: Any) -> WideResNet:
-    """WRN-10-2 whose first convolution reads one-hot codes."""
     return _create('wrn10_2_onehot', 'wrn10_2', 'onehot', pretrained, **kwargs)
 
 
 @register_model
 def wrn10_2_thermometer(pretrained: bool = False, **kwargs: Any) -> WideResNet:
-    """WRN-10-2 whose first convolution reads thermometer codes."""
     return _create('wrn10_2_thermometer', 'wrn10_2', 'thermometer', pretrained, **kwargs)
 
 
 @register_model
 def densenetbc100_12_p2be(pretrained: bool = False, **kwargs: Any) -> DenseNetBC:
-    """DenseNet-BC-100-12 whose first convolution reads P2BE codes."""
     return _create('densenetbc100_12_p2be', 'densenetbc100_12', 'p2be', pretrained, **kwargs)
 
 
 @register_model
 def densenetbc100_12_onehot(pretrained: bool = False, **kwargs: Any) -> DenseNetBC:
-    """DenseNet-BC-100-12 whose first convolution reads one-hot codes."""
     return _create('densenetbc100_12_onehot', 'densenetbc100_12', 'onehot', pretrained, **kwargs)
 
 
 @register_model
 def densenetbc100_12_thermometer(pretrained: bool = False, **kwargs: Any) -> DenseNetBC:
-    """DenseNet-BC-100-12 whose first convolution reads thermometer codes."""
     return _create('densenetbc100_12_thermometer', 'densenetbc100_12', 'thermometer', pretrained, **kwargs)
 
 
 @register_model
 def resnext29_4x32d_p2be(pretrained: bool = False, **kwargs: Any) -> ResNeXt:
-    """ResNeXt-29 4x32d whose first convolution reads P2BE codes."""
     return _create('resnext29_4x32d_p2be', 'resnext29_4x32d', 'p2be', pretrained, **kwargs)
 
 
 @register_model
 def resnext29_4x32d_onehot(pretrained: bool = False, **kwargs: Any) -> ResNeXt:
-    """ResNeXt-29 4x32d whose first convolution reads one-hot codes."""
     return _create('resnext29_4x32d_onehot', 'resnext29_4x32d', 'onehot', pretrained, **kwargs)
 
 
 @register_model
 def resnext29_4x32d_thermometer(pretrained: bool = False, **kwargs: Any) -> ResNeXt:
-    """ResNeXt-29 4x32d whose first convolution reads thermometer codes."""
     return _create('resnext29_4x32d_thermometer', 'resnext29_4x32d', 'thermometer', pretrained, **kwargs)

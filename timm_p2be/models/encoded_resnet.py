@@ -1,4 +1,7 @@
-"""timm's ResNets with encoded stems; ResNet-50 is the paper's ImageNet model (Table III)."""
+"""timm's ResNets with encoded stems; ResNet-50 is the paper's ImageNet model (Table III).
+
+`{arch}_{encoding}` is the network `arch` whose first convolution reads pixel codes of that encoding.
+"""
 
 from typing import Any
 
@@ -40,53 +43,44 @@ default_cfgs = generate_default_cfgs(
 
 @register_model
 def resnet18_p2be(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    """ResNet-18 whose first convolution reads P2BE codes."""
     return create_encoded('resnet18_p2be', 'resnet18', 'p2be', pretrained, **kwargs)
 
 
 @register_model
 def resnet18_onehot(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    """ResNet-18 whose first convolution reads one-hot codes."""
     return create_encoded('resnet18_onehot', 'resnet18', 'onehot', pretrained, **kwargs)
 
 
 @register_model
 def resnet18_thermometer(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    """ResNet-18 whose first convolution reads thermometer codes."""
     return create_encoded('resnet18_thermometer', 'resnet18', 'thermometer', pretrained, **kwargs)
 
 
 @register_model
 def resnet34_p2be(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    """ResNet-34 whose first convolution reads P2BE codes."""
     return create_encoded('resnet34_p2be', 'resnet34', 'p2be', pretrained, **kwargs)
 
 
 @register_model
 def resnet34_onehot(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    """ResNet-34 whose first convolution reads one-hot codes."""
     return create_encoded('resnet34_onehot', 'resnet34', 'onehot', pretrained, **kwargs)
 
 
 @register_model
 def resnet34_thermometer(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    """ResNet-34 whose first convolution reads thermometer codes."""
     return create_encoded('resnet34_thermometer', 'resnet34', 'thermometer', pretrained, **kwargs)
 
 
 @register_model
 def resnet50_p2be(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    """ResNet-50 whose first convolution reads P2BE codes."""
     return create_encoded('resnet50_p2be', 'resnet50', 'p2be', pretrained, **kwargs)
 
 
 @register_model
 def resnet50_onehot(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    """ResNet-50 whose first convolution reads one-hot codes."""
     return create_encoded('resnet50_onehot', 'resnet50', 'onehot', pretrained, **kwargs)
 
 
 @register_model
 def resnet50_thermometer(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    """ResNet-50 whose first convolution reads thermometer codes."""
     return create_encoded('resnet50_thermometer', 'resnet50', 'thermometer', pretrained, **kwargs)

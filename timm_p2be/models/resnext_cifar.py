@@ -10,7 +10,7 @@ from typing import Any
 from timm.models import Bottleneck, generate_default_cfgs, register_model
 from torch import nn
 
-from timm_p2be.models.cifar_net import CifarNet, cifar_cfg, create_cifar_net
+from timm_p2be.models.cifar_net import CifarNet, cifar_cfg, create_cifar_net, repeats
 
 __all__ = ['ResNeXt']
 
@@ -37,15 +37,7 @@ class ResNeXt(CifarNet):
         depth: number of weight layers, 9 n + 2.
         cardinality: groups of the 3x3 convolutions.
         base_width: channels of a group in the first stage.
-        num_classes: classes, 0 for none.
-        in_chans: image channels.
-        global_pool: 'avg', 'max', 'avgmax', 'catavgmax', or '' for none.
-        drop_rate: dropout before the classifier.
-        device: device of the parameters.
-        dtype: dtype of the parameters.
-
-    Raises:
-        ValueError: `depth` is not 9 n + 2 with n of at least 1.
+        **kwargs: of `CifarNet`.
     """
 
     def __init__(
@@ -53,23 +45,18 @@ class ResNeXt(CifarNet):
         depth: int = 29,
         cardinality: int = 4,
         base_width: int = 32,
-        num_classes: int = 10,
-        in_chans: int = 3,
-        global_pool: str = 'avg',
-        drop_rate: float = 0.0,
         device: Any = None,
         dtype: Any = None,
+        **kwargs: Any,
     ) -> None:
-        blocks, rest = divmod(depth - 2, 9)
-        if rest or blocks < 1:
-            raise ValueError(f'Got depth={depth}; a ResNeXt for 32x32 has 9 n + 2 layers. Use 29, for example.')
+        blocks = repeats(depth, 9, 2, 'ResNeXt for 32x32')
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         block_args = {'cardinality': cardinality, 'base_width': base_width}
         widths, stages = [_STEM_WIDTH], []
         for planes, stride in ((64, 1), (128, 2), (256, 2)):
             stages.append(_stage(widths[-1], planes, stride, blocks, block_args, dd))
             widths.append(planes * Bottleneck.expansion)
-        super().__init__(stages, widths, False, num_classes, in_chans, global_pool, drop_rate, device, dtype)
+        super().__init__(stages, widths, preact=False, **dd, **kwargs)
 
     def _init_classifier(self) -> None:
         """Kaiming-normal weights, as upstream's ResNeXt has; bias 0."""
@@ -90,5 +77,5 @@ default_cfgs = generate_default_cfgs(
 @register_model
 def resnext29_4x32d(pretrained: bool = False, **kwargs: Any) -> ResNeXt:
     """ResNeXt-29 with cardinality 4 and base width 32 on RGB 32x32 images, the paper's ResNeXt."""
-    model_args: dict[str, Any] = {'depth': 29, 'cardinality': 4, 'base_width': 32}
-    return create_cifar_net(ResNeXt, 'resnext29_4x32d', pretrained, **dict(model_args, **kwargs))
+    kwargs = {'depth': 29, 'cardinality': 4, 'base_width': 32, **kwargs}
+    return create_cifar_net(ResNeXt, 'resnext29_4x32d', pretrained, **kwargs)

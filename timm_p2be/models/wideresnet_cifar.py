@@ -10,7 +10,7 @@ from timm.layers import BatchNormAct2d
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from timm_p2be.models.cifar_net import CifarNet, cifar10_weights, cifar_cfg, create_cifar_net
+from timm_p2be.models.cifar_net import CifarNet, cifar10_weights, cifar_cfg, create_cifar_net, repeats
 
 __all__ = ['WideResNet']
 
@@ -20,11 +20,8 @@ _STEM_WIDTH = 16
 class PreActBlock(nn.Module):
     """Norm, ReLU, 3x3, norm, ReLU, dropout, 3x3; a 1x1 shortcut reads the first ReLU where width or stride change."""
 
-    def __init__(
-        self, in_chs: int, out_chs: int, stride: int, drop_rate: float, device: Any = None, dtype: Any = None
-    ) -> None:
+    def __init__(self, in_chs: int, out_chs: int, stride: int, drop_rate: float, **dd: Any) -> None:
         super().__init__()
-        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         self.norm1 = BatchNormAct2d(in_chs, **dd)
         self.conv1 = nn.Conv2d(in_chs, out_chs, 3, stride=stride, padding=1, bias=False, **dd)
         self.norm2 = BatchNormAct2d(out_chs, **dd)
@@ -34,7 +31,6 @@ class PreActBlock(nn.Module):
         self.shortcut = None if same else nn.Conv2d(in_chs, out_chs, 1, stride=stride, bias=False, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the block's output (B, out_chs, H / stride, W / stride)."""
         pre = self.norm1(x)
         shortcut = x if self.shortcut is None else self.shortcut(pre)
         return shortcut + self.conv2(self.drop(self.norm2(self.conv1(pre))))
@@ -46,46 +42,27 @@ class WideResNet(CifarNet):
     Args:
         depth: number of weight layers, 6 n + 4.
         widen_factor: the stages are 16, 32 and 64 times as wide.
-        num_classes: classes, 0 for none.
-        in_chans: image channels.
-        global_pool: 'avg', 'max', 'avgmax', 'catavgmax', or '' for none.
-        drop_rate: dropout before the classifier.
         proj_drop_rate: dropout between the two convolutions of every block (the WideResNet paper's dropout).
-        device: device of the parameters.
-        dtype: dtype of the parameters.
-
-    Raises:
-        ValueError: `depth` is not 6 n + 4 with n of at least 1.
+        **kwargs: of `CifarNet`.
     """
 
     def __init__(
         self,
         depth: int = 40,
         widen_factor: int = 2,
-        num_classes: int = 10,
-        in_chans: int = 3,
-        global_pool: str = 'avg',
-        drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0,
         device: Any = None,
         dtype: Any = None,
+        **kwargs: Any,
     ) -> None:
-        repeats, rest = divmod(depth - 4, 6)
-        if rest or repeats < 1:
-            raise ValueError(f'Got depth={depth}; a WideResNet has 6 n + 4 layers. Use 10, 16, 28 or 40, for example.')
+        blocks = repeats(depth, 6, 4, 'WideResNet')
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         widths = [_STEM_WIDTH, *(_STEM_WIDTH * widen_factor * factor for factor in (1, 2, 4))]
         stages = []
         for in_chs, out_chs, stride in zip(widths[:-1], widths[1:], (1, 2, 2), strict=True):
-            shapes = [(in_chs, stride)] + [(out_chs, 1)] * (repeats - 1)
-            stages.append(
-                nn.Sequential(*(PreActBlock(c, out_chs, s, proj_drop_rate, device, dtype) for c, s in shapes))
-            )
-        super().__init__(stages, widths, True, num_classes, in_chans, global_pool, drop_rate, device, dtype)
-
-
-def _create(variant: str, depth: int, pretrained: bool, **kwargs: Any) -> WideResNet:
-    model_args: dict[str, Any] = {'depth': depth, 'widen_factor': 2}
-    return create_cifar_net(WideResNet, variant, pretrained, **dict(model_args, **kwargs))
+            shapes = [(in_chs, stride)] + [(out_chs, 1)] * (blocks - 1)
+            stages.append(nn.Sequential(*(PreActBlock(c, out_chs, s, proj_drop_rate, **dd) for c, s in shapes)))
+        super().__init__(stages, widths, preact=True, **dd, **kwargs)
 
 
 def _cfg(**fields: Any) -> dict[str, Any]:
@@ -104,16 +81,16 @@ default_cfgs = generate_default_cfgs(
 @register_model
 def wrn40_2(pretrained: bool = False, **kwargs: Any) -> WideResNet:
     """WRN-40-2 on RGB 32x32 images, the paper's WideResNet."""
-    return _create('wrn40_2', 40, pretrained, **kwargs)
+    return create_cifar_net(WideResNet, 'wrn40_2', pretrained, **{'depth': 40, **kwargs})
 
 
 @register_model
 def wrn16_2(pretrained: bool = False, **kwargs: Any) -> WideResNet:
     """WRN-16-2 on RGB 32x32 images, for runs on a CPU."""
-    return _create('wrn16_2', 16, pretrained, **kwargs)
+    return create_cifar_net(WideResNet, 'wrn16_2', pretrained, **{'depth': 16, **kwargs})
 
 
 @register_model
 def wrn10_2(pretrained: bool = False, **kwargs: Any) -> WideResNet:
     """WRN-10-2 on RGB 32x32 images, for tests."""
-    return _create('wrn10_2', 10, pretrained, **kwargs)
+    return create_cifar_net(WideResNet, 'wrn10_2', pretrained, **{'depth': 10, **kwargs})

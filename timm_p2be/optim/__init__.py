@@ -15,21 +15,15 @@ from timm_p2be.optim.schedule import EmbeddingCosine, learning_rates
 
 __all__ = ['SGDP2BE', 'AdamWP2BE', 'EmbeddingCosine', 'learning_rates']
 
-
-def _register() -> None:
-    # classes by dotted name: when this package is reloaded timm finds the new ones, and nothing is to be overwritten
-    known = default_registry.list_optimizers()
-    for name, has_momentum in (('SGDP2BE', True), ('AdamWP2BE', False)):
-        info = OptimInfo(
-            name=name.lower(),
-            opt_class=f'{__name__}.{name}',
-            description=f'{name.removesuffix("P2BE")} for the network, AdamW for the pixel embedding (timm-p2be)',
-            has_eps=not has_momentum,
-            has_momentum=has_momentum,
-            has_betas=not has_momentum,
+for _name, _momentum in (('SGDP2BE', True), ('AdamWP2BE', False)):
+    if _name.lower() not in default_registry.list_optimizers():
+        default_registry.register(
+            OptimInfo(
+                name=_name.lower(),
+                opt_class=f'{__name__}.{_name}',  # by name, so that a reload of this package serves its new classes
+                description=f'{_name.removesuffix("P2BE")} for the network, AdamW for the pixel embedding (timm-p2be)',
+                has_eps=not _momentum,
+                has_momentum=_momentum,
+                has_betas=not _momentum,
+            )
         )
-        if info.name not in known:
-            default_registry.register(info)
-
-
-_register()

@@ -1,33 +1,181 @@
-"""SGD or AdamW for the network, with AdamW for the pixel embedding's table beside it."""
+"""SGD or AdamW for the network, with AdamW for the pixel embedding's table beside it, as one torch optimizer.
 
+The paper trains the network by SGD and the latent table w (256, M) by AdamW. Two optimizers would need two schedulers,
+two gradient scalers and two checkpoint entries, and timm's training scripts know one of each. Here both rules live in
+one `torch.optim.Optimizer`: the table is recognized by its type (`EmbeddingParameter`), whatever group it arrives in,
+and moved to a group of its own, marked `'embedding': True`. The arithmetic is torch's own.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any
 
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
 from torch.optim.optimizer import ParamsT
 from torch.optim.sgd import sgd
 
-from timm_p2be.optim.two_rules import TwoRuleOptimizer, beta_pair
+from timm_p2be.encodings import EmbeddingParameter
+from timm_p2be.optim.schedule import EMBEDDING_SCHEDS, take_table_lr
+
+_TABLE_SETTINGS = ('lr', 'betas', 'eps', 'weight_decay')
 
 
-class SGDP2BE(TwoRuleOptimizer):
-    """SGD for the network, AdamW for the pixel embedding; 'sgdp2be' in timm.
+def _number(name: str, value: Any, below: float = math.inf) -> float:
+    """Return `value` as a float, or raise ValueError if it is not a number in [0, below)."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < below:
+        hint = '; YAML reads 1e-4 as text, write 1.0e-4' if isinstance(value, str) else ''
+        raise ValueError(f'Got {name}={value!r}; it must be a finite number in [0, {below:g}){hint}.')
+    return float(value)
 
-    The network's arithmetic is torch.optim.SGD's. Nesterov momentum is on as in the official code; the paper only says
-    "Momentum SGD with momentum of 0.9" (section IV-B).
 
-    Args:
-        params: parameters or groups.
-        lr: the network's learning rate.
-        momentum: the network's momentum.
-        weight_decay: L2 penalty on the network's parameters, for groups that do not bring their own.
-        dampening: dampening of the momentum.
-        nesterov: use Nesterov momentum; needs a momentum and no dampening.
-        maximize: ascend instead of descend, both rules.
-        foreach: multi-tensor implementation for the network; None lets torch decide.
-        **embedding: `embedding_lr`, `embedding_betas`, `embedding_eps`, `embedding_weight_decay`, `embedding_sched`
-            of `TwoRuleOptimizer`.
+def _betas(name: str, value: Any) -> tuple[float, float]:
+    """Return `value` as two floats in [0, 1), or raise ValueError."""
+    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
+        raise ValueError(f'Got {name}={value!r}; it must be two numbers in [0, 1), for example {name}=(0.999,0.999).')
+    return _number(f'{name}[0]', value[0], below=1), _number(f'{name}[1]', value[1], below=1)
 
-    Raises:
-        ValueError: a setting out of range.
+
+def _tensor(entry: Any) -> Any:
+    """Return the parameter of a group's entry, which torch allows to be a (name, parameter) pair."""
+    return entry[1] if isinstance(entry, tuple) else entry
+
+
+class EmbeddingOptimizer(torch.optim.Optimizer):
+    """Base of the optimizers with a rule for the network (the subclass's, by `defaults`) and AdamW for the table.
+
+    Every `EmbeddingParameter` is moved out of the group it is handed in, into its own group with the settings below;
+    that group's own settings (weight decay, timm's layer-wise `lr_scale`) are not taken over, unless it is marked
+    `'embedding': True` and so spells out settings for a table. A frozen table is in no group. Without a table this is
+    plain SGD or AdamW, so RGB baselines run by the same recipe.
+
+    The defaults of the `embedding_*` settings are the paper's (section IV-B) and those of
+    nutszebra/Pixel-to-Binary-Embedding, cifar_augmix.py. (0.999, 0.999) is no misprint for (0.9, 0.999)
+    (`docs/protocol.md`), and such a decay does nothing in float32, where the factor 1 - 1e-4 * 1e-4 is 1.
+    `embedding_sched` says where the table's learning rate comes from: 'follow' takes what the scheduler writes to its
+    group, so it runs the network's schedule from its own base; 'constant' (text of the paper, section IV-B) ignores the
+    schedule; 'cosine' (official code) has a cosine of its own and needs `EmbeddingCosine`.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        defaults: dict[str, Any],
+        *,
+        embedding_lr: float = 1e-4,
+        embedding_betas: tuple[float, float] = (0.999, 0.999),
+        embedding_eps: float = 1e-8,
+        embedding_weight_decay: float = 1e-4,
+        embedding_sched: str = 'follow',
+    ) -> None:
+        if embedding_sched not in EMBEDDING_SCHEDS:
+            raise ValueError(f'Unknown embedding_sched {embedding_sched!r}; choose one of {list(EMBEDDING_SCHEDS)}.')
+        for name in defaults.keys() & {'lr', 'momentum', 'dampening', 'eps', 'weight_decay'}:
+            defaults[name] = _number(name, defaults[name])
+        # settings live in `defaults` because torch pickles an optimizer's defaults, state and groups and nothing else
+        defaults.update(
+            embedding_lr=_number('embedding_lr', embedding_lr),
+            embedding_betas=_betas('embedding_betas', embedding_betas),
+            embedding_eps=_number('embedding_eps', embedding_eps),
+            embedding_weight_decay=_number('embedding_weight_decay', embedding_weight_decay),
+            embedding_sched=embedding_sched,
+        )
+        super().__init__(params, defaults)
+        if not self.param_groups:
+            raise ValueError('Got no parameter but a frozen table; pass the network too, or unfreeze the table.')
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group as torch does; trainable tables in it get a group of their own, frozen ones none."""
+        params = param_group['params'] if isinstance(param_group, dict) else None
+        if params is None or isinstance(params, set):
+            super().add_param_group(param_group)  # torch explains what it cannot take
+            return
+        entries = [params] if isinstance(params, Tensor) else list(params)
+        tables = [entry for entry in entries if isinstance(_tensor(entry), EmbeddingParameter)]
+        network = [entry for entry in entries if not isinstance(_tensor(entry), EmbeddingParameter)]
+        marked = bool(param_group.get('embedding'))
+        if marked and network:
+            raise ValueError(
+                f"Got a group marked 'embedding' with {len(network)} parameters that are no pixel embedding's table; "
+                'put them into a group of their own.'
+            )
+        if network or not tables:
+            self._append({**param_group, 'params': network})
+        if tables := [entry for entry in tables if _tensor(entry).requires_grad]:
+            settings = {name: self.defaults[f'embedding_{name}'] for name in _TABLE_SETTINGS}
+            spelled_out = {name: param_group[name] for name in settings if marked and name in param_group}
+            self._append({'params': tables, 'embedding': True, **settings, **spelled_out})
+
+    def _append(self, group: dict[str, Any]) -> None:
+        """Add `group` and take away the defaults that torch gives it for the other rule."""
+        super().add_param_group(group)
+        network = {name for name in self.defaults if not name.startswith('embedding_')}
+        for name in self.defaults.keys() - ({*_TABLE_SETTINGS, 'maximize'} if group.get('embedding') else network):
+            del self.param_groups[-1][name]
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Update all parameters that have a gradient, each by its rule, and return the loss of `closure` if given."""
+        sched = self.defaults['embedding_sched']
+        # taken before anything is updated, so that an error leaves no half-made step behind
+        rates = [take_table_lr(g, sched) if g.get('embedding') else g['lr'] for g in self.param_groups]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group, lr in zip(self.param_groups, rates, strict=True):
+            (self._adamw_rule if group.get('embedding') else self._network_rule)(group, lr)
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what `state_dict` returned; `embedding_sched` stays as this optimizer was created."""
+        saved = [bool(group.get('embedding')) for group in state_dict['param_groups']]
+        own = [bool(group.get('embedding')) for group in self.param_groups]
+        if saved != own:
+            raise ValueError(
+                f'Got a checkpoint with {len(saved)} parameter groups, {sum(saved)} of them for a pixel embedding; '
+                f'this optimizer has {len(own)} and {sum(own)}. Create the model and the optimizer as in the saved '
+                'run (same --opt, same freezing), or resume the weights only (--no-resume-opt).'
+            )
+        super().load_state_dict(state_dict)
+
+    def _network_rule(self, group: dict[str, Any], lr: float) -> None:
+        raise NotImplementedError
+
+    def _adamw_rule(self, group: dict[str, Any], lr: float) -> None:
+        """Update a group by torch's AdamW; the state has torch's names, `step` lives on the CPU as in torch."""
+        params = [p for p in group['params'] if p.grad is not None]
+        for p in params:
+            if not self.state[p]:
+                self.state[p]['step'] = torch.tensor(0.0, dtype=torch.float32)
+                self.state[p]['exp_avg'] = torch.zeros_like(p, memory_format=torch.preserve_format)
+                self.state[p]['exp_avg_sq'] = torch.zeros_like(p, memory_format=torch.preserve_format)
+        adamw(
+            params,
+            [p.grad for p in params],
+            [self.state[p]['exp_avg'] for p in params],
+            [self.state[p]['exp_avg_sq'] for p in params],
+            [],
+            [self.state[p]['step'] for p in params],
+            foreach=group.get('foreach'),
+            has_complex=any(p.is_complex() for p in params),
+            amsgrad=False,
+            beta1=group['betas'][0],
+            beta2=group['betas'][1],
+            lr=lr,
+            weight_decay=group['weight_decay'],
+            eps=group['eps'],
+            maximize=group['maximize'],
+        )
+
+
+class SGDP2BE(EmbeddingOptimizer):
+    """torch.optim.SGD for the network, AdamW for the pixel embedding; 'sgdp2be' in timm.
+
+    Nesterov momentum is on as in the official code; the paper only says "Momentum SGD with momentum of 0.9" (section
+    IV-B). `embedding` are the `embedding_*` settings of `EmbeddingOptimizer`; `maximize` holds for both rules.
 
     Example:
         >>> from timm.optim import create_optimizer_v2
@@ -36,8 +184,6 @@ class SGDP2BE(TwoRuleOptimizer):
         >>> optimizer.param_groups[0]['lr']
         0.001
     """
-
-    network_settings = ('lr', 'momentum', 'weight_decay', 'dampening', 'nesterov', 'maximize', 'foreach')
 
     def __init__(
         self,
@@ -57,57 +203,32 @@ class SGDP2BE(TwoRuleOptimizer):
                 f'Got nesterov=True with momentum={momentum!r} and dampening={dampening!r}; it needs a momentum and no '
                 'dampening. Pass nesterov=False (in train.py: --opt-kwargs nesterov=False).'
             )
-        defaults = {
+        defaults: dict[str, Any] = {
             'lr': lr,
             'momentum': momentum,
             'weight_decay': weight_decay,
             'dampening': dampening,
-            'nesterov': nesterov,
-            'maximize': maximize,
-            'foreach': foreach,
         }
+        defaults.update(nesterov=nesterov, maximize=maximize, foreach=foreach)
         super().__init__(params, defaults, **embedding)
 
     def _network_rule(self, group: dict[str, Any], lr: float) -> None:
         params = [p for p in group['params'] if p.grad is not None]
         grads = [p.grad for p in params]
         buffers = [self.state[p].get('momentum_buffer') for p in params]
-        sgd(
-            params,
-            grads,
-            buffers,
-            has_sparse_grad=any(grad.is_sparse for grad in grads),
-            foreach=group['foreach'],
-            weight_decay=group['weight_decay'],
-            momentum=group['momentum'],
-            lr=lr,
-            dampening=group['dampening'],
-            nesterov=group['nesterov'],
-            maximize=group['maximize'],
-        )
+        settings = ('momentum', 'weight_decay', 'dampening', 'nesterov', 'maximize', 'foreach')
+        has_sparse_grad = any(grad.is_sparse for grad in grads)
+        sgd(params, grads, buffers, has_sparse_grad=has_sparse_grad, lr=lr, **{name: group[name] for name in settings})
         if group['momentum'] != 0:
             for p, momentum_buffer in zip(params, buffers, strict=True):
                 self.state[p]['momentum_buffer'] = momentum_buffer
 
 
-class AdamWP2BE(TwoRuleOptimizer):
-    """AdamW for the network, another AdamW for the pixel embedding; 'adamwp2be' in timm.
+class AdamWP2BE(EmbeddingOptimizer):
+    """torch.optim.AdamW for the network, another for the pixel embedding; 'adamwp2be' in timm.
 
-    Args:
-        params: parameters or groups.
-        lr: the network's learning rate.
-        betas: the network's coefficients.
-        eps: the network's epsilon.
-        weight_decay: decoupled weight decay of the network's parameters, for groups that do not bring their own.
-        maximize: ascend instead of descend, both rules.
-        foreach: multi-tensor implementation for the network; None lets torch decide.
-        **embedding: as for `SGDP2BE`.
-
-    Raises:
-        ValueError: a setting out of range.
+    `embedding` are the `embedding_*` settings of `EmbeddingOptimizer`; `maximize` holds for both rules.
     """
-
-    network_settings = ('lr', 'betas', 'eps', 'weight_decay', 'maximize', 'foreach')
 
     def __init__(
         self,
@@ -121,15 +242,8 @@ class AdamWP2BE(TwoRuleOptimizer):
         foreach: bool | None = None,
         **embedding: Any,
     ) -> None:
-        defaults = {
-            'lr': lr,
-            'betas': beta_pair('betas', betas),
-            'eps': eps,
-            'weight_decay': weight_decay,
-            'maximize': maximize,
-            'foreach': foreach,
-        }
-        super().__init__(params, defaults, **embedding)
+        defaults = {'lr': lr, 'betas': _betas('betas', betas), 'eps': eps, 'weight_decay': weight_decay}
+        super().__init__(params, {**defaults, 'maximize': maximize, 'foreach': foreach}, **embedding)
 
     def _network_rule(self, group: dict[str, Any], lr: float) -> None:
         self._adamw_rule(group, lr)

@@ -19,16 +19,8 @@ _UNDRIVEN = (
 )
 
 
-def table_lr(group: dict[str, Any], sched: str) -> float:
-    """Return the learning rate that the table's update of a parameter group uses.
-
-    Args:
-        group: a group marked `'embedding': True`.
-        sched: one of `EMBEDDING_SCHEDS`.
-
-    Raises:
-        ValueError: 'cosine', and no `EmbeddingCosine` ever set a rate.
-    """
+def _table_lr(group: dict[str, Any], sched: str) -> float:
+    """Return the learning rate that the update of a table's group uses."""
     if sched == 'cosine':
         if 'cosine_lr' not in group:
             raise ValueError(_UNDRIVEN)
@@ -38,52 +30,38 @@ def table_lr(group: dict[str, Any], sched: str) -> float:
 
 
 def take_table_lr(group: dict[str, Any], sched: str) -> float:
-    """Return `table_lr` for one update; a cosine's rate serves once, so that a forgotten `step_update` is noticed.
-
-    Raises:
-        ValueError: 'cosine', and the rate was not renewed since the last update.
-    """
+    """Return a table's learning rate for one update; a cosine's serves once: a forgotten `step_update` is noticed."""
     if sched == 'cosine':
         if group.get('cosine_taken', True):
             raise ValueError(_UNDRIVEN)
         group['cosine_taken'] = True
-    return table_lr(group, sched)
+    return _table_lr(group, sched)
+
+
+def _table_groups(optimizer: Optimizer) -> list[dict[str, Any]]:
+    return [group for group in optimizer.param_groups if group.get('embedding')]
 
 
 def learning_rates(optimizer: Optimizer) -> dict[str, float]:
     """Return the learning rates in use, for logs: timm prints the mean over all groups, which is neither of them.
 
-    Args:
-        optimizer: any torch optimizer.
-
-    Returns:
-        'network' (the largest rate of its groups, hence the scheduler's under layer-wise decay) and 'embedding', each
-        only if the optimizer has such a group.
-
-    Raises:
-        ValueError: `embedding_sched='cosine'` and no `EmbeddingCosine` was created.
+    They are 'network' (the largest rate of its groups, hence the scheduler's under layer-wise decay) and 'embedding',
+    each only if the optimizer has such a group.
     """
     network = [group['lr'] for group in optimizer.param_groups if not group.get('embedding')]
     sched = optimizer.defaults.get('embedding_sched', 'follow')
-    tables = [table_lr(group, sched) for group in optimizer.param_groups if group.get('embedding')]
+    tables = [_table_lr(group, sched) for group in _table_groups(optimizer)]
     return {name: max(rates) for name, rates in (('network', network), ('embedding', tables)) if rates}
 
 
 class EmbeddingCosine:
     """Anneals the table's learning rate by a cosine per update, beside whatever schedules the network.
 
-    lr(t) = min_lr + (base - min_lr) (1 + cos(pi t / total_updates)) / 2, as in nutszebra/Pixel-to-Binary-Embedding,
-    cifar_augmix.py; `base` is the optimizer's `embedding_lr`. Create it after loading a checkpoint into the optimizer
+    lr(t) = min_lr + (base - min_lr) (1 + cos(pi t / total_updates)) / 2 after t updates, then `min_lr`, as in
+    nutszebra/Pixel-to-Binary-Embedding, cifar_augmix.py; `base` is the `embedding_lr` of the optimizer, which must have
+    been created with `embedding_sched='cosine'`. Create it after loading a checkpoint into the optimizer
     and call `step_update` after every update with the number of updates so far, like timm's schedulers; it has no state
     to save. Without a table it does nothing.
-
-    Args:
-        optimizer: optimizer created with `embedding_sched='cosine'`.
-        total_updates: length of the cosine in optimizer updates, at least 1; later updates keep `min_lr`.
-        min_lr: final learning rate, at most the base.
-
-    Raises:
-        ValueError: an argument out of range, or the optimizer does not ask for a cosine.
 
     Example:
         >>> import timm_p2be.optim
@@ -104,36 +82,20 @@ class EmbeddingCosine:
             )
         if total_updates < 1:
             raise ValueError(f'Got total_updates={total_updates}; it must be at least 1: epochs * updates per epoch.')
+        for base in (_table_lr(group, 'constant') for group in _table_groups(optimizer)):
+            if not 0 <= min_lr <= base:
+                raise ValueError(f'Got min_lr={min_lr!r}; it must lie between 0 and the embedding_lr of {base:g}.')
         self.optimizer = optimizer
         self.total_updates = total_updates
         self.min_lr = min_lr
-        for group in self._groups():
-            base = self._base(group)
-            if not 0 <= min_lr <= base:
-                raise ValueError(f'Got min_lr={min_lr!r}; it must lie between 0 and the embedding_lr of {base:g}.')
         self.step_update(0)
 
     def step_update(self, num_updates: int) -> None:
-        """Set the learning rate of the next update.
-
-        Args:
-            num_updates: updates done so far, at least 0.
-
-        Raises:
-            ValueError: `num_updates` is negative.
-        """
+        """Set the learning rate of the next update, after `num_updates` updates."""
         if num_updates < 0:
             raise ValueError(f'Got num_updates={num_updates}; it counts the updates done so far, from 0.')
         done = min(num_updates / self.total_updates, 1.0)
-        for group in self._groups():
-            height = (self._base(group) - self.min_lr) * (1 + math.cos(math.pi * done)) / 2
+        for group in _table_groups(self.optimizer):  # looked up anew: loading a checkpoint replaces the groups
+            height = (_table_lr(group, 'constant') - self.min_lr) * (1 + math.cos(math.pi * done)) / 2
             group['cosine_lr'] = self.min_lr + height
             group['cosine_taken'] = False
-
-    def _groups(self) -> list[dict[str, Any]]:
-        # looked up anew each time: loading a checkpoint replaces the groups
-        return [group for group in self.optimizer.param_groups if group.get('embedding')]
-
-    @staticmethod
-    def _base(group: dict[str, Any]) -> float:
-        return table_lr(group, 'constant')

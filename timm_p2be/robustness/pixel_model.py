@@ -1,8 +1,10 @@
 """Any classifier of timm as a function of pixel levels, its own mean and std wrapped round it."""
 
+import copy
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import timm
 import torch
@@ -11,6 +13,8 @@ from torch import Tensor, nn
 from timm_p2be.checkpoints import read_checkpoint
 from timm_p2be.files import file_sha256
 from timm_p2be.stem import EncodedConv2d
+
+Module = TypeVar('Module', bound=nn.Module)
 
 
 class PixelModel(nn.Module):
@@ -21,21 +25,15 @@ class PixelModel(nn.Module):
 
     Args:
         model: timm classifier of 3-channel images; it is put into evaluation mode.
-        mean: of the normalization, 3 values on the [0, 1] scale; None takes `model.pretrained_cfg['mean']`.
+        mean: of the normalization, 3 values on the [0, 1] scale; None takes the model's own, of its `pretrained_cfg`.
         std: likewise.
         name: what reports call the model; None takes the architecture's name.
         sha256: digest of the checkpoint its weights came from, if any; reports store it.
 
     Attributes:
-        model: the timm model.
-        mean: 3 floats.
-        std: 3 floats.
         num_classes: K.
         input_size: (3, H, W) the model was made for.
         encoding: 'p2be', 'onehot', 'thermometer', or None for a model of pixel values.
-
-    Raises:
-        ValueError: mean or std is unknown or has not 3 values, the model has no classes or does not read 3 channels.
 
     Example:
         >>> model = PixelModel(timm.create_model('resnet10t', num_classes=10))
@@ -68,8 +66,9 @@ class PixelModel(nn.Module):
             raise ValueError(f'{self.name}: the benchmarks have color images; create the model with in_chans=3.')
         self.sha256 = sha256
         self.model = model.eval()
-        self.register_buffer('_mean', torch.tensor(self.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer('_std', torch.tensor(self.std).view(1, 3, 1, 1), persistent=False)
+        device = next((tensor.device for tensor in model.parameters()), None)
+        self.register_buffer('_mean', torch.tensor(self.mean, device=device).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer('_std', torch.tensor(self.std, device=device).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the (B, K) float32 logits of (B, 3, H, W) images, uint8 levels or floats in [0, 1]."""
@@ -98,6 +97,28 @@ class PixelModel(nn.Module):
         }
 
 
+def as_pixel_model(model: nn.Module) -> PixelModel:
+    """Return a model as attacks and benchmarks see it: a `PixelModel` is that already, any other one gets wrapped.
+
+    The wrapper has a `tied_copy`: the model itself keeps its mode, and its training reaches the copy.
+
+    Example:
+        >>> model = timm.create_model('resnet10t', num_classes=10).train()
+        >>> as_pixel_model(model).mean == model.pretrained_cfg['mean'], model.training
+        (True, True)
+    """
+    return model if isinstance(model, PixelModel) else PixelModel(tied_copy(model))
+
+
+def tied_copy(module: Module) -> Module:
+    """Return a copy in evaluation mode whose parameters and buffers are those of the original, not copies of them.
+
+    Submodules can be replaced without touching the original; an optimizer's steps on either reach both.
+    """
+    tensors = {id(tensor): tensor for tensor in chain(module.parameters(), module.buffers())}
+    return copy.deepcopy(module, tensors).eval()
+
+
 def load_model(
     spec: str,
     num_classes: int | None = None,
@@ -113,11 +134,8 @@ def load_model(
             state dict (.pth, .pt) or .safetensors. 'LABEL:NAME=FILE' gives it another name in reports.
         num_classes: K; None takes the classifier's size in the file.
         device: where it goes.
-        mean: overrides the model's own, as does `std`.
-        std: see `mean`.
-
-    Raises:
-        ValueError: unknown model, missing or unreadable file, weights that do not fit, no pretrained weights.
+        mean: overrides the model's own.
+        std: likewise.
     """
     label, _, rest = spec.rpartition(':') if ':' in spec.partition('=')[0] else ('', '', spec)
     name, _, file = rest.partition('=')
@@ -142,8 +160,7 @@ def load_model(
         raise ValueError(f'{path} does not fit {name} with {classes} classes: {error}') from error
     mean = mean if mean is not None else args.get('mean')
     std = std if std is not None else args.get('std')
-    digest = file_sha256(path)
-    return PixelModel(model, mean, std, name=label or name, sha256=digest).to(device)
+    return PixelModel(model, mean, std, name=label or name, sha256=file_sha256(path)).to(device)
 
 
 def _classes(name: str, state: dict[str, Tensor], path: Path) -> int:

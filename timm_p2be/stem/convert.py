@@ -3,12 +3,20 @@
 import copy
 from typing import Any, cast
 
-from timm.layers import Conv2dSame
-from torch import nn
+import torch
+from timm.layers import Conv2dSame, ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
+from timm.models import get_model_input_config
+from torch import Tensor, nn
 
-from timm_p2be.stem.encoded_conv import EncodedConv2d
-from timm_p2be.stem.first_conv import check_sees_image, find_first_conv
+from timm_p2be.stem.encoded_conv import EncodedConv2d, LevelStem
 from timm_p2be.stem.keep_function import keep_function
+
+_PLAIN = (nn.Conv2d, Conv2dSame)
+_STANDARDIZED = (StdConv2d, StdConv2dSame, ScaledStdConv2d, ScaledStdConv2dSame)
+
+
+class UnsupportedStemError(ValueError):
+    """The model's first convolution cannot read pixel codes; the message says why."""
 
 
 def convert(
@@ -26,24 +34,14 @@ def convert(
     stem's function in proportion to the bits that are on, about half of them in thermometer and such P2BE codes.
 
     Args:
-        model: any timm model whose `pretrained_cfg['first_conv']` names one plain convolution of the image. Choose
-            image and patch size before converting.
+        model: any timm model whose `pretrained_cfg['first_conv']` names one plain convolution of the image, which no
+            other layer reads (else `UnsupportedStemError`). Choose image and patch size before converting.
         encoding: 'p2be', 'onehot' or 'thermometer'.
         num_bits: M, code length; at least 9 for a P2BE table that preserves the function.
         init: start of a P2BE table, see `PixelEmbedding`; None is 'normal', the paper's N(0, 1), or 'linear' with
             `preserve`, which needs it.
         preserve: keep the function the model computes; the weights it is to keep must be loaded. A weight-standardized
             convolution becomes a plain one with the standardized weight.
-
-    Returns:
-        The same model.
-
-    Raises:
-        ValueError: unknown encoding or init, `num_bits` too small, or, with `preserve`, another `init`, weights on the
-            meta device, or a mean and std that do not fit the channels.
-        UnsupportedStemError: no first convolution or several, a linear or grouped one, a weight-standardized one
-            without `preserve`, one that does not see the image itself (after space-to-depth, say), or an image that
-            other layers read too.
 
     Example:
         >>> import timm
@@ -53,9 +51,9 @@ def convert(
     own = 'linear' if preserve and encoding == 'p2be' else 'normal'
     if preserve and init not in (None, own):
         raise ValueError(f'Got init={init!r} and preserve=True, which needs init={own!r}. Leave one of them out.')
-    name, conv = find_first_conv(model, standardized=preserve)
+    name, conv = _first_conv(model, (*_PLAIN, *_STANDARDIZED) if preserve else _PLAIN)
+    _check_sees_image(model, name)
     same = isinstance(conv, Conv2dSame) or getattr(conv, 'same_pad', False)
-    check_sees_image(model, name)
     stem = EncodedConv2d(
         conv.in_channels,
         conv.out_channels,
@@ -78,3 +76,70 @@ def convert(
     cfg.update(mean=(0.0,) * stem.in_chans, std=(1.0,) * stem.in_chans)
     model.pretrained_cfg = model.default_cfg = cfg  # type: ignore[assignment]
     return model
+
+
+def _unsupported(model: nn.Module, problem: str) -> UnsupportedStemError:
+    arch = (getattr(model, 'pretrained_cfg', None) or {}).get('architecture') or type(model).__name__
+    return UnsupportedStemError(f'{arch} {problem}; convert needs exactly one plain convolution that reads the image.')
+
+
+def _first_conv(model: nn.Module, types: tuple[type[nn.Module], ...]) -> tuple[str, nn.Conv2d]:
+    """Return name and module of the one first convolution that the model declares, which must be one of `types`."""
+    name = (getattr(model, 'pretrained_cfg', None) or {}).get('first_conv')
+    if not name:
+        raise _unsupported(model, "declares no first convolution (pretrained_cfg['first_conv'])")
+    if not isinstance(name, str):
+        raise _unsupported(model, f'declares {len(name)} first convolutions {list(name)}')
+    try:
+        conv = model.get_submodule(name)
+    except AttributeError:
+        raise _unsupported(
+            model,
+            f'declares the first convolution {name!r} but has no such module (features_only renames it: convert first)',
+        ) from None
+    if isinstance(conv, LevelStem):
+        raise _unsupported(model, 'already reads pixel codes')
+    if type(conv) not in types:  # a subclass may change the weight, as weight standardization does
+        remedy = ' (preserve=True takes its standardized weight over)' if type(conv) in _STANDARDIZED else ''
+        raise _unsupported(model, f'has a {type(conv).__name__} as its first convolution {name!r}{remedy}')
+    if conv.groups != 1 or conv.padding_mode != 'zeros':
+        raise _unsupported(
+            model, f'has a first convolution of {conv.groups} groups and {conv.padding_mode!r} padding (1 and zeros)'
+        )
+    return name, cast(nn.Conv2d, conv)
+
+
+def _check_sees_image(model: nn.Module, first_conv: str) -> None:
+    """Run one forward and raise unless `first_conv`, and no other layer with weights, receives the image."""
+    weight = next(model.parameters())
+    size = get_model_input_config(model)['input_size']
+    image = torch.rand((1, *size), generator=torch.Generator().manual_seed(0)).to(weight.device, weight.dtype)
+    readers: set[str] = set()
+
+    def watch(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            seen = args[0] if args else None
+            if isinstance(seen, Tensor) and seen.shape == image.shape:
+                # a meta tensor has no values to compare
+                if seen is image or (not image.is_meta and torch.equal(seen, image)):
+                    readers.add(name)
+
+        return hook
+
+    layers = [(n, m) for n, m in model.named_modules() if not list(m.children()) and list(m.parameters())]
+    handles = [module.register_forward_pre_hook(watch(name)) for name, module in layers]
+    training = [module for module in model.modules() if module.training]
+    try:
+        with torch.no_grad():
+            model.eval()(image)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise _unsupported(model, f'fails on a random image of shape {size} ({error})') from error
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module in training:
+            module.training = True
+    if first_conv not in readers:
+        raise _unsupported(model, f'transforms the image before its first convolution {first_conv!r}')
+    if readers != {first_conv}:
+        raise _unsupported(model, f'reads the image in several layers {sorted(readers)}')

@@ -1,12 +1,84 @@
 """The encoded first convolution, and how to find it in a model."""
 
+from typing import Any
+
 import torch
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
-from timm_p2be.encodings import ENCODINGS, PixelEmbedding
-from timm_p2be.lookup import convolve_codes, lookup_conv2d
-from timm_p2be.stem.levels import LevelStem
+from timm_p2be.encodings import ENCODINGS, PixelEmbedding, pixel_levels, warn_if_not_pixels
+from timm_p2be.lookup import lookup_conv2d
+from timm_p2be.lookup.plain import convolve_codes
+
+_RANGE_CHECKS = 4  # eager float batches whose range a stem looks at
+
+
+class _NoImageGradient(torch.autograd.Function):
+    """Identity on the feature map that refuses to pretend the image had a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, images: Tensor) -> Tensor:
+        return features.view_as(features)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        raise RuntimeError(
+            'The pixel encoding is a table lookup, so the image has no gradient; a zero would make an attack look '
+            'weak. Attack a differentiable stand-in of the model (attack_view), or detach the images if only the '
+            'parameters are trained.'
+        )
+
+
+class LevelStem:
+    """Mixin of the modules that stand in for a first convolution; names are those of `torch.nn.Conv2d`."""
+
+    in_chans: int  # C, colors of the image
+    kernel_size: Any
+    stride: Any
+    padding: Any
+    dilation: Any
+    same_padding: bool  # TensorFlow's dynamic 'same', whatever `padding` says
+    _range_checks: int
+
+    def read_levels(self, images: Tensor) -> Tensor:
+        """Return the levels of (B, C, H, W) images."""
+        # a trace would warn that it fixes the outcome of the comparison
+        if not torch.jit.is_tracing() and (images.ndim != 4 or images.shape[1] != self.in_chans):
+            raise ValueError(
+                f'Got images of shape {list(images.shape)}; this stem reads (B, {self.in_chans}, H, W). '
+                'Set in_chans when the model is created to read another number of channels.'
+            )
+        return pixel_levels(images)
+
+    def geometry(self, levels: Tensor) -> tuple[list[int], list[int], list[int]]:
+        """Return stride, padding and dilation for a lookup; padding is (left, right, top, bottom) if it is 'same'."""
+        padding = [self.padding[0], self.padding[1]]
+        if self.same_padding:
+            padding = [*self._same_padding(1, levels.shape[3]), *self._same_padding(0, levels.shape[2])]
+        return [self.stride[0], self.stride[1]], padding, [self.dilation[0], self.dilation[1]]
+
+    def _same_padding(self, axis: int, size: int) -> tuple[int, int]:
+        """Return the padding before and after one axis that makes the output ceil(size / stride) long."""
+        stride, dilation, kernel = self.stride[axis], self.dilation[axis], self.kernel_size[axis]
+        outputs = (size + stride - 1) // stride
+        total = max((outputs - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
+        return total // 2, total - total // 2
+
+    @torch.jit.unused
+    def check_range(self, images: Tensor) -> None:
+        """Look at the range of the first eager float batches: a loader's mistake shows there, later ones are free."""
+        if self._range_checks >= _RANGE_CHECKS or images.dtype == torch.uint8 or images.is_meta:
+            return
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return
+        self._range_checks = _RANGE_CHECKS if warn_if_not_pixels(images) else self._range_checks + 1
+
+    @torch.jit.unused
+    def refuse_image_gradient(self, features: Tensor, images: Tensor) -> Tensor:
+        """Return `features` such that back-propagation to `images` raises an error instead of finding nothing."""
+        if images.requires_grad and torch.is_grad_enabled():
+            return _NoImageGradient.apply(features, images)
+        return features
 
 
 @register_notrace_module
@@ -18,24 +90,10 @@ class EncodedConv2d(LevelStem, nn.Conv2d):
     (m * C + c), the order in which timm's adaptation to another `in_chans` sums the right planes; the paper and
     nutszebra/Pixel-to-Binary-Embedding are color-major (docs/protocol.md).
 
-    Args:
+    Args (others are as of `torch.nn.Conv2d`, or of `PixelEmbedding`):
         in_chans: C, colors of the image.
-        out_channels: O, feature maps.
-        kernel_size: int or (height, width).
-        encoding: 'p2be', 'onehot' or 'thermometer'.
-        num_bits: M, code length.
-        init: start of a P2BE table, see `PixelEmbedding`.
-        stride: int or (height, width).
-        padding: int or (height, width), 'valid' for none, or 'same' for TensorFlow's dynamic padding (timm's
-            `Conv2dSame`).
-        dilation: int or (height, width).
-        bias: whether the convolution has a bias.
-        device: of the parameters.
-        dtype: of weight and bias; the table stays float32.
-
-    Attributes:
-        weight: (O, M C, kh, kw) kernel, N(0, sqrt(2 / (kh kw O))) at the start (docs/protocol.md).
-        embedding: the `PixelEmbedding`.
+        padding: may be 'valid' for none, or 'same' for TensorFlow's dynamic padding (timm's `Conv2dSame`).
+        dtype: of weight (O, M C, kh, kw) and bias; the table, `embedding`, stays float32.
 
     Example:
         >>> EncodedConv2d(3, 16, 3, padding=1)(torch.rand(2, 3, 8, 8)).shape
@@ -75,17 +133,13 @@ class EncodedConv2d(LevelStem, nn.Conv2d):
         self._range_checks = 0
 
     def reset_parameters(self) -> None:
-        """Draw the kernel from N(0, sqrt(2 / (kh kw O))), which does not depend on M, and zero the bias."""
+        """Draw the kernel from N(0, sqrt(2 / (kh kw O))), whatever M (docs/protocol.md), and zero the bias."""
         nn.init.kaiming_normal_(self.weight, mode='fan_out', nonlinearity='relu')
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the (B, O, H', W') feature map of (B, C, H, W) images: uint8 levels, or floats in [0, 1].
-
-        Raises:
-            ValueError: another dtype, another number of axes or of channels.
-        """
+        """Return the (B, O, H', W') feature map of (B, C, H, W) images: uint8 levels, or floats in [0, 1]."""
         levels = self.read_levels(images)
         stride, padding, dilation = self.geometry(levels)
         if torch.jit.is_scripting():
@@ -100,15 +154,11 @@ class EncodedConv2d(LevelStem, nn.Conv2d):
         return features
 
     def extra_repr(self) -> str:
-        padding = ", padding='same'" if self.same_padding else ''
-        return f'{super().extra_repr()}{padding}'
+        return super().extra_repr() + (", padding='same'" if self.same_padding else '')
 
 
 def encoded_stem(model: nn.Module) -> tuple[str, EncodedConv2d | None]:
     """Return name and module of a model's encoded stem, also through wrappers; ('', None) for one of pixel values.
-
-    Raises:
-        ValueError: the stem has been folded into a table, which has lost its codes.
 
     Example:
         >>> import timm
@@ -129,9 +179,6 @@ def encoded_stem(model: nn.Module) -> tuple[str, EncodedConv2d | None]:
 
 def find_embedding(model: nn.Module) -> PixelEmbedding:
     """Return the embedding of an encoded model, also through DDP, torch.compile and EMA wrappers.
-
-    Raises:
-        ValueError: the model has no encoded stem, or a folded one.
 
     Example:
         >>> import timm

@@ -1,41 +1,27 @@
 """`fold`: an encoded model for inference, its stem one precomputed table."""
 
 import copy
-from typing import Any, cast
+from typing import Any
 
 import torch
 from timm.layers import BatchNormAct2d, register_notrace_module
 from timm.models import get_model_input_config
 from torch import Tensor, nn
+from torch.nn.utils import fuse_conv_bn_eval
 
-from timm_p2be.lookup import code_table, sum_rows, table_conv2d
-from timm_p2be.stem.encoded_conv import EncodedConv2d
-from timm_p2be.stem.levels import LevelStem
+from timm_p2be.lookup import table_conv2d
+from timm_p2be.lookup.operators import code_table
+from timm_p2be.lookup.plain import sum_rows
+from timm_p2be.stem.encoded_conv import EncodedConv2d, LevelStem, encoded_stem
 
 
 @register_notrace_module
 class FoldedConv2d(LevelStem, nn.Module):
-    """First convolution over pixel codes with codes, kernel and bias folded into one table; for inference.
+    """First convolution over pixel codes with codes, kernel and bias folded into one table; for inference."""
 
-    Args:
-        stem: what to fold.
-        scale: (O,) factor of every output channel, or None.
-        shift: (O,) addend of every output channel, or None.
+    table: Tensor  # as of `code_table`, but that the first tap's rows contain the bias
 
-    Attributes:
-        table: (kh, C, kw, 257, O) in the dtype of the stem's kernel: what a level adds to an output pixel at each tap;
-            row 256 of a tap belongs to padding. The first tap's rows contain the bias.
-
-    Example:
-        >>> stem = EncodedConv2d(3, 16, 3, padding=1)
-        >>> images = torch.rand(1, 3, 8, 8)
-        >>> torch.allclose(FoldedConv2d(stem)(images), stem(images), atol=1e-5)
-        True
-    """
-
-    table: Tensor
-
-    def __init__(self, stem: EncodedConv2d, scale: Tensor | None = None, shift: Tensor | None = None) -> None:
+    def __init__(self, stem: EncodedConv2d, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.in_chans = stem.in_chans
         self.out_channels = stem.out_channels
@@ -47,20 +33,12 @@ class FoldedConv2d(LevelStem, nn.Module):
         self._range_checks = 0
         with torch.no_grad():
             table = code_table(stem.embedding.codes(), stem.weight, stem.in_chans)
-            bias = torch.zeros(stem.out_channels).to(table) if stem.bias is None else stem.bias.to(table)
-            if scale is not None:
-                table, bias = table * scale.to(table), bias * scale.to(table)
-            if shift is not None:
-                bias = bias + shift.to(table)
-            table[0, 0, 0] += bias  # every output pixel reads exactly one row of each tap
-        self.register_buffer('table', table.to(stem.weight.dtype))
+            if stem.bias is not None:
+                table[0, 0, 0] += stem.bias  # every output pixel reads exactly one row of each tap
+        self.register_buffer('table', table.to(dtype or stem.weight.dtype))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the (B, O, H', W') feature map of (B, C, H, W) images: uint8 levels, or floats in [0, 1].
-
-        Raises:
-            ValueError: another dtype, another number of axes or of channels.
-        """
+        """Return the (B, O, H', W') feature map of (B, C, H, W) images: uint8 levels, or floats in [0, 1]."""
         levels = self.read_levels(images)
         stride, padding, dilation = self.geometry(levels)
         if torch.jit.is_scripting():
@@ -83,19 +61,11 @@ def fold(model: nn.Module) -> nn.Module:
     """Return a copy of an encoded model for inference, its codes, first kernel and bias folded into one table.
 
     A batch normalization that alone reads the stem's output, and belongs to the same module as the stem, is folded in
-    as well and gives way to its activation. The copy computes what the model does in eval mode, up to the order of
-    float32 sums; it has neither codes nor first kernel any more, so it cannot be trained on, attacked through its codes
-    or published as an embedding: keep the model. Its state_dict loads into another folded copy of the same model. It
-    can be scripted, exported (`torch.export`) and written as ONNX.
-
-    Args:
-        model: a model with one `EncodedConv2d`, not wrapped by DDP or torch.compile.
-
-    Returns:
-        The copy, in eval mode, on the same device and of the same dtype.
-
-    Raises:
-        ValueError: the model has no encoded stem, or is folded already.
+    as well and gives way to its activation. The copy, in eval mode, computes what the model does there, up to the order
+    of float32 sums; it has neither codes nor first kernel any more, so it cannot be trained on, attacked through its
+    codes or published as an embedding: keep the model. Its state_dict loads into another folded copy of the same model.
+    It can be scripted, exported (`torch.export`) and written as ONNX. A model wrapped by DDP or torch.compile has to be
+    unwrapped first.
 
     Example:
         >>> import timm, timm_p2be
@@ -105,56 +75,31 @@ def fold(model: nn.Module) -> nn.Module:
         True
     """
     folded = copy.deepcopy(model).eval()
-    name = _stem_name(folded)
-    stem = cast(EncodedConv2d, folded.get_submodule(name))
-    parent = folded.get_submodule(name.rpartition('.')[0])
-    scale = shift = None
-    if norm_name := _folds_into(folded, stem, parent):
-        norm = cast(nn.BatchNorm2d, getattr(parent, norm_name))
-        scale, shift = _scale_and_shift(norm)
-        setattr(
-            parent, norm_name, nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
+    name, stem = encoded_stem(folded)
+    if stem is None or not name:
+        raise ValueError(
+            f'{type(model).__name__} has no encoded stem to fold. Create an encoded model (timm_p2be.convert makes one '
+            'of any timm model with a plain first convolution).'
         )
-    setattr(parent, name.rpartition('.')[2], FoldedConv2d(stem, scale, shift).eval())
+    parent_name, _, child = name.rpartition('.')
+    parent = folded.get_submodule(parent_name)
+    norm_name = _only_reader(folded, stem, parent)
+    dtype = stem.weight.dtype
+    exact = torch.promote_types(dtype, torch.float32)  # the table alone is rounded to `dtype`
+    stem.to(exact)
+    if norm_name:
+        norm: Any = parent.get_submodule(norm_name).to(exact)
+        stem = fuse_conv_bn_eval(stem, norm)
+        setattr(parent, norm_name, nn.Sequential(norm.drop, norm.act) if hasattr(norm, 'act') else nn.Identity())
+    setattr(parent, child, FoldedConv2d(stem, dtype).eval())
     return folded
 
 
-def _stem_name(model: nn.Module) -> str:
-    for name, module in model.named_modules():
-        if isinstance(module, EncodedConv2d) and name:
-            return name
-        if isinstance(module, FoldedConv2d):
-            raise ValueError(f'{type(model).__name__} is folded already; fold the model it was made from.')
-    raise ValueError(
-        f'{type(model).__name__} has no encoded stem to fold. Create an encoded model (timm_p2be.convert makes one of '
-        'any timm model with a plain first convolution).'
-    )
-
-
-def _scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Return the affine map a batch normalization is in eval mode, in float32 at least."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    mean, variance = norm.running_mean.detach().float(), norm.running_var.detach().float()
-    scale = (variance + norm.eps).rsqrt()
-    if norm.affine:
-        scale = scale * norm.weight.detach().float()
-        return scale, norm.bias.detach().float() - mean * scale
-    return scale, -mean * scale
-
-
-def _folds_into(model: nn.Module, stem: EncodedConv2d, parent: nn.Module) -> str | None:
-    """Return the name in `parent` of a batch normalization that is the only reader of the stem's output, if any.
-
-    One forward decides: the norm's input must be the stem's output itself, and the autograd graph must have a single
-    edge to it, so that no addition or concatenation reads it too. A norm in another module stays, since the
-    module may be asked for what it gets (the first feature level of pre-activation networks).
-    """
-    norms = {
-        name: module
-        for name, module in parent.named_children()
-        if type(module) in (nn.BatchNorm2d, BatchNormAct2d) and getattr(module, 'running_mean', None) is not None
-    }
+def _only_reader(model: nn.Module, stem: EncodedConv2d, parent: nn.Module) -> str | None:
+    """Return the name in `parent` of a batch normalization that is the only reader of the stem's output, if any."""
+    # One forward decides: the norm's input must be the stem's output itself, and the autograd graph must have a single
+    # edge to it, so that no addition or concatenation reads it too. A norm in another module stays, since the
+    # module may be asked for what it gets (the first feature level of pre-activation networks).
     marked: list[Tensor] = []
     nodes: list[Any] = []
     readers: list[str] = []
@@ -164,11 +109,13 @@ def _folds_into(model: nn.Module, stem: EncodedConv2d, parent: nn.Module) -> str
         nodes.append(marked[-1].grad_fn)
         return marked[-1]
 
-    def record(name: str) -> Any:
+    def watch(name: str) -> Any:
         return lambda module, args: readers.append(name) if marked and args[0] is marked[-1] else None
 
     handles = [stem.register_forward_hook(mark)]
-    handles += [module.register_forward_pre_hook(record(name)) for name, module in norms.items()]
+    for name, module in parent.named_children():
+        if type(module) in (nn.BatchNorm2d, BatchNormAct2d) and getattr(module, 'running_mean', None) is not None:
+            handles.append(module.register_forward_pre_hook(watch(name)))
     image = torch.zeros(1, *get_model_input_config(model)['input_size'], device=stem.weight.device)
     try:
         with torch.enable_grad():

@@ -17,56 +17,46 @@ from torch import Tensor, nn
 _SET_CFG = "Set model.pretrained_cfg['mean'] and ['std'] to what the model was trained with."
 
 
-def normalization(cfg: Mapping[str, Any], in_chans: int) -> tuple[list[float], list[float]]:
-    """Return mean and std of every color from a timm model's `pretrained_cfg`.
+@torch.no_grad()
+def keep_function(conv: nn.Conv2d, stem: nn.Conv2d, codes: Tensor, cfg: Mapping[str, Any]) -> None:
+    """Set weight and bias of an encoded stem so that it computes on levels what the RGB `conv` does on their values.
 
-    Args:
-        cfg: the model's; a single value of 'mean' or 'std' holds for all colors.
-        in_chans: C, colors.
-
-    Raises:
-        ValueError: neither 1 nor C values, one that is not finite, or a std that is not positive.
-
-    Example:
-        >>> normalization({'mean': (0.5,), 'std': (0.25, 0.5)}, in_chans=2)
-        ([0.5, 0.5], [0.25, 0.5])
+    The two differ in input planes only: plane m C + c of `stem` is bit m, by `codes` (256, M), of color c. `cfg` is the
+    model's `pretrained_cfg`, for mean and std.
     """
-    mean, std = (_per_color(cfg, name, in_chans) for name in ('mean', 'std'))
-    if min(std) <= 0:
-        raise ValueError(f"Got pretrained_cfg['std']={std}; the values must be positive. {_SET_CFG}")
-    return mean, std
+    if conv.weight.is_meta:
+        raise ValueError('preserve=True needs weights, and these are on the meta device. Load them first.')
+    factors = plane_factors(codes, *normalization(cfg, conv.in_channels))
+    kernel = applied_kernel(conv)
+    planes = stem.weight.unflatten(1, tuple(factors.shape))
+    for plane, factor in zip(planes.unbind(1), factors, strict=True):  # bit by bit: a ViT has gigabytes of them
+        plane.copy_((kernel * factor.view(1, -1, 1, 1)).to(plane.dtype))
+    if stem.bias is not None and conv.bias is not None:
+        stem.bias.copy_(conv.bias)
 
 
-def _per_color(cfg: Mapping[str, Any], name: str, in_chans: int) -> list[float]:
-    values = [float(value) for value in cfg.get(name) or ()]
-    values = values * in_chans if len(values) == 1 else values
-    if len(values) != in_chans or not all(map(math.isfinite, values)):
-        raise ValueError(
-            f'Got pretrained_cfg[{name!r}]={cfg.get(name)!r} in a model of {in_chans} channels; allowed are {in_chans} '
-            f'finite values, or 1 for all. {_SET_CFG}'
-        )
-    return values
+def normalization(cfg: Mapping[str, Any], in_chans: int) -> tuple[list[float], list[float]]:
+    """Return mean and std of every color from a timm model's `pretrained_cfg`; one value there holds for all colors."""
+    found = []
+    for name in ('mean', 'std'):
+        values = [float(value) for value in cfg.get(name) or ()]
+        values = values * in_chans if len(values) == 1 else values
+        if len(values) != in_chans or not all(map(math.isfinite, values)) or (name == 'std' and min(values) <= 0):
+            raise ValueError(
+                f'Got pretrained_cfg[{name!r}]={cfg.get(name)!r} in a model of {in_chans} channels; allowed are '
+                f'{in_chans} finite values (of std: positive), or 1 for all. {_SET_CFG}'
+            )
+        found.append(values)
+    return found[0], found[1]
 
 
 def plane_factors(codes: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Return the factors a_c of the code planes with which every level weighs its normalized value.
+    """Return the (M, C) float64 factors a_c of the code planes with which every level weighs its normalized value.
 
     Of the least-squares solutions the one of least norm: bits that are always equal share their weight. Where levels
     share a code (one-hot and thermometer below 256 bits) it stands for the mean of their values. They are consecutive,
     so that is the middle of their range as well, and no other value has a smaller largest error: (n - 1) / 2 levels in
     a bin of n, which is 1.5 at 64 bits.
-
-    Args:
-        codes: (256, M) table of 0 and 1.
-        mean: C values on the [0, 1] scale.
-        std: C positive values.
-
-    Returns:
-        (M, C) float64, on the CPU.
-
-    Example:
-        >>> plane_factors(torch.eye(256), mean=[0.0], std=[1.0])[51]
-        tensor([0.2000], dtype=torch.float64)
     """
     levels = torch.arange(256, dtype=torch.float64)[:, None] / 255
     values = (levels - torch.tensor(mean, dtype=torch.float64)) / torch.tensor(std, dtype=torch.float64)
@@ -74,12 +64,9 @@ def plane_factors(codes: Tensor, mean: Sequence[float], std: Sequence[float]) ->
 
 
 def applied_kernel(conv: nn.Conv2d) -> Tensor:
-    """Return the (O, C, kh, kw) float64 kernel that `conv` applies to an image, on the CPU.
+    """Return the (O, C, kh, kw) float64 kernel that `conv` applies to an image.
 
     What a layer with weight standardization applies is not its parameter; so the layer is shown unit impulses.
-
-    Args:
-        conv: convolution of one group, with weights.
     """
     probe = copy.deepcopy(conv).cpu().double()
     probe.bias = None
@@ -89,27 +76,3 @@ def applied_kernel(conv: nn.Conv2d) -> Tensor:
     taps = conv.weight[0].numel()
     impulses = torch.eye(taps, dtype=torch.float64).view(taps, *conv.weight.shape[1:])
     return probe(impulses).flatten(1).T.reshape(conv.weight.shape)
-
-
-@torch.no_grad()
-def keep_function(conv: nn.Conv2d, stem: nn.Conv2d, codes: Tensor, cfg: Mapping[str, Any]) -> None:
-    """Set weight and bias of an encoded stem so that it computes on levels what `conv` does on their values.
-
-    Args:
-        conv: the RGB stem, of C colors, in a model that was trained on normalized images; its bias is taken over.
-        stem: convolution of M C planes, plane m C + c being bit m of color c; otherwise of the shape of `conv`.
-        codes: (256, M) table of `stem`.
-        cfg: the model's `pretrained_cfg`, for mean and std.
-
-    Raises:
-        ValueError: `conv` has no weights yet, or mean and std do not fit its colors.
-    """
-    if conv.weight.is_meta:
-        raise ValueError('preserve=True needs weights, and these are on the meta device. Load them first.')
-    mean, std = normalization(cfg, conv.in_channels)
-    kernel, factors = applied_kernel(conv), plane_factors(codes, mean, std)
-    planes = stem.weight.unflatten(1, tuple(factors.shape))
-    for plane, factor in zip(planes.unbind(1), factors, strict=True):  # bit by bit: a ViT has gigabytes of them
-        plane.copy_((kernel * factor.view(1, -1, 1, 1)).to(plane.dtype))
-    if stem.bias is not None and conv.bias is not None:
-        stem.bias.copy_(conv.bias)

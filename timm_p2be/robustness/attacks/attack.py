@@ -1,10 +1,16 @@
-"""What an attack is to the benchmark: a function from uint8 images to uint8 images, and what it costs at most."""
+"""What attacks have in common: from uint8 images to uint8 images, within a bound, judged by the margin."""
 
-from typing import NamedTuple, Protocol
+import math
+from abc import ABC, abstractmethod
+from typing import NamedTuple
 
-from torch import Generator, Tensor
+import torch
+from torch import Generator, Tensor, nn
 
-# Rough order of strength and of what the attacker knows; the automatic checks compare kinds.
+from timm_p2be.robustness.pixel_model import as_pixel_model
+
+# Rough order of strength and of what the attacker knows; the automatic checks compare kinds. Result files of attacks
+# that saw decisions alone exist.
 KINDS = ('noise', 'transfer', 'one-step', 'white-box', 'score', 'decision')
 
 
@@ -15,19 +21,30 @@ class Cost(NamedTuple):
     backwards: int
 
 
-class Attack(Protocol):
+class Attack(ABC):
     """An attack on one model with one bound, both fixed when it is built.
 
-    Attributes:
+    A new one is a file with a subclass that has a `kind`, `cost` and `_attack`, and a line in
+    `evaluation/attack_suite.py`.
+
+    Args:
+        model: timm classifier, encoded or not, which the attack sees in evaluation mode, or a `PixelModel`.
+        eps: largest change of a pixel value, in levels, 0 to 255.
         name: unique in a benchmark, such as 'lspga-official'.
+
+    Attributes:
         kind: one of `KINDS`.
-        eps: largest change of a pixel value, in levels.
     """
 
-    name: str
     kind: str
-    eps: int
 
+    def __init__(self, model: nn.Module, eps: int, name: str) -> None:
+        check_eps(eps)
+        self.model = as_pixel_model(model)
+        self.eps = eps
+        self.name = name
+
+    @abstractmethod
     def cost(self) -> Cost:
         """Return the budget of one image."""
 
@@ -38,4 +55,49 @@ class Attack(Protocol):
             levels: uint8 (B, 3, H, W) clean images, on the model's device.
             labels: int64 (B,) true labels.
             generator: CPU source of all randomness; None starts one from seed 0.
+
+        Raises:
+            ValueError: `levels` is not uint8 (B, 3, H, W).
         """
+        check_images(levels)
+        return self._attack(levels, labels, generator or torch.Generator().manual_seed(0))
+
+    @abstractmethod
+    def _attack(self, levels: Tensor, labels: Tensor, generator: Generator) -> Tensor:
+        """Return the attempts at checked images, which stay as they are."""
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return by how much the label leads, (B,): its logit minus the largest other one.
+
+    Negative exactly where the model is wrong: a tie that argmax decides against the label counts as the smallest
+    negative number.
+    """
+    own = labels.unsqueeze(1)
+    lead = logits.gather(1, own).squeeze(1) - logits.scatter(1, own, -math.inf).amax(dim=1)
+    lost_tie = (lead == 0) & (logits.argmax(dim=1) != labels)
+    return lead - lost_tie.to(lead.dtype) * torch.finfo(lead.dtype).tiny
+
+
+def check_images(levels: Tensor) -> None:
+    """Raise ValueError unless `levels` is a uint8 batch of color images."""
+    if levels.dtype != torch.uint8 or levels.ndim != 4 or levels.shape[1] != 3:
+        raise ValueError(
+            f'Got images of dtype {levels.dtype} and shape {list(levels.shape)}; attacks take uint8 levels (B, 3, H, '
+            'W). timm_p2be.encodings.pixel_levels converts images in [0, 1].'
+        )
+
+
+def check_eps(eps: int) -> None:
+    """Raise ValueError unless `eps` is a number of levels."""
+    if not isinstance(eps, int) or isinstance(eps, bool) or not 0 <= eps <= 255:
+        raise ValueError(
+            f'Got eps={eps!r}; it is the largest change of a pixel value in levels, an integer from 0 to 255. '
+            'The usual bound 8/255 is eps=8.'
+        )
+
+
+def check_count(argument: str, value: int, least: int = 1) -> None:
+    """Raise ValueError unless `value` is an integer of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f'Got {argument}={value!r}; it must be an integer of at least {least}.')

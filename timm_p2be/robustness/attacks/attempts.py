@@ -1,11 +1,9 @@
-"""The book-keeping of attacks that try and keep the best."""
-
-import math
+"""The book-keeping of attacks that try and keep the best, by queries alone."""
 
 import torch
 from torch import Generator, Tensor
 
-from timm_p2be.robustness.attacks.windows import check_images
+from timm_p2be.robustness.attacks.attack import margin
 from timm_p2be.robustness.pixel_model import PixelModel
 
 
@@ -20,14 +18,10 @@ class Attempts:
 
     Attributes:
         levels: uint8 (B, 3, H, W) best attempts, the clean images at first.
-        margins: float32 (B,) of the best attempts, see `margins`.
-
-    Raises:
-        ValueError: `levels` is not uint8 (B, 3, H, W).
+        margins: float32 (B,) of the best attempts.
     """
 
     def __init__(self, model: PixelModel, levels: Tensor, labels: Tensor, batch_size: int = 512) -> None:
-        check_images(levels)
         self.levels = levels.clone()
         self.labels = labels
         self._model = model
@@ -57,18 +51,10 @@ class Attempts:
 
 @torch.no_grad()
 def margins(model: PixelModel, levels: Tensor, labels: Tensor, batch_size: int = 512) -> Tensor:
-    """Return by how much the true class leads, float32 (B,): its logit minus the largest other one.
-
-    Negative exactly for the images that the model gets wrong: a tie that argmax decides against the label counts as
-    the smallest negative number.
-    """
+    """Return the margin of each uint8 image (B, 3, H, W), float32 (B,)."""
     chunks = [levels.new_empty(0, dtype=torch.float32)]
     for images, truth in zip(levels.split(batch_size), labels.split(batch_size), strict=True):
-        logits = model(images)
-        own = truth.unsqueeze(1)
-        lead = logits.gather(1, own).squeeze(1) - logits.scatter(1, own, -math.inf).amax(dim=1)
-        lost_tie = (lead == 0) & (logits.argmax(dim=1) != truth)
-        chunks.append(lead.masked_fill(lost_tie, -torch.finfo(lead.dtype).tiny))
+        chunks.append(margin(model(images), truth))
     return torch.cat(chunks)
 
 
@@ -80,9 +66,3 @@ def shift(levels: Tensor, offsets: Tensor) -> Tensor:
 def signs(shape: tuple[int, ...], generator: Generator) -> Tensor:
     """Return random -1 and 1, int16 on the CPU."""
     return 2 * torch.randint(0, 2, shape, generator=generator, dtype=torch.int16) - 1
-
-
-def check_count(argument: str, value: int, least: int = 1) -> None:
-    """Raise ValueError unless `value` is an integer of at least `least`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f'Got {argument}={value!r}; it must be an integer of at least {least}.')

@@ -9,23 +9,21 @@ neighboring levels may differ in more bits than two distant ones, so that here a
 from collections.abc import Iterable, Iterator
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from torch.nn.functional import max_pool2d
 
-from timm_p2be.robustness.attacks.attack import Cost
-from timm_p2be.robustness.attacks.attempts import Attempts, check_count, shift
-from timm_p2be.robustness.attacks.windows import check_eps
-from timm_p2be.robustness.pixel_model import PixelModel
+from timm_p2be.robustness.attacks.attack import Attack, Cost, check_count
+from timm_p2be.robustness.attacks.attempts import Attempts, shift
 
 
-class CoordinateSearch:
+class CoordinateSearch(Attack):
     """Sets one block of one color after the other to the offset from the clean image with the lowest margin.
 
     Blocks are squares of `block` pixels at first, then of half the side, down to single pixels, then again from the
     start until the queries are used up. Blocks larger than a pixel try +-eps in one round and +-eps/2 and +-1 in the
     next, pixels all legal levels in one. Within a round the blocks come in order of how far the offsets moved the
     margin when the area was last visited, so that few queries go where the model does not look; the first round's
-    order is random.
+    order is random. Returns the first attempt that fools the model, else the one with the lowest margin.
 
     Args:
         model: attacked; only its logits are used.
@@ -33,46 +31,40 @@ class CoordinateSearch:
         queries: most an image can cost, the clean one included; at least 2.
         block: side of the first blocks in pixels, a power of 2.
         batch_size: most images in one call of the model.
-        name: in reports; None is 'coordinate'.
+        name: in reports.
 
-    Raises:
-        ValueError: an argument out of range.
+    Example:
+        >>> import timm
+        >>> attack = CoordinateSearch(timm.create_model('resnet10t', num_classes=10), eps=8, queries=4)
+        >>> attack(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8), torch.tensor([3, 1])).shape
+        torch.Size([2, 3, 32, 32])
     """
 
     kind = 'score'
 
     def __init__(
         self,
-        model: PixelModel,
+        model: nn.Module,
         eps: int = 8,
         queries: int = 2000,
         block: int = 8,
         batch_size: int = 512,
-        name: str | None = None,
+        name: str = 'coordinate',
     ) -> None:
-        check_eps(eps)
+        super().__init__(model, eps, name)
         check_count('queries', queries, least=2)
         check_count('batch_size', batch_size)
         if not isinstance(block, int) or block < 1 or block & (block - 1):
             raise ValueError(f'Got block={block!r}; the side of the first blocks is a power of 2 (usual is 8).')
-        self.model = model
-        self.eps = eps
         self.queries = queries
         self.block = block
         self.batch_size = batch_size
-        self.name = name or 'coordinate'
 
     def cost(self) -> Cost:
         """Return the clean image's query and one a candidate."""
         return Cost(self.queries, 0)
 
-    def __call__(self, levels: Tensor, labels: Tensor, generator: Generator | None = None) -> Tensor:
-        """Return the first attempt that fools the model, else the one with the lowest margin; see `Attack`.
-
-        Raises:
-            ValueError: `levels` is not uint8 (B, 3, H, W).
-        """
-        generator = generator or torch.Generator().manual_seed(0)
+    def _attack(self, levels: Tensor, labels: Tensor, generator: Generator) -> Tensor:
         attempts = Attempts(self.model, levels, labels, self.batch_size)
         effect = torch.rand(levels.shape, generator=generator).to(levels.device)
         left = self.queries - 1
@@ -94,16 +86,8 @@ class CoordinateSearch:
             yield 1, _both_ways(range(self.eps, -1, -1))
 
     def _visit(self, levels: Tensor, attempts: Attempts, effect: Tensor, side: int, offsets: Tensor, left: int) -> int:
-        """Visit every block of one size once; update `attempts` and `effect`, return how many queries are left.
-
-        Args:
-            levels: uint8 (B, 3, H, W) clean images.
-            attempts: at these images.
-            effect: float32 (B, 3, H, W), spread of the margin over the offsets tried last at each value.
-            side: of the blocks.
-            offsets: int16, from the clean image.
-            left: queries that each standing image may still cost.
-        """
+        """Visit every block of one size once; update `attempts` and `effect`, the spread of the margin over the offsets
+        tried last at each value; return how many of the queries `left` to each standing image still are."""
         sizes = max_pool2d(effect, side, ceil_mode=True)
         order = sizes.flatten(1).argsort(dim=1, descending=True)
         for visit in range(order.shape[1]):

@@ -1,51 +1,42 @@
 """DGA, the discrete gradient attack: jump to the level that the gradient at the current codes favors."""
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
-from timm_p2be.robustness.attacks.attack import Cost
-from timm_p2be.robustness.attacks.attempts import check_count
+from timm_p2be.robustness.attacks.attack import Attack, Cost, check_count
 from timm_p2be.robustness.attacks.code_model import CodeModel
-from timm_p2be.robustness.attacks.windows import Windows, check_eps
-from timm_p2be.robustness.pixel_model import PixelModel
+from timm_p2be.robustness.attacks.windows import Windows
 
 
-class DGA:
+class DGA(Attack):
     """Discrete Gradient Ascent (Buckman et al., ICLR 2018) for any table of codes.
 
-    Starts at a random image within the bound. In each step every value jumps to the legal level j that, to first order
-    at the current codes e_k, raises the cross-entropy most: the largest <dL/de, e_j - e_k>. The published code
-    (anishathalye/obfuscated-gradients, thermometer/discretization_attacks.py) weighs single bits instead, which for
-    thermometer codes is not the first-order change (docs/protocol.md).
+    Starts at a random image within the bound. In each of `steps` steps every value jumps to the legal level j that, to
+    first order at the current codes e_k, raises the cross-entropy most: the largest <dL/de, e_j - e_k>; the first image
+    that is misclassified is kept. The published code (anishathalye/obfuscated-gradients,
+    thermometer/discretization_attacks.py) weighs single bits instead, which for thermometer codes is not the
+    first-order change (docs/protocol.md).
 
-    Args:
-        model: encoded, or a model of pixel values.
-        eps: bound in levels, 0 to 255.
-        steps: jumps, at least 1; the first image that is misclassified is kept.
-        name: in reports.
-
-    Raises:
-        ValueError: an argument out of range.
+    Example:
+        >>> import timm
+        >>> images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+        >>> DGA(timm.create_model('wrn10_2_p2be', num_classes=10), eps=8)(images, torch.tensor([3, 1])).shape
+        torch.Size([2, 3, 32, 32])
     """
 
     kind = 'white-box'
 
-    def __init__(self, model: PixelModel, eps: int = 8, steps: int = 7, name: str = 'dga') -> None:
-        check_eps(eps)
+    def __init__(self, model: nn.Module, eps: int = 8, steps: int = 7, name: str = 'dga') -> None:
+        super().__init__(model, eps, name)
         check_count('steps', steps)
-        self.model = model
-        self.eps = eps
         self.steps = steps
-        self.name = name
-        self._network = CodeModel(model)
+        self._network = CodeModel(self.model)
 
     def cost(self) -> Cost:
         """Return the most an image can cost; the last image is only judged."""
         return Cost(1, self.steps)
 
-    def __call__(self, levels: Tensor, labels: Tensor, generator: Generator | None = None) -> Tensor:
-        """Return uint8 (B, 3, H, W) images within `eps` of `levels`; see `timm_p2be.robustness.attacks.attack`."""
-        generator = generator or torch.Generator().manual_seed(0)
+    def _attack(self, levels: Tensor, labels: Tensor, generator: Generator) -> Tensor:
         table = self._network.table()
         noise = torch.rand(levels.shape, generator=generator).to(levels.device)
         current = (levels + (2 * noise - 1) * self.eps).round().clamp(0, 255).to(torch.uint8)
@@ -67,5 +58,5 @@ class DGA:
         with torch.enable_grad():
             planes = table[levels.permute(0, 2, 3, 1).long()].requires_grad_()
             logits = self._network(planes)
-            loss = torch.nn.functional.cross_entropy(logits, labels, reduction='sum')
+            loss = nn.functional.cross_entropy(logits, labels, reduction='sum')
             return logits.detach(), torch.autograd.grad(loss, planes)[0]

@@ -8,20 +8,18 @@ codes (nutszebra/Pixel-to-Binary-Embedding, lspga.py); the two anneal in opposit
 import math
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
-from timm_p2be.robustness.attacks.attack import Cost
-from timm_p2be.robustness.attacks.attempts import check_count
+from timm_p2be.robustness.attacks.attack import Attack, Cost, check_count, check_images, margin
 from timm_p2be.robustness.attacks.code_model import CodeModel
-from timm_p2be.robustness.attacks.sharing import share_tensors
-from timm_p2be.robustness.attacks.windows import Windows, check_eps
-from timm_p2be.robustness.pixel_model import PixelModel
+from timm_p2be.robustness.attacks.windows import Windows
+from timm_p2be.robustness.pixel_model import tied_copy
 
 ANNEALS = ('flatten', 'sharpen')
 GRADIENTS = ('sign', 'raw')
 
 
-class LSPGA:
+class LSPGA(Attack):
     """Gradient ascent in the logits u of a distribution over the at most 2 eps + 1 legal levels of every pixel value.
 
     In each step the network sees the expected code z = sum_k softmax(u / T)_k e_k, and u moves by `step_size` times
@@ -30,7 +28,7 @@ class LSPGA:
     over all 256 levels, with a fifteenth of the memory at eps 8.
 
     Args:
-        model: encoded, or a model of pixel values, whose relaxed code is the expected pixel value.
+        model: timm classifier, encoded or of pixel values, whose relaxed code is the expected pixel value.
         eps: bound in levels, 0 to 255.
         steps: gradient steps, at least 1.
         step_size: xi, added to u in each step; above 0.
@@ -40,14 +38,11 @@ class LSPGA:
         gradient: 'sign', or 'raw' (of the loss summed over images), as a bug in widespread copies of the original.
         restarts: random starts u ~ N(0, 1), at least 1; an image that has fallen is not attacked again.
         targeted: descend to a wrong class instead: the one given, or the r-th most likely one in restart r.
-        name: in reports; None is 'lspga'.
-
-    Raises:
-        ValueError: an argument out of range.
+        name: in reports.
 
     Example:
         >>> import timm
-        >>> model = PixelModel(timm.create_model('resnet10t', num_classes=10))
+        >>> model = timm.create_model('wrn10_2_p2be', num_classes=10)
         >>> images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
         >>> attacked = LSPGA(model, eps=8)(images, torch.tensor([3, 1]))
         >>> attacked.dtype, bool((attacked.int() - images.int()).abs().max() <= 8)
@@ -58,7 +53,7 @@ class LSPGA:
 
     def __init__(
         self,
-        model: PixelModel,
+        model: nn.Module,
         eps: int = 8,
         steps: int = 7,
         step_size: float = 1.0,
@@ -67,9 +62,9 @@ class LSPGA:
         gradient: str = 'sign',
         restarts: int = 1,
         targeted: bool = False,
-        name: str | None = None,
+        name: str = 'lspga',
     ) -> None:
-        check_eps(eps)
+        super().__init__(model, eps, name)
         check_count('steps', steps)
         check_count('restarts', restarts)
         if not 0 < step_size < math.inf:
@@ -80,13 +75,12 @@ class LSPGA:
             raise ValueError(f'Unknown anneal {anneal!r}; choose one of {list(ANNEALS)}.')
         if gradient not in GRADIENTS:
             raise ValueError(f'Unknown gradient {gradient!r}; choose one of {list(GRADIENTS)}.')
-        if targeted and restarts >= model.num_classes:
+        classes = self.model.num_classes
+        if targeted and restarts >= classes:
             raise ValueError(
-                f'Got restarts={restarts} of a targeted attack on {model.num_classes} classes; each restart has a '
-                f'wrong class of its own, so at most {model.num_classes - 1}.'
+                f'Got restarts={restarts} of a targeted attack on {classes} classes; each restart has a wrong class of '
+                f'its own, so at most {classes - 1}.'
             )
-        self.model = model
-        self.eps = eps
         self.steps = steps
         self.step_size = step_size
         self.anneal_rate = anneal_rate
@@ -94,17 +88,16 @@ class LSPGA:
         self.gradient = gradient
         self.restarts = restarts
         self.targeted = targeted
-        self.name = name or 'lspga'
-        self._network = CodeModel(model)
-        self._judge = share_tensors(model).eval()  # the model may be training meanwhile
+        self._network = CodeModel(self.model)
+        self._judge = tied_copy(self.model)  # a PixelModel may be training meanwhile
 
     @classmethod
-    def official(cls, model: PixelModel, eps: int = 8) -> 'LSPGA':
+    def official(cls, model: nn.Module, eps: int = 8) -> 'LSPGA':
         """Return the attack of the paper's Tables IV and V: 7 steps, xi = 1, delta = 1.2, flattening, one start."""
         return cls(model, eps, name='lspga-official')
 
     @classmethod
-    def strong(cls, model: PixelModel, eps: int = 8, anneal: str = 'flatten') -> 'LSPGA':
+    def strong(cls, model: nn.Module, eps: int = 8, anneal: str = 'flatten') -> 'LSPGA':
         """Return 100 steps from 10 starts, annealed by the same total factor as the official 7 steps."""
         rate = 1.2 ** (7 / 100)
         return cls(model, eps, 100, 0.1, rate, anneal, restarts=10, name=f'lspga-strong-{anneal}')
@@ -116,7 +109,7 @@ class LSPGA:
     def __call__(
         self, levels: Tensor, labels: Tensor, generator: Generator | None = None, targets: Tensor | None = None
     ) -> Tensor:
-        """Attack a batch.
+        """Attack a batch, as every `Attack` does.
 
         Args:
             levels: uint8 (B, 3, H, W).
@@ -127,13 +120,13 @@ class LSPGA:
 
         Returns:
             uint8 (B, 3, H, W): of the restarts the first that succeeds, else the one with the smallest margin.
-
-        Raises:
-            ValueError: images of another dtype or shape, or targets for an untargeted attack.
         """
         if targets is not None and not self.targeted:
             raise ValueError('Got targets for an untargeted attack; build it with targeted=True.')
-        generator = generator or torch.Generator().manual_seed(0)
+        check_images(levels)
+        return self._attack(levels, labels, generator or torch.Generator().manual_seed(0), targets)
+
+    def _attack(self, levels: Tensor, labels: Tensor, generator: Generator, targets: Tensor | None = None) -> Tensor:
         goals = self._goals(levels, labels, targets)
         result = levels.clone()
         margins = torch.full((len(levels),), math.inf, device=levels.device)
@@ -141,10 +134,12 @@ class LSPGA:
         for restart in range(self.restarts):
             goal = goals[standing, restart % goals.shape[1]]
             attempt = self._ascend(levels[standing], goal, generator)
-            margin = self._margin(attempt, labels[standing], None if targets is None else goal)
-            better = margin < margins[standing]
+            with torch.no_grad():
+                logits = self._judge(attempt)
+            lead = margin(logits, labels[standing]) if targets is None else -margin(logits, goal)
+            better = lead < margins[standing]
             result[standing[better]] = attempt[better]
-            margins[standing[better]] = margin[better]
+            margins[standing[better]] = lead[better]
             standing = standing[margins[standing] >= 0]
             if len(standing) == 0:
                 break
@@ -184,14 +179,5 @@ class LSPGA:
         """Return the gradient of the summed cross-entropy with respect to the code planes."""
         with torch.enable_grad():
             planes.requires_grad_()
-            loss = torch.nn.functional.cross_entropy(self._network(planes), goal, reduction='sum')
+            loss = nn.functional.cross_entropy(self._network(planes), goal, reduction='sum')
             return torch.autograd.grad(loss, planes)[0]
-
-    @torch.no_grad()
-    def _margin(self, attempt: Tensor, labels: Tensor, goal: Tensor | None) -> Tensor:
-        """Return by how much each attempt still fails; negative is success."""
-        logits = self._judge(attempt)
-        aim = (labels if goal is None else goal).unsqueeze(1)
-        own = logits.gather(1, aim).squeeze(1)
-        other = logits.scatter(1, aim, -math.inf).amax(dim=1)
-        return own - other if goal is None else other - own

@@ -1,32 +1,29 @@
 """Square Attack under an L-infinity bound, on pixel levels.
 
 Andriushchenko, Croce, Flammarion and Hein, "Square Attack: a query-efficient black-box adversarial attack via random
-search", ECCV 2020, as in AutoAttack (fra31/auto-attack, autoattack/square.py) with the margin loss. The version of the
-Adversarial Robustness Toolbox spends three or more queries where this one spends one (it scores the current images
-again twice in every iteration, the fallen ones included), and moves the same square in all images of a batch.
+search", ECCV 2020, as in AutoAttack (fra31/auto-attack, autoattack/square.py) with the margin loss.
 """
 
 import math
 from bisect import bisect_left
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
-from timm_p2be.robustness.attacks.attack import Cost
-from timm_p2be.robustness.attacks.attempts import Attempts, check_count, shift, signs
-from timm_p2be.robustness.attacks.windows import check_eps
-from timm_p2be.robustness.pixel_model import PixelModel
+from timm_p2be.robustness.attacks.attack import Attack, Cost, check_count
+from timm_p2be.robustness.attacks.attempts import Attempts, shift, signs
 
 # after these many of 10,000 queries the area of the squares halves
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
-class Square:
+class Square(Attack):
     """Random search over squares of +-eps: a square with a random sign per color is kept if the margin falls.
 
     Starts from vertical stripes of +-eps, one pixel wide. Every image has its own squares, whose area shrinks with the
     share of the queries that is spent, and drops out when it falls. All attempts lie at the corners of the bound; see
-    `CoordinateSearch` for the levels in between.
+    `CoordinateSearch` for the levels in between. Returns the first attempt that fools the model, else the one with the
+    lowest margin.
 
     Args:
         model: attacked; only its logits are used.
@@ -34,57 +31,52 @@ class Square:
         queries: most an image can cost, the clean one included; at least 2.
         p_init: share of the image that the first squares cover, in (0, 1]; 0.8 in AutoAttack.
         batch_size: most images in one call of the model.
-        name: in reports; None is 'square'.
+        name: in reports.
 
-    Raises:
-        ValueError: an argument out of range.
+    Example:
+        >>> import timm
+        >>> attack = Square(timm.create_model('resnet10t', num_classes=10), eps=8, queries=4)
+        >>> attack(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8), torch.tensor([3, 1])).shape
+        torch.Size([2, 3, 32, 32])
     """
 
     kind = 'score'
 
     def __init__(
         self,
-        model: PixelModel,
+        model: nn.Module,
         eps: int = 8,
         queries: int = 5000,
         p_init: float = 0.8,
         batch_size: int = 512,
-        name: str | None = None,
+        name: str = 'square',
     ) -> None:
-        check_eps(eps)
+        super().__init__(model, eps, name)
         check_count('queries', queries, least=2)
         check_count('batch_size', batch_size)
         if not 0 < p_init <= 1:
             raise ValueError(f'Got p_init={p_init!r}; it is a share of the image, above 0 and at most 1 (usual: 0.8).')
-        self.model = model
-        self.eps = eps
         self.queries = queries
         self.p_init = p_init
         self.batch_size = batch_size
-        self.name = name or 'square'
 
     def cost(self) -> Cost:
         """Return the clean image's query, the stripes' and one a square."""
         return Cost(self.queries, 0)
 
-    def __call__(self, levels: Tensor, labels: Tensor, generator: Generator | None = None) -> Tensor:
-        """Return the first attempt that fools the model, else the one with the lowest margin; see `Attack`.
-
-        Raises:
-            ValueError: `levels` is not uint8 (B, 3, H, W).
-        """
-        generator = generator or torch.Generator().manual_seed(0)
+    def _attack(self, levels: Tensor, labels: Tensor, generator: Generator) -> Tensor:
         attempts = Attempts(self.model, levels, labels, self.batch_size)
+        height, width = levels.shape[2:]
         squares = self.queries - 2
         standing = attempts.standing()
-        stripes = self.eps * signs((len(standing), 3, 1, levels.shape[3]), generator)
+        stripes = self.eps * signs((len(standing), 3, 1, width), generator)
         attempts.offer(standing, shift(levels[standing], stripes.to(levels.device)), always=True)
         for index in range(squares):
             standing = attempts.standing()
             if len(standing) == 0:
                 break
-            side = self._side(index / squares, levels.shape[2], levels.shape[3])
-            inside = _squares(len(standing), side, levels.shape[2], levels.shape[3], generator).to(levels.device)
+            side = self._side(index / squares, height, width)
+            inside = _squares(len(standing), side, height, width, generator).to(levels.device)
             offsets = self.eps * signs((len(standing), 3, 1, 1), generator).to(levels.device)
             attempts.offer(standing, torch.where(inside, shift(levels[standing], offsets), attempts.levels[standing]))
         return attempts.levels

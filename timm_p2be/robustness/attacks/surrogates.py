@@ -5,21 +5,19 @@ The lookup of a code has no derivative. Backward Pass Differentiable Approximati
 of a similar smooth function into the backward pass: a surrogate.
 """
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from timm_p2be.encodings import LEVELS, pixel_levels
-from timm_p2be.robustness.attacks.code_model import replace_stem
-from timm_p2be.robustness.attacks.sharing import share_tensors
-from timm_p2be.robustness.pixel_model import PixelModel
+from timm_p2be.robustness.pixel_model import PixelModel, as_pixel_model, tied_copy
 from timm_p2be.stem import EncodedConv2d, encoded_stem
 
 SURROGATES = ('linear', 'kernel', 'straight-through', 'ramp')
 
 
-def attack_view(model: nn.Module, surrogate: str = 'kernel', sigma: float = 4.0) -> nn.Module:
+def attack_view(model: nn.Module, surrogate: str = 'auto', sigma: float = 4.0) -> nn.Module:
     """Return a differentiable stand-in of a model for gradient attacks.
 
     Forward it is the model itself: an image in [0, 1] is rounded to levels, which on the pixel grid k / 255 changes
@@ -36,21 +34,17 @@ def attack_view(model: nn.Module, surrogate: str = 'kernel', sigma: float = 4.0)
       that broke thermometer encoding (anishathalye/obfuscated-gradients, thermometer/robustml_attack.py).
 
     For a model of pixel values the codes are the values, every surrogate is the identity, and only 'straight-through'
-    is allowed.
+    is allowed. 'auto' is that one for them, and 'kernel' for codes.
 
     The view shares weights with the model, follows its training, and is in evaluation mode at first.
 
     Args:
         model: an encoded or other timm classifier, or a `PixelModel` of one.
-        surrogate: one of the above.
+        surrogate: 'auto' or another of the above.
         sigma: width of 'kernel' in levels, above 0; half the usual bound of 8 by default. Other surrogates ignore it.
 
     Returns:
         Module of float images in [0, 1], (B, 3, H, W), to (B, K) logits. Mean and std are inside.
-
-    Raises:
-        ValueError: unknown surrogate, 'ramp' without a thermometer, another surrogate for pixel values, `sigma` not
-            positive, or what `PixelModel` raises.
 
     Example:
         >>> import timm
@@ -61,24 +55,35 @@ def attack_view(model: nn.Module, surrogate: str = 'kernel', sigma: float = 4.0)
         >>> bool(images.grad.abs().sum() > 0)
         True
     """
-    if surrogate not in SURROGATES:
-        raise ValueError(f'Unknown surrogate {surrogate!r}; choose one of {list(SURROGATES)}.')
-    pixel_model = model if isinstance(model, PixelModel) else PixelModel(share_tensors(model))
-    allowed = surrogates_for(pixel_model)
-    if surrogate not in allowed:
-        reads = f'{pixel_model.encoding} codes' if pixel_model.encoding else 'pixel values'
-        raise ValueError(
-            f'Surrogate {surrogate!r} does not fit {pixel_model.name}, which reads {reads}; allowed are '
-            f'{list(allowed)}.'
-        )
+    pixel_model = as_pixel_model(model)
+    surrogate = choose_surrogate(pixel_model, surrogate)
     if not 0 < sigma < float('inf'):
         raise ValueError(f'Got sigma={sigma!r}; the width of the kernel is a positive number of levels.')
-    view = cast(PixelModel, share_tensors(pixel_model)).eval()
+    view = tied_copy(pixel_model)
     name, stem = encoded_stem(view.model)
     if stem is None:
         return _RoundedModel(view).eval()
-    replace_stem(view.model, name, _SurrogateStem(stem, surrogate, sigma))
-    return view
+    view.model.set_submodule(name, _SurrogateStem(stem, surrogate, sigma))
+    return view.eval()
+
+
+def choose_surrogate(model: PixelModel, surrogate: str = 'auto') -> str:
+    """Return a surrogate that fits a model; 'auto' becomes the best one.
+
+    Raises:
+        ValueError: an unknown surrogate, or one that does not fit.
+    """
+    if surrogate == 'auto':
+        return 'kernel' if model.encoding else 'straight-through'
+    if surrogate not in SURROGATES:
+        raise ValueError(f'Unknown surrogate {surrogate!r}; choose one of {["auto", *SURROGATES]}.')
+    allowed = surrogates_for(model)
+    if surrogate not in allowed:
+        reads = f'{model.encoding} codes' if model.encoding else 'pixel values'
+        raise ValueError(
+            f'Surrogate {surrogate!r} does not fit {model.name}, which reads {reads}; allowed are {list(allowed)}.'
+        )
+    return surrogate
 
 
 def surrogates_for(model: PixelModel) -> tuple[str, ...]:

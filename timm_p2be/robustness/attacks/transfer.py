@@ -1,14 +1,12 @@
 """Images made to fool another model: what an attacker can do who may not even query the attacked one."""
 
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from timm_p2be.robustness.attacks.attack import Attack, Cost
 from timm_p2be.robustness.attacks.attempts import Attempts
-from timm_p2be.robustness.attacks.windows import check_eps
-from timm_p2be.robustness.pixel_model import PixelModel
 
 
-class Transfer:
+class Transfer(Attack):
     """An attack on a source model whose images are handed to the attacked one, whatever that makes of them.
 
     As strong as the source: an attack that stops at the source's decision boundary transfers badly.
@@ -19,36 +17,32 @@ class Transfer:
         source: attack built on another model.
         name: in reports; None is 'transfer-' and the name of the source's model.
 
-    Raises:
-        ValueError: `eps` is out of range or not that of `source`.
+    Example:
+        >>> import timm, torch
+        >>> from timm_p2be.robustness.attacks import PGD
+        >>> attacked, other = (timm.create_model('resnet10t', num_classes=10) for _ in range(2))
+        >>> images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+        >>> Transfer(attacked, 8, PGD(other, 8, steps=2, stop=False))(images, torch.tensor([3, 1])).shape
+        torch.Size([2, 3, 32, 32])
     """
 
     kind = 'transfer'
 
-    def __init__(self, model: PixelModel, eps: int, source: Attack, name: str | None = None) -> None:
-        check_eps(eps)
+    def __init__(self, model: nn.Module, eps: int, source: Attack, name: str | None = None) -> None:
+        super().__init__(model, eps, name or f'transfer-{source.model.name}')
         if source.eps != eps:
             raise ValueError(
                 f'Got eps={eps} and a source attack with eps={source.eps}; its images would not keep to the bound, or '
                 f'not use it. Build the source with eps={eps}.'
             )
-        self.model = model
-        self.eps = eps
         self.source = source
-        origin = getattr(source, 'model', None)
-        self.name = name or f'transfer-{getattr(origin, "name", source.name)}'
 
     def cost(self) -> Cost:
         """Return the clean image's query of the attacked model, and the source attack's cost on its own model."""
         forwards, backwards = self.source.cost()
         return Cost(1 + forwards, backwards)
 
-    def __call__(self, levels: Tensor, labels: Tensor, generator: Generator | None = None) -> Tensor:
-        """Return the source attack's images, except where the model gets the clean image wrong; see `Attack`.
-
-        Raises:
-            ValueError: `levels` is not uint8 (B, 3, H, W).
-        """
+    def _attack(self, levels: Tensor, labels: Tensor, generator: Generator) -> Tensor:
         attempts = Attempts(self.model, levels, labels)
         standing = attempts.standing()
         if len(standing):

@@ -21,9 +21,6 @@ class Windows:
         width: K = min(2 eps + 1, 256), candidates of a value.
         legal: (P, K) bool in sorted order, P = 3 B H W; candidates more than `eps` away are not.
 
-    Raises:
-        ValueError: `levels` is not uint8 (B, 3, H, W), or `eps` is out of range.
-
     Example:
         >>> windows = Windows(torch.tensor([3, 250, 128], dtype=torch.uint8).view(1, 3, 1, 1), eps=8)
         >>> windows.width, windows.legal.sum(1).tolist()
@@ -31,8 +28,6 @@ class Windows:
     """
 
     def __init__(self, levels: Tensor, eps: int) -> None:
-        check_images(levels)
-        check_eps(eps)
         self.width = min(2 * eps + 1, LEVELS)
         self._shape = levels.permute(0, 2, 3, 1).shape  # (B, H, W, 3), the order of code planes
         flat = levels.permute(0, 2, 3, 1).reshape(-1).long()
@@ -69,21 +64,3 @@ class Windows:
     def sort(self, values: Tensor) -> Tensor:
         """Return per-value data, (B, 3, H, W) or (B, 3, H, W, K), in the sorted order, (P,) or (P, K)."""
         return values.permute(0, 2, 3, 1, *range(4, values.ndim)).flatten(0, 3).index_select(0, self._order)
-
-
-def check_images(levels: Tensor) -> None:
-    """Raise ValueError unless `levels` is a uint8 batch of color images."""
-    if levels.dtype != torch.uint8 or levels.ndim != 4 or levels.shape[1] != 3:
-        raise ValueError(
-            f'Got images of dtype {levels.dtype} and shape {list(levels.shape)}; attacks take uint8 levels (B, 3, H, '
-            'W). timm_p2be.encodings.pixel_levels converts images in [0, 1].'
-        )
-
-
-def check_eps(eps: int) -> None:
-    """Raise ValueError unless `eps` is a number of levels."""
-    if not isinstance(eps, int) or isinstance(eps, bool) or not 0 <= eps <= 255:
-        raise ValueError(
-            f'Got eps={eps!r}; it is the largest change of a pixel value in levels, an integer from 0 to 255. '
-            'The usual bound 8/255 is eps=8.'
-        )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from timm_p2be.checkpoints import weights_sha256
 from timm_p2be.robustness.attacks.attack import Attack
-from timm_p2be.robustness.attacks.attack_trial import Bits, BrokenAttackError, attack_batch, is_correct, seeded
+from timm_p2be.robustness.attacks.judge import Bits, BrokenAttackError, attack_batch, is_correct, seeded
 from timm_p2be.robustness.evaluation.attack_record import AttackRecord, image_folder
 from timm_p2be.robustness.evaluation.progress import Progress
 from timm_p2be.robustness.images import ImageSet, as_batch

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from timm_p2be.robustness.attacks.attack_trial import Bits
+from timm_p2be.robustness.attacks.judge import Bits
 from timm_p2be.robustness.evaluation.attack_record import AttackRecord
 from timm_p2be.robustness.evaluation.results import unpack_bits
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from timm_p2be.robustness.attacks.attack import Attack
-from timm_p2be.robustness.attacks.attack_trial import attack_batch, is_correct, seeded
+from timm_p2be.robustness.attacks.judge import attack_batch, is_correct, seeded
 from timm_p2be.robustness.evaluation.attack_record import AttackRecord, proportion
 from timm_p2be.robustness.evaluation.attack_suite import Variant
 from timm_p2be.robustness.evaluation.binarization import RANDOM, binarize

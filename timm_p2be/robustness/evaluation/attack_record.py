@@ -8,7 +8,7 @@ import numpy as np
 
 from timm_p2be.files import write_json
 from timm_p2be.robustness.attacks.attack import Attack
-from timm_p2be.robustness.attacks.attack_trial import Bits
+from timm_p2be.robustness.attacks.judge import Bits
 from timm_p2be.robustness.evaluation.attack_configuration import KIND, check_same, new_content
 from timm_p2be.robustness.evaluation.results import pack_bits, read_json, unpack_bits, wilson
 from timm_p2be.robustness.images import ImageSet

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Sequence
 
+from timm_p2be.robustness.attacks.apgd import APGD
 from timm_p2be.robustness.attacks.attack import Attack
 from timm_p2be.robustness.attacks.coordinate import CoordinateSearch
 from timm_p2be.robustness.attacks.dga import DGA
-from timm_p2be.robustness.attacks.gradient import APGD, PGD
-from timm_p2be.robustness.attacks.hop_skip_jump import HopSkipJump
 from timm_p2be.robustness.attacks.lspga import LSPGA
 from timm_p2be.robustness.attacks.noise import Noise
+from timm_p2be.robustness.attacks.pgd import PGD
 from timm_p2be.robustness.attacks.square import Square
 from timm_p2be.robustness.attacks.surrogates import surrogates_for
 from timm_p2be.robustness.attacks.transfer import Transfer
@@ -27,7 +27,6 @@ _SINGLE: dict[str, Builder] = {
     'lspga-strong-sharpen': lambda model, eps: LSPGA.strong(model, eps, anneal='sharpen'),
     'coordinate': lambda model, eps: CoordinateSearch(model, eps, queries=2000),
     'square': lambda model, eps: Square(model, eps, queries=5000),
-    'hop-skip-jump': lambda model, eps: HopSkipJump(model, eps),
 }
 
 # one attack a surrogate of the model's gradient
@@ -52,7 +51,6 @@ FAMILIES = (
     'lspga-strong-sharpen',
     'coordinate',
     'square',
-    'hop-skip-jump',
 )
 SUITES = {'quick': FAMILIES[:6], 'full': FAMILIES}
 

@@ -18,9 +18,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from timm_p2be.robustness.attacks.attack import Attack
-from timm_p2be.robustness.attacks.attack_trial import attack_batch
-from timm_p2be.robustness.attacks.sharing import share_tensors
-from timm_p2be.robustness.pixel_model import PixelModel
+from timm_p2be.robustness.attacks.judge import attack_batch
+from timm_p2be.robustness.pixel_model import PixelModel, tied_copy
 
 INNER = 199
 RANDOM = 200
@@ -126,7 +125,7 @@ def _separate(inner: Tensor, corner: Tensor) -> tuple[Tensor, float] | None:
 
 def _with_readout(model: PixelModel, weight: Tensor, bias: float) -> PixelModel:
     """Return the model with a last layer of two classes: 0 inside, 1 on the corner's side."""
-    network = share_tensors(model.model)
+    network = tied_copy(model.model)
     network.reset_classifier(2)  # type: ignore[operator]
     layer = network.get_classifier()  # type: ignore[operator]
     if not isinstance(layer, nn.Linear) or layer.in_features != len(weight):

@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from stems import random_levels
 from timm.layers import Conv2dSame, ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
 from torch import Tensor, nn
 
@@ -15,7 +16,7 @@ from timm_p2be import convert, find_embedding, fold
 from timm_p2be.encodings import EmbeddingParameter, PixelEmbedding, onehot_codes, thermometer_codes
 from timm_p2be.encodings.codes import linear_codes
 from timm_p2be.stem import EncodedConv2d, UnsupportedStemError
-from timm_p2be.stem.keep_function import applied_kernel, normalization, plane_factors
+from timm_p2be.stem.keep_function import normalization, plane_factors
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 EXACT = [('p2be', 9), ('p2be', 64), ('onehot', 256), ('thermometer', 256)]
@@ -26,10 +27,6 @@ FIXED = {'onehot': onehot_codes, 'thermometer': thermometer_codes}
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
-
-
-def _levels(*shape: int) -> Tensor:
-    return torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 def _normalized(levels: Tensor, cfg: dict[str, Any]) -> Tensor:
@@ -188,7 +185,7 @@ def test_fixed_tables_of_256_bits_tell_all_levels_apart(encoding, num_bits):
 )
 def test_models_of_timm_keep_their_function(name, size, encoding, num_bits):
     model = _trained(timm.create_model(name, num_classes=10)).eval()
-    cfg, levels = model.pretrained_cfg, _levels(2, 3, *size)
+    cfg, levels = model.pretrained_cfg, random_levels(2, 3, *size)
     images = _normalized(levels, cfg)
     with torch.no_grad():
         features = model.get_submodule(cfg['first_conv'])(images.float())
@@ -225,7 +222,7 @@ def test_every_kind_of_first_convolution(conv):
     conv = copy.deepcopy(conv)
     conv.reset_parameters()
     model = _trained(_Network(conv))
-    levels = _levels(2, 3, 23, 24)
+    levels = random_levels(2, 3, 23, 24)
     wanted = copy.deepcopy(model).double()(_normalized(levels, model.pretrained_cfg))
     convert(model, 'p2be', preserve=True)
     assert type(model.first) is EncodedConv2d
@@ -248,7 +245,7 @@ def test_a_black_image_keeps_its_dark_border():
 @pytest.mark.parametrize('encoding', FIXED)
 def test_sixty_four_bits_are_off_by_their_bins_only(encoding):
     model = _trained(_Network(nn.Conv2d(3, 4, 3, padding=1)))
-    levels = _levels(2, 3, 24, 24)
+    levels = random_levels(2, 3, 24, 24)
     wanted = copy.deepcopy(model).double()(_normalized(levels, model.pretrained_cfg))
     error = 1.5 / 255 / torch.tensor(STD)
     bound = (model.first.weight.abs() * error.view(1, 3, 1, 1)).sum(dim=(1, 2, 3)).detach()
@@ -263,7 +260,7 @@ def test_sixty_four_bits_are_off_by_their_bins_only(encoding):
 @pytest.mark.parametrize(('encoding', 'num_bits'), EXACT)
 def test_other_precisions(encoding, num_bits, dtype, bound):
     model = _trained(_Network(nn.Conv2d(3, 8, 3, padding=1))).to(dtype)
-    levels = _levels(2, 3, 24, 24)
+    levels = random_levels(2, 3, 24, 24)
     wanted = copy.deepcopy(model).double()(_normalized(levels, model.pretrained_cfg))
     found = convert(model, encoding, num_bits, preserve=True)(levels)
     assert found.dtype == model.first.weight.dtype == dtype
@@ -277,7 +274,7 @@ def test_other_channels(in_chans, given):
     model = _trained(timm.create_model('test_resnet', in_chans=in_chans)).eval()
     mean, std = ((0.4,), (0.3,)) if given == 'one value' else ((0.1, 0.2, 0.3, 0.4), (1.0, 0.5, 0.25, 0.2))
     model.pretrained_cfg.update(mean=mean[:in_chans], std=std[:in_chans])
-    levels = _levels(2, in_chans, 64, 64)
+    levels = random_levels(2, in_chans, 64, 64)
     with torch.no_grad():
         wanted = model(_normalized(levels, model.pretrained_cfg).float())
         found = convert(model, 'p2be', preserve=True)(levels)
@@ -285,31 +282,11 @@ def test_other_channels(in_chans, given):
     assert model.pretrained_cfg['mean'] == (0.0,) * in_chans
 
 
-def test_everything_but_the_stem_stays():
-    model = _trained(timm.create_model('test_resnet')).train()
-    model.layer1.eval()
-    state = {name: value.clone() for name, value in model.state_dict().items()}
-    flags = {name: module.training for name, module in model.named_modules()}
-    convert(model, 'p2be', preserve=True)
-    after = model.state_dict()
-    assert set(after) == set(state) | {'conv1.0.embedding.weight'}
-    for name in set(state) - {'conv1.0.weight'}:
-        assert torch.equal(after[name], state[name]), name
-    assert {name: module.training for name, module in model.named_modules() if name in flags} == flags
-    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
-
-
-def test_conversion_is_deterministic():
-    model = _trained(timm.create_model('test_resnet'))
-    one, other = (convert(copy.deepcopy(model), 'p2be', preserve=True).state_dict() for _ in range(2))
-    assert all(torch.equal(one[name], other[name]) for name in one)
-
-
 @pytest.mark.parametrize(('encoding', 'num_bits'), [('p2be', 64), ('thermometer', 256)])
 def test_weights_load_into_the_registered_model(encoding, num_bits, tmp_path):
     rgb = timm.create_model('wrn10_2').eval()
     rgb.load_state_dict(load_file(NETWORKS / 'wrn10_2.safetensors'))
-    levels = _levels(4, 3, 32, 32)
+    levels = random_levels(4, 3, 32, 32)
     with torch.no_grad():
         wanted = rgb(levels / 255)
         save_file(convert(rgb, encoding, num_bits, preserve=True).state_dict(), tmp_path / 'model.safetensors')
@@ -339,13 +316,6 @@ def test_photographs(p2be_data):
 # parts, and what is refused
 
 
-def test_the_applied_kernel_of_a_plain_convolution_is_its_weight():
-    conv = nn.Conv2d(2, 3, (3, 5), stride=2, padding=1)
-    assert torch.equal(applied_kernel(conv), conv.weight.double())
-    assert conv.stride == (2, 2)
-    assert conv.weight.dtype == torch.float32
-
-
 @pytest.mark.parametrize('conv', [StdConv2d, StdConv2dSame, ScaledStdConv2d, ScaledStdConv2dSame])
 def test_standardised_convolutions_need_preserve(conv):
     model = _Network(conv(3, 4, 3))
@@ -355,44 +325,27 @@ def test_standardised_convolutions_need_preserve(conv):
     assert type(model.first) is conv
 
 
-@pytest.mark.parametrize(('args', 'message'), [
-    ({'encoding': 'p2be', 'num_bits': 8}, r'Got num_bits=8; .* at least 9 bits.*preserve=False'),
-    ({'encoding': 'p2be', 'num_bits': 0}, 'Got num_bits=0'),
-    ({'encoding': 'p2be', 'init': 'normal'}, "Got init='normal' and preserve=True, which needs init='linear'"),
-    ({'encoding': 'p2be', 'init': 'thermometer'}, "Got init='thermometer' and preserve=True"),
-    ({'encoding': 'onehot', 'init': 'thermometer'}, "Got init='thermometer' and preserve=True"),
-    ({'encoding': 'rgb'}, "Unknown encoding 'rgb'"),
+@pytest.mark.parametrize('change', [
+    {'mean': (0.1, 0.2)},
+    {'mean': None},
+    {'std': ()},
+    {'mean': (0.1, float('nan'), 0.2)},
+    {'std': (1.0, 0.0, 1.0)},
+    {'std': (-1.0,)},
 ])  # fmt: skip
-def test_bad_arguments_leave_the_model_alone(args, message):
-    model = _Network(nn.Conv2d(3, 4, 3))
-    conv, cfg = model.first, copy.deepcopy(model.pretrained_cfg)
-    with pytest.raises(ValueError, match=message):
-        convert(model, preserve=True, **args)
-    assert model.first is conv
-    assert model.pretrained_cfg == cfg
-
-
-@pytest.mark.parametrize(('change', 'message'), [
-    ({'mean': (0.1, 0.2)}, r"Got pretrained_cfg\['mean'\]=\(0.1, 0.2\) in a model of 3 channels; allowed are 3 finite"),
-    ({'mean': None}, r"Got pretrained_cfg\['mean'\]=None"),
-    ({'std': ()}, r"Got pretrained_cfg\['std'\]=\(\)"),
-    ({'mean': (0.1, float('nan'), 0.2)}, r"Got pretrained_cfg\['mean'\]=\(0.1, nan"),
-    ({'std': (1.0, 0.0, 1.0)}, r"Got pretrained_cfg\['std'\]=\[1.0, 0.0, 1.0\]; the values must be positive"),
-    ({'std': (-1.0,)}, 'the values must be positive'),
-])  # fmt: skip
-def test_a_normalisation_that_does_not_fit(change, message):
+def test_a_normalization_that_does_not_fit(change):
     model = _Network(nn.Conv2d(3, 4, 3))
     model.pretrained_cfg.update(change)
-    conv = model.first
-    with pytest.raises(ValueError, match=message) as error:
+    conv, (name,) = model.first, change
+    with pytest.raises(ValueError, match=rf'(?s){name}.*model of 3 channels.*Set model.pretrained_cfg') as error:
         convert(model, 'p2be', preserve=True)
-    assert str(error.value).endswith("Set model.pretrained_cfg['mean'] and ['std'] to what the model was trained with.")
+    assert repr(change[name]) in str(error.value)
     assert model.first is conv
     assert convert(model, 'p2be').first is not conv  # a fresh stem needs no mean
 
 
 def test_a_model_of_one_channel_does_not_guess_from_three_means():
-    with pytest.raises(ValueError, match=r'in a model of 1 channels; allowed are 1 finite values, or 1 for all'):
+    with pytest.raises(ValueError, match='model of 1 channels; allowed are 1 finite values'):
         convert(timm.create_model('test_resnet', in_chans=1), 'p2be', preserve=True)
     assert normalization({'mean': [0], 'std': [2]}, 3) == ([0.0] * 3, [2.0] * 3)
 

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from stems import code_planes, random_levels
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,19 +22,9 @@ jit_is_deprecated = pytest.mark.filterwarnings('ignore:.*torch.jit.*deprecated')
 jit_converts_shapes = pytest.mark.filterwarnings('ignore:Converting a tensor to a Python boolean')
 
 
-def _levels(*shape: int) -> Tensor:
-    return torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-
-
-def _planes(levels: Tensor, codes: Tensor) -> Tensor:
-    """Return the (B, M C, H, W) planes, bit-major, of (B, C, H, W) levels."""
-    colors = [F.embedding(color.long(), codes).movedim(-1, 1) for color in levels.unbind(1)]  # each (B, M, H, W)
-    return torch.stack(colors, dim=2).flatten(1, 2).detach()
-
-
 def _normalized(batch: int = 2, size: int = 8) -> Tensor:
     mean, std = IMAGENET
-    return (_levels(batch, 3, size, size) / 255 - mean) / std
+    return (random_levels(batch, 3, size, size) / 255 - mean) / std
 
 
 # forward
@@ -52,7 +43,9 @@ def test_levels_and_floats_agree(encoding, dtype):
 
 
 @every_encoding
-@pytest.mark.parametrize('images', [_levels(2, 3, 8, 8), _levels(2, 3, 8, 8) / 255], ids=['levels', 'floats'])
+@pytest.mark.parametrize(
+    'images', [random_levels(2, 3, 8, 8), random_levels(2, 3, 8, 8) / 255], ids=['levels', 'floats']
+)
 @pytest.mark.parametrize('bias', [False, True])
 def test_output_has_the_weights_dtype_or_autocasts(encoding, images, bias):
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
@@ -76,8 +69,8 @@ def test_forward_is_the_convolution_of_the_planes(encoding, bias, chans):
     )
     if bias:
         nn.init.normal_(stem.bias)
-    levels = _levels(2, chans, 11, 12)
-    planes = _planes(levels, stem.embedding.codes())
+    levels = random_levels(2, chans, 11, 12)
+    planes = code_planes(levels, stem.embedding.codes())
     expected = F.conv2d(planes, stem.weight, stem.bias, (2, 1), (1, 3), (1, 2))
     features = stem(levels)
     torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
@@ -94,9 +87,9 @@ def test_same_padding_is_timms(size, stride, kernel, dilation):
     nn.init.normal_(stem.bias)
     conv = Conv2dSame(12, 5, kernel, stride, dilation=dilation)
     conv.load_state_dict({'weight': stem.weight.detach(), 'bias': stem.bias.detach()})
-    levels = _levels(2, 3, *size)
+    levels = random_levels(2, 3, *size)
     features = stem(levels)
-    torch.testing.assert_close(features, conv(_planes(levels, stem.embedding.codes())), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(features, conv(code_planes(levels, stem.embedding.codes())), rtol=1e-4, atol=1e-5)
     steps = (stride, stride) if isinstance(stride, int) else stride
     assert features.shape[2:] == tuple(math.ceil(n / step) for n, step in zip(size, steps, strict=True))
     assert "padding='same'" in repr(stem)
@@ -105,44 +98,38 @@ def test_same_padding_is_timms(size, stride, kernel, dilation):
 @pytest.mark.parametrize('kernel', [3, 4, (2, 5)])
 def test_same_padding_is_torchs_at_stride_1(kernel):
     stem = EncodedConv2d(3, 5, kernel, num_bits=4, padding='same')
-    levels = _levels(2, 3, 8, 9)
+    levels = random_levels(2, 3, 8, 9)
     with warnings.catch_warnings():  # torch says that it copies for an even kernel
         warnings.simplefilter('ignore')
-        expected = F.conv2d(_planes(levels, stem.embedding.codes()), stem.weight, padding='same')
+        expected = F.conv2d(code_planes(levels, stem.embedding.codes()), stem.weight, padding='same')
     torch.testing.assert_close(stem(levels), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_valid_padding_is_none_and_other_words_are_refused():
-    levels = _levels(2, 3, 8, 9)
+    levels = random_levels(2, 3, 8, 9)
     stem = EncodedConv2d(3, 5, 3, num_bits=4, padding='valid')
-    expected = F.conv2d(_planes(levels, stem.embedding.codes()), stem.weight)
+    expected = F.conv2d(code_planes(levels, stem.embedding.codes()), stem.weight)
     torch.testing.assert_close(stem(levels), expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="Invalid padding string 'full'"):
         EncodedConv2d(3, 5, 3, padding='full')
 
 
-@pytest.mark.parametrize(('shape', 'dtype', 'message'), [
-    ((2, 1, 8, 8), torch.uint8, r'shape \[2, 1, 8, 8\]; this stem reads \(B, 3, H, W\). Set in_chans when'),
-    ((2, 8, 8, 3), torch.float32, r'shape \[2, 8, 8, 3\]'),
-    ((3, 8, 8), torch.float32, r'shape \[3, 8, 8\]'),
-    ((2, 3, 8, 8, 1), torch.uint8, r'shape \[2, 3, 8, 8, 1\]'),
-    ((2, 3, 8, 8), torch.int64, 'images of dtype torch.int64; allowed are uint8'),
-    ((2, 3, 8, 8), torch.bool, 'images of dtype torch.bool'),
+@pytest.mark.parametrize(('shape', 'dtype', 'words'), [
+    ((2, 1, 8, 8), torch.uint8, r'\[2, 1, 8, 8\].*in_chans'),
+    ((2, 8, 8, 3), torch.float32, r'\[2, 8, 8, 3\].*\(B, 3, H, W\)'),
+    ((3, 8, 8), torch.float32, r'\[3, 8, 8\].*\(B, 3, H, W\)'),
+    ((2, 3, 8, 8, 1), torch.uint8, r'\[2, 3, 8, 8, 1\].*\(B, 3, H, W\)'),
+    ((2, 3, 8, 8), torch.int64, 'torch.int64.*uint8'),
+    ((2, 3, 8, 8), torch.bool, 'torch.bool.*uint8'),
 ])  # fmt: skip
-def test_other_images_are_refused(shape, dtype, message):
-    with pytest.raises(ValueError, match=message):
+def test_other_images_are_refused(shape, dtype, words):
+    with pytest.raises(ValueError, match=words):
         EncodedConv2d(3, 6, 3, num_bits=4)(torch.zeros(shape, dtype=dtype))
 
 
 def test_an_empty_batch_passes():
     stem = EncodedConv2d(3, 6, 3, num_bits=4)
-    assert stem(torch.rand(0, 3, 8, 8)).shape == stem(_levels(0, 3, 8, 8)).shape == (0, 6, 6, 6)
-
-
-@pytest.mark.parametrize(('name', 'found'), [('encoding', 'Unknown encoding'), ('init', 'Unknown init')])
-def test_unknown_names_are_refused(name, found):
-    with pytest.raises(ValueError, match=found):
-        EncodedConv2d(3, 6, 3, **{name: 'rgb'})
+    assert stem(torch.rand(0, 3, 8, 8)).shape == stem(random_levels(0, 3, 8, 8)).shape == (0, 6, 6, 6)
 
 
 # image gradient
@@ -153,21 +140,13 @@ def test_unknown_names_are_refused(name, found):
 def test_an_image_that_wants_a_gradient_gets_an_error(compiled):
     stem = EncodedConv2d(3, 6, 3, num_bits=4)
     images = torch.rand(2, 3, 8, 8, requires_grad=True)
-    features = (torch.compile(stem, backend='eager') if compiled else stem)(images).sum()
-    with pytest.raises(RuntimeError, match=r'the image has no gradient.*attack_view'):
-        features.backward()
-    assert images.grad is None
-
-
-def test_an_image_that_wants_a_gradient_may_be_scored():
-    stem = EncodedConv2d(3, 6, 3, num_bits=4)
-    images = torch.rand(2, 3, 8, 8, requires_grad=True)
-    features = stem(images)
+    features = (torch.compile(stem, backend='eager') if compiled else stem)(images)
     assert torch.equal(features, stem(images.detach()))
+    with pytest.raises(RuntimeError, match=r'the image has no gradient.*attack_view'):
+        features.sum().backward()
+    assert images.grad is None
     with torch.no_grad():
         assert not stem(images).requires_grad
-    with pytest.raises(RuntimeError, match='attack_view'):
-        torch.autograd.grad(features.sum(), images)
 
 
 def test_parameters_train_on_detached_images():
@@ -208,7 +187,7 @@ def test_only_the_first_batches_are_looked_at():
     late(_normalized())  # a warning would be an error here
     for _ in range(3):
         early(torch.rand(2, 3, 8, 8))
-        early(_levels(2, 3, 8, 8))  # levels are always in range: they do not count
+        early(random_levels(2, 3, 8, 8))  # levels are always in range: they do not count
     with pytest.warns(UserWarning, match='normalized'):
         early(_normalized())
 
@@ -233,7 +212,7 @@ def test_traced_and_scripted_code_is_not_looked_at():
         expected = stem(_normalized())
     for run in (traced, scripted):
         torch.testing.assert_close(run(_normalized()), expected)
-    levels = _levels(2, 3, 8, 8)
+    levels = random_levels(2, 3, 8, 8)
     checked = torch.jit.trace(stem, levels / 255)  # torch traces again, without gradients, and compares the graphs
     torch.testing.assert_close(checked(levels / 255), stem(levels))
     torch.testing.assert_close(scripted(levels), stem(levels))

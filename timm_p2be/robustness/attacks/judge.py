@@ -33,32 +33,20 @@ def is_correct(model: PixelModel, levels: Tensor, labels: Tensor) -> Bits:
 def attack_batch(
     model: PixelModel, attack: Attack, levels: Tensor, labels: Tensor, eps: int, generator: Generator
 ) -> tuple[Tensor, Bits]:
-    """Attack a batch and judge the result.
-
-    Args:
-        model: the model that judges, given nothing but the uint8 images.
-        attack: any attack.
-        levels: uint8 (B, 3, H, W) clean images.
-        labels: int64 (B,) true labels.
-        eps: bound that the images must keep, in levels.
-        generator: source of the attack's randomness.
+    """Attack uint8 images (B, 3, H, W) and judge the result by nothing but the images.
 
     Returns:
-        The uint8 images (B, 3, H, W) on the CPU, and (B,) bool: the model gets the image wrong.
+        The uint8 attempts (B, 3, H, W) on the CPU, and (B,) bool: the model gets the attempt wrong.
 
     Raises:
-        BrokenAttackError: the result is not uint8, has another shape, or leaves the bound.
+        BrokenAttackError: an attempt is not uint8, has another shape, or is more than `eps` levels away.
     """
     model.eval()
     attempt = attack(levels.to(model.device), labels.to(model.device), generator)
-    _check(attack.name, levels, attempt, eps)
-    return attempt.cpu(), ~is_correct(model, attempt, labels)
-
-
-def _check(name: str, levels: Tensor, attempt: Tensor, eps: int) -> None:
     if not isinstance(attempt, Tensor) or attempt.dtype != torch.uint8 or attempt.shape != levels.shape:
         got = f'{attempt.dtype} {tuple(attempt.shape)}' if isinstance(attempt, Tensor) else type(attempt).__name__
-        raise BrokenAttackError(f'Attack {name!r} returned {got}; its contract is uint8 {tuple(levels.shape)}.')
+        raise BrokenAttackError(f'Attack {attack.name!r} returned {got}; its contract is uint8 {tuple(levels.shape)}.')
     change = int((attempt.cpu().int() - levels.cpu().int()).abs().max())
     if change > eps:
-        raise BrokenAttackError(f'Attack {name!r} changed a pixel by {change} levels; its bound is {eps}.')
+        raise BrokenAttackError(f'Attack {attack.name!r} changed a pixel by {change} levels; its bound is {eps}.')
+    return attempt.cpu(), ~is_correct(model, attempt, labels)

@@ -5,35 +5,26 @@ import copy
 import pytest
 import timm
 import torch
+from stems import code_planes, random_levels
 from timm.layers import Conv2dSame
 from timm.models import FeatureListNet
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from timm_p2be import find_embedding, fold
+from timm_p2be import find_embedding
 from timm_p2be.encodings import ENCODINGS, EmbeddingParameter
 from timm_p2be.stem import EncodedConv2d, UnsupportedStemError, convert, encoded_stem
 
 every_encoding = pytest.mark.parametrize('encoding', ENCODINGS)
 
 
-def _levels(*shape: int) -> Tensor:
-    return torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-
-
-def _planes(levels: Tensor, codes: Tensor) -> Tensor:
-    """Return the (B, M C, H, W) planes, bit-major, of (B, C, H, W) levels."""
-    colors = [F.embedding(color.long(), codes).movedim(-1, 1) for color in levels.unbind(1)]  # each (B, M, H, W)
-    return torch.stack(colors, dim=2).flatten(1, 2).detach()
-
-
-def test_conversion_replaces_the_first_convolution_and_nothing_else():
+@pytest.mark.parametrize('preserve', [False, True])
+def test_conversion_replaces_the_first_convolution_and_nothing_else(preserve):
     torch.manual_seed(0)
     model = timm.create_model('test_resnet')
     old, cls = model.get_submodule(model.pretrained_cfg['first_conv']), type(model)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     identities = {name: id(parameter) for name, parameter in model.named_parameters()}
-    assert convert(model, 'p2be', num_bits=8) is model
+    assert convert(model, 'p2be', num_bits=10, preserve=preserve) is model
     stem = model.conv1[0]
     assert type(model) is cls
     assert type(stem) is EncodedConv2d
@@ -41,14 +32,15 @@ def test_conversion_replaces_the_first_convolution_and_nothing_else():
     for name in ('out_channels', 'kernel_size', 'stride', 'padding', 'dilation'):
         assert getattr(stem, name) == getattr(old, name)
     assert stem.bias is None
-    assert stem.weight.shape == (old.out_channels, 24, *old.kernel_size)
+    assert stem.weight.shape == (old.out_channels, 30, *old.kernel_size)
+    assert stem.embedding.init == ('linear' if preserve else 'normal')  # the paper's unless it would lose the function
     after = model.state_dict()
     assert set(after) == set(before) | {'conv1.0.embedding.weight'}
     for name in set(before) - {'conv1.0.weight'}:
         assert torch.equal(after[name], before[name]), name
     kept = {name: id(parameter) for name, parameter in model.named_parameters() if name in identities}
     assert {name for name in identities if kept[name] != identities[name]} == {'conv1.0.weight'}
-    assert model(_levels(2, 3, 32, 32)).shape == (2, 1000)
+    assert model(random_levels(2, 3, 32, 32)).shape == (2, 1000)
 
 
 @pytest.mark.parametrize('name', ['test_resnet', 'test_vit', 'test_efficientnet'])
@@ -111,14 +103,14 @@ def test_conversion_for_other_channels(encoding, in_chans):
     model = convert(timm.create_model('test_resnet', in_chans=in_chans), encoding, num_bits=4).eval()
     assert model.conv1[0].in_chans == in_chans
     assert model.conv1[0].in_channels == 4 * in_chans
-    assert model(_levels(2, in_chans, 32, 32)).shape == (2, 1000)
+    assert model(random_levels(2, in_chans, 32, 32)).shape == (2, 1000)
     with pytest.raises(ValueError, match=rf'this stem reads \(B, {in_chans}, H, W\)'):
-        model(_levels(2, 3, 32, 32))
+        model(random_levels(2, 3, 32, 32))
 
 
 def test_features_of_a_converted_model():
     model = convert(timm.create_model('test_resnet'), 'p2be', num_bits=4).eval()
-    levels = _levels(2, 3, 64, 64)
+    levels = random_levels(2, 3, 64, 64)
     expected = model.forward_intermediates(levels, intermediates_only=True)
     wrapped = FeatureListNet(copy.deepcopy(model), out_indices=(0, 1, 2, 3, 4)).eval()
     assert len(expected) == 5
@@ -129,7 +121,7 @@ def test_features_of_a_converted_model():
 
 def test_a_features_only_model_converts():
     model = convert(timm.create_model('test_resnet', features_only=True), 'p2be', num_bits=4)
-    assert [maps.shape[1] for maps in model(_levels(2, 3, 64, 64))] == model.feature_info.channels()
+    assert [maps.shape[1] for maps in model(random_levels(2, 3, 64, 64))] == model.feature_info.channels()
     assert find_embedding(model).num_bits == 4
 
 
@@ -142,8 +134,8 @@ def test_vision_transformer():
     assert stem.kernel_size == stem.stride == size
     assert (stem.bias == 0).all()
     nn.init.normal_(stem.bias)
-    levels = _levels(2, 3, 64, 64)
-    patches = _planes(levels, stem.embedding.codes()).unfold(2, size[0], size[0]).unfold(3, size[1], size[1])
+    levels = random_levels(2, 3, 64, 64)
+    patches = code_planes(levels, stem.embedding.codes()).unfold(2, size[0], size[0]).unfold(3, size[1], size[1])
     tokens = torch.einsum('bpyxij,opij->byxo', patches, stem.weight).flatten(1, 2) + stem.bias
     torch.testing.assert_close(model.patch_embed(levels).flatten(1, -2), tokens, rtol=1e-4, atol=1e-5)
     maps = model.forward_intermediates(levels, intermediates_only=True)
@@ -155,10 +147,10 @@ def test_dynamic_padding_is_kept():
     model = convert(timm.create_model('tf_mobilenetv3_small_minimal_100'), 'onehot', num_bits=4)
     stem = model.conv_stem
     assert stem.same_padding
-    levels = _levels(1, 3, 33, 32)
+    levels = random_levels(1, 3, 33, 32)
     conv = Conv2dSame(12, stem.out_channels, stem.kernel_size, stem.stride, bias=False)
     conv.load_state_dict({'weight': stem.weight.detach()})
-    torch.testing.assert_close(stem(levels), conv(_planes(levels, stem.embedding.codes())), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(stem(levels), conv(code_planes(levels, stem.embedding.codes())), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16], ids=str)
@@ -166,7 +158,7 @@ def test_stem_takes_the_models_dtype(dtype):
     model = convert(timm.create_model('test_resnet').to(dtype), 'p2be', num_bits=4).eval()
     assert model.conv1[0].weight.dtype == dtype
     assert model.conv1[0].embedding.weight.dtype == torch.float32
-    assert model(_levels(2, 3, 32, 32)).dtype == dtype
+    assert model(random_levels(2, 3, 32, 32)).dtype == dtype
 
 
 @every_encoding
@@ -180,7 +172,7 @@ def test_a_model_on_meta_converts_and_is_filled_later(encoding):
     for module in model.modules():  # as timm's reinit_non_persistent_buffers
         if hasattr(module, 'init_non_persistent_buffers'):
             module.init_non_persistent_buffers()
-    levels = _levels(2, 3, 32, 32)
+    levels = random_levels(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(model(levels), source(levels))
 
@@ -256,16 +248,7 @@ def test_the_toy_network_itself_converts():
     for conv in (_conv(), _conv(padding='same'), _conv(padding='valid'), _conv(bias=False)):
         model = convert(_Network(conv), 'p2be', num_bits=4)
         assert (model.first.bias is None) == (conv.bias is None)
-        assert model(_levels(2, 3, 8, 8)).shape == (2, 4, 8, 8)
-
-
-def test_no_init_is_the_papers():
-    stems = []
-    for init in (None, 'normal'):
-        torch.manual_seed(0)
-        stems.append(convert(_Network(_conv()), 'p2be', init=init).first.embedding)
-    assert stems[0].init == stems[1].init == 'normal'
-    assert torch.equal(stems[0].weight, stems[1].weight)
+        assert model(random_levels(2, 3, 8, 8)).shape == (2, 4, 8, 8)
 
 
 def test_a_model_converts_once():
@@ -276,17 +259,20 @@ def test_a_model_converts_once():
     assert model.conv1[0] is stem
 
 
-@pytest.mark.parametrize(('args', 'message'), [
+@pytest.mark.parametrize(('args', 'words'), [
     ({'encoding': 'rgb'}, "Unknown encoding 'rgb'"),
-    ({'encoding': 'p2be', 'num_bits': 0}, 'Got num_bits=0'),
+    ({'encoding': 'rgb', 'preserve': True}, "Unknown encoding 'rgb'"),
+    ({'encoding': 'p2be', 'init': 'rgb'}, "Unknown init 'rgb'"),
+    ({'encoding': 'p2be', 'num_bits': 0}, 'num_bits=0'),
+    ({'encoding': 'p2be', 'num_bits': 8, 'preserve': True}, 'num_bits=8.*at least 9'),
     ({'encoding': 'onehot', 'init': 'thermometer'}, 'needs a learned table'),
-    ({'encoding': 'p2be', 'init': 'normal', 'preserve': True}, "Got init='normal' and preserve=True"),
-    ({'encoding': 'p2be', 'num_bits': 8, 'preserve': True}, r'Got num_bits=8; .* needs at least 9 bits'),
+    ({'encoding': 'onehot', 'init': 'thermometer', 'preserve': True}, "init='thermometer' and preserve=True"),
+    ({'encoding': 'p2be', 'init': 'normal', 'preserve': True}, "init='normal' and preserve=True.*'linear'"),
 ])  # fmt: skip
-def test_bad_arguments_leave_the_model_alone(args, message):
+def test_bad_arguments_leave_the_model_alone(args, words):
     model = timm.create_model('test_resnet')
     stem, cfg = model.conv1[0], copy.deepcopy(model.pretrained_cfg)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=words):
         convert(model, **args)
     assert model.conv1[0] is stem
     assert model.pretrained_cfg == cfg
@@ -339,12 +325,3 @@ def test_the_encoded_stem_has_a_name():
     assert encoded_stem(_Wrapper(model)) == ('module.conv1.0', model.conv1[0])
     assert encoded_stem(model.conv1[0]) == ('', model.conv1[0])
     assert encoded_stem(timm.create_model('test_resnet')) == ('', None)
-
-
-@pytest.mark.parametrize('look_up', [encoded_stem, find_embedding])
-def test_a_folded_model_has_no_embedding_any_more(look_up):
-    folded = fold(convert(timm.create_model('test_resnet'), 'p2be', num_bits=4))
-    with pytest.raises(
-        ValueError, match=r'ResNet has been folded .* no pixel embedding any more\. Take the model it was'
-    ):
-        look_up(folded)

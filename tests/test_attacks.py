@@ -1,0 +1,170 @@
+"""What all attacks keep to: any timm model, the bound, the generator, and what bad input is told."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+import timm_p2be
+from timm_p2be.robustness.attacks import APGD, DGA, LSPGA, PGD, Attack, CoordinateSearch, Noise, Square, Transfer
+from timm_p2be.robustness.attacks.attack import KINDS, margin
+from timm_p2be.robustness.attacks.code_model import CodeModel
+from timm_p2be.robustness.pixel_model import PixelModel
+
+ATTACKS: dict[str, Callable[[nn.Module, Any], Attack]] = {
+    'noise': lambda model, eps: Noise(model, eps, draws=4),
+    'transfer': lambda model, eps: Transfer(model, eps, PGD(model, eps, steps=3, stop=False)),
+    'fgsm': lambda model, eps: PGD(model, eps, steps=1),
+    'pgd': lambda model, eps: PGD(model, eps, steps=6),
+    'pgd margin': lambda model, eps: PGD(model, eps, steps=3, loss='margin', restarts=2),
+    'apgd': lambda model, eps: APGD(model, eps, steps=6),
+    'apgd margin': lambda model, eps: APGD(model, eps, steps=3, loss='margin', restarts=2),
+    'dga': lambda model, eps: DGA(model, eps, steps=4),
+    'lspga': lambda model, eps: LSPGA(model, eps),
+    'lspga sharpen': lambda model, eps: LSPGA(model, eps, 10, 0.3, 1.02, 'sharpen'),
+    'coordinate': lambda model, eps: CoordinateSearch(model, eps, queries=20),
+    'square': lambda model, eps: Square(model, eps, queries=20),
+}
+each_attack = pytest.mark.parametrize('build', ATTACKS.values(), ids=ATTACKS)
+
+
+def _plain(name: str) -> nn.Module:
+    """A network of timm, nothing round it; 'a+b' is network a converted to encoding b."""
+    torch.manual_seed(0)
+    name, _, encoding = name.partition('+')
+    model = timm.create_model(name, num_classes=5)
+    return timm_p2be.convert(model, encoding) if encoding else model
+
+
+def _images(count: int = 4, side: int = 16) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (count, 3, side, side), generator=generator, dtype=torch.uint8)
+    images[0, 0, 0, :6] = torch.tensor([0, 1, 5, 250, 254, 255])
+    return images
+
+
+@each_attack
+@pytest.mark.parametrize('name', ['wrn10_2_p2be', 'wrn10_2_thermometer', 'wrn10_2', 'resnet10t', 'resnet10t+p2be'])
+def test_a_plain_model_is_attacked_as_a_wrapped_one(name: str, build: Callable[[nn.Module, int], Attack]) -> None:
+    model, levels = _plain(name), _images()
+    wrapped = PixelModel(copy.deepcopy(model))  # its own mean and std, those of ImageNet for resnet10t
+    labels = wrapped(levels).argmax(1)
+    before, clean = {key: value.clone() for key, value in model.state_dict().items()}, levels.clone()
+    attack = build(model, 8)
+    attempt = attack(levels, labels)
+    assert torch.equal(attempt, build(wrapped, 8)(levels, labels))
+    assert (attempt.dtype, attempt.shape, attempt.requires_grad) == (torch.uint8, levels.shape, False)
+    assert 0 < (attempt.int() - levels.int()).abs().max() <= 8
+    assert torch.equal(levels, clean)
+    assert attack.kind in KINDS
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    if attack.cost().backwards:
+        assert cross_entropy(wrapped(attempt), labels) > cross_entropy(wrapped(levels), labels) + 1e-3
+
+
+@each_attack
+@pytest.mark.parametrize('eps', [0, 1, 255])
+def test_bound(build: Callable[[nn.Module, int], Attack], eps: int) -> None:
+    model, levels = PixelModel(_plain('wrn10_2_p2be')), _images(2, 8)
+    attempt = build(model, eps)(levels, model(levels).argmax(1))
+    change = int((attempt.int() - levels.int()).abs().max())
+    assert change <= eps
+    assert (change > 0) == (eps > 0)
+
+
+@each_attack
+def test_the_generator_decides_everything(build: Callable[[nn.Module, int], Attack]) -> None:
+    model, levels = PixelModel(_plain('wrn10_2_p2be')), _images(4, 8)
+    labels = model(levels).argmax(1)
+    attack = build(model, 1)
+    first, again, other = (attack(levels, labels, torch.Generator().manual_seed(seed)) for seed in (3, 3, 4))
+    assert torch.equal(first, again)
+    assert torch.equal(attack(levels, labels), attack(levels, labels, torch.Generator().manual_seed(0)))
+    if not isinstance(attack, PGD | Transfer):  # starts at the clean image
+        assert not torch.equal(first, other)
+
+
+def test_an_attack_follows_the_training_of_its_model() -> None:
+    """An optimizer's step reaches it: it is built once and used in every step of adversarial training."""
+    for model in (_plain('wrn10_2_p2be'), PixelModel(_plain('wrn10_2_p2be'))):
+        model.train()
+        attack, levels = LSPGA(model), _images()
+        labels = torch.tensor([0, 1, 2, 3])
+        before = attack(levels, labels)
+        assert model.training
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.neg_()
+        after = attack(levels, labels)
+        assert not torch.equal(after, before)
+        assert torch.equal(after, LSPGA(copy.deepcopy(model))(levels, labels))
+        assert torch.equal(CodeModel(model).table(), timm_p2be.find_embedding(model).codes())
+
+
+def test_margin_is_negative_exactly_where_argmax_is_wrong() -> None:
+    logits = torch.tensor([[3.0, 1.0, 2.0], [3.0, 1.0, 2.0], [2.0, 2.0, 0.0], [2.0, 2.0, 0.0]], requires_grad=True)
+    labels = torch.tensor([0, 2, 0, 1])
+    margins = margin(logits, labels)
+    assert margins.tolist() == pytest.approx([1, -1, 0, 0])
+    assert (margins < 0).tolist() == (logits.argmax(1) != labels).tolist() == [False, True, False, True]
+    margins[3].backward()
+    assert logits.grad is not None
+    assert logits.grad[3].tolist() == [-1, 1, 0]  # a lost tie still has a slope
+
+
+@pytest.mark.parametrize(
+    ('attack', 'arguments', 'words'),
+    [
+        *((kind, {'eps': eps}, ('eps=', '8/255 is eps=8'))
+          for kind in (Noise, PGD, APGD, DGA, LSPGA, CoordinateSearch, Square) for eps in (-1, 256, 8 / 255, True)),
+        (Noise, {'draws': 0}, ('draws=0', 'at least 1')),
+        (PGD, {'steps': 0}, ('steps=0', 'at least 1')),
+        (PGD, {'restarts': 0}, ('restarts=0', 'at least 1')),
+        (PGD, {'step_size': -1.0}, ('step_size=-1.0', 'positive')),
+        (PGD, {'loss': 'dlr'}, ("'dlr'", "['ce', 'margin']")),
+        (PGD, {'surrogate': 'ramp'}, ("'ramp' does not fit", "'kernel'")),
+        (APGD, {'steps': 1}, ('steps=1', 'at least 2')),
+        (DGA, {'steps': 0}, ('steps=0', 'at least 1')),
+        (LSPGA, {'steps': 0}, ('steps=0', 'at least 1')),
+        (LSPGA, {'restarts': 0}, ('restarts=0', 'at least 1')),
+        (LSPGA, {'step_size': 0.0}, ('step_size=0.0', 'positive')),
+        (LSPGA, {'anneal_rate': 0.8}, ('anneal_rate=0.8', 'at least 1')),
+        (LSPGA, {'anneal': 'up'}, ("'up'", "['flatten', 'sharpen']")),
+        (LSPGA, {'gradient': 'l2'}, ("'l2'", "['sign', 'raw']")),
+        (LSPGA, {'restarts': 5, 'targeted': True}, ('restarts=5', 'at most 4')),
+        (CoordinateSearch, {'queries': 1}, ('queries=1', 'at least 2')),
+        (CoordinateSearch, {'block': 6}, ('block=6', 'power of 2')),
+        (Square, {'queries': True}, ('queries=True', 'at least 2')),
+        (Square, {'p_init': 0}, ('p_init=0', 'above 0')),
+        (Square, {'batch_size': 0}, ('batch_size=0', 'at least 1')),
+        (Transfer, {'eps': 4, 'source': PGD(_plain('wrn10_2'))}, ('eps=8', 'Build the source with eps=4')),
+    ],
+)  # fmt: skip
+def test_bad_arguments(attack: Callable[..., Attack], arguments: dict[str, Any], words: tuple[str, str]) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011  the words are looked for below
+        attack(_plain('wrn10_2_p2be'), **arguments)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+@each_attack
+@pytest.mark.parametrize('images', [torch.rand(2, 3, 8, 8), torch.zeros(2, 1, 8, 8, dtype=torch.uint8)])
+def test_images_must_be_levels(build: Callable[[nn.Module, int], Attack], images: Tensor) -> None:
+    with pytest.raises(ValueError, match='uint8 levels'):
+        build(_plain('wrn10_2_p2be'), 8)(images, torch.tensor([0, 1]))
+
+
+def test_a_model_that_is_no_classifier_of_known_normalization_is_refused() -> None:
+    for model, words in (
+        (nn.Linear(1, 3), 'PixelModel(model, mean=...)'),
+        (timm.create_model('resnet10t', num_classes=0), '0 classes'),
+        (timm_p2be.convert(timm.create_model('resnet10t', in_chans=1, num_classes=5), 'p2be'), 'in_chans=3'),
+    ):
+        with pytest.raises(ValueError) as caught:  # noqa: PT011
+            LSPGA(model)
+        assert words in str(caught.value)
