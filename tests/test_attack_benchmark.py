@@ -2,6 +2,10 @@
 
 import errno
 import json
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +22,7 @@ from torch import Generator, Tensor
 from timm_p2be.cli import benchmark_attacks as command
 from timm_p2be.cli import main
 from timm_p2be.robustness.attacks.judge import BrokenAttackError, is_correct, seeded
-from timm_p2be.robustness.evaluation import attack_record
+from timm_p2be.robustness.evaluation import results as result_file
 from timm_p2be.robustness.evaluation.attack_benchmark import benchmark_attacks
 from timm_p2be.robustness.evaluation.attack_budget import Speed, budget
 from timm_p2be.robustness.evaluation.attack_suite import FAMILIES, build_suite, variant
@@ -30,32 +34,32 @@ pytestmark = pytest.mark.filterwarnings('ignore:unclosed file:ResourceWarning')
 EVEN = set(range(0, 100, 2))
 
 
-def felled(record: Any, name: str) -> list[int]:
-    return np.flatnonzero(record.felled(name)).tolist()
+def felled(results: Any, name: str) -> list[int]:
+    return np.flatnonzero(results.felled(name)).tolist()
 
 
 def test_an_attack_alone_fells_what_it_can_and_faces_every_image() -> None:
     push = Push('push', 5)
-    record = benchmark_attacks(planted_model(), planted_images(20, wrong=(1, 9)), [push], alone=20, batch_size=7)
-    entry = record.content['alone']['push']
+    results = benchmark_attacks(planted_model(), planted_images(20, wrong=(1, 9)), [push], alone=20, batch_size=7)
+    entry = results.content['alone']['push']
     assert [number for batch in push.faced[:3] for number in batch] == list(range(20))
     # the attack corrects 1 of the two wrong images; they still count as fallen
     assert np.flatnonzero(unpack_bits(entry['success'], 20)).tolist() == [0, 2, 3, 4, 9]
     assert (entry['number'], entry['count'], entry['accuracy']) == (14, 20, 0.7)
     assert entry['low'] < 0.7 < entry['high']
-    assert record.content['clean']['alone']['accuracy'] == 0.9
+    assert results.content['clean']['alone']['accuracy'] == 0.9
     assert entry['seconds'] > 0
 
 
 def test_the_worst_case_is_the_union_and_later_attacks_face_only_the_standing() -> None:
     first, second, third = Push('even', 6, EVEN), Push('shallow', 3), Push('deep', 8)
-    record = benchmark_attacks(
+    results = benchmark_attacks(
         planted_model(), planted_images(20, wrong=(7,)), [first, second, third], alone=4, worst_case=20, batch_size=8
     )
-    worst = record.content['worst_case']
-    assert felled(record, 'even') == [0, 2, 4]
-    assert felled(record, 'shallow') == [1]
-    assert felled(record, 'deep') == [3, 5, 6]
+    worst = results.content['worst_case']
+    assert felled(results, 'even') == [0, 2, 4]
+    assert felled(results, 'shallow') == [1]
+    assert felled(results, 'deep') == [3, 5, 6]
     assert (worst['number'], worst['accuracy'], worst['complete']) == (12, 0.6, True)
     assert np.flatnonzero(unpack_bits(worst['standing'], 20)).tolist() == list(range(8, 20))
     # batches after the first are the worst case: no image of the subset again, none that has fallen or was wrong
@@ -71,7 +75,7 @@ def test_the_order_decides_who_gets_the_credit_but_not_what_falls() -> None:
         for order in (attacks, attacks[::-1])
     ]
     assert records[0].standing().tolist() == records[1].standing().tolist()
-    assert [felled(record, 'b') for record in records] == [[1], [0, 1, 2]]
+    assert [felled(each, 'b') for each in records] == [[1], [0, 1, 2]]
 
 
 class Bad(Push):
@@ -126,11 +130,11 @@ def some_attacks() -> list[Push]:
     return [Killed('a', 2), Killed('b', 4, EVEN), Killed('c', 6)]
 
 
-def results(record: Any) -> dict[str, Any]:
+def timeless(results: Any) -> dict[str, Any]:
     """What a run found, without times."""
-    alone, worst = record.content['alone'], record.content['worst_case']
-    timeless = [{**entry, 'seconds': 0} for part in (alone, worst['attacks']) for entry in part.values()]
-    return {'entries': timeless, 'standing': worst['standing'], 'clean': record.content['clean']}
+    alone, worst = results.content['alone'], results.content['worst_case']
+    entries = [{**entry, 'seconds': 0} for part in (alone, worst['attacks']) for entry in part.values()]
+    return {'entries': entries, 'standing': worst['standing'], 'clean': results.content['clean']}
 
 
 @pytest.mark.parametrize(('attack', 'after'), [(0, 0), (0, 1), (1, 2), (1, 3), (2, 2), (2, 4)])
@@ -141,16 +145,16 @@ def test_a_killed_run_resumes_without_repeating_finished_batches(tmp_path: Path,
         )
 
     whole = some_attacks()
-    expected = results(benchmark_attacks(planted_model(), planted_images(20), whole, alone=8, batch_size=4))
+    expected = timeless(benchmark_attacks(planted_model(), planted_images(20), whole, alone=8, batch_size=4))
     before, rest = some_attacks(), some_attacks()
     before[attack].after = after
     with pytest.raises(KeyboardInterrupt):
         run(before)
-    assert results(run(rest)) == expected
+    assert timeless(run(rest)) == expected
     for first, second, all_at_once in zip(before, rest, whole, strict=True):
         assert first.faced + second.faced == all_at_once.faced
     again = some_attacks()
-    assert results(run(again)) == expected
+    assert timeless(run(again)) == expected
     assert not any(push.faced for push in again)
 
 
@@ -164,8 +168,8 @@ def test_a_full_disk_leaves_the_last_batch_in_the_file(tmp_path: Path, monkeypat
             raise OSError(errno.ENOSPC, 'No space left on device')
         write(path, content)
 
-    write = attack_record.write_json
-    monkeypatch.setattr(attack_record, 'write_json', full)
+    write = result_file.write_json
+    monkeypatch.setattr(result_file, 'write_json', full)
     arguments: dict[str, Any] = {'alone': 8, 'batch_size': 4, 'output': tmp_path}
     with pytest.raises(OSError, match='No space'):
         benchmark_attacks(planted_model(), planted_images(20), some_attacks(), **arguments)
@@ -178,11 +182,11 @@ def test_a_full_disk_leaves_the_last_batch_in_the_file(tmp_path: Path, monkeypat
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        ({'seed': 1}, 'seed is 0 there, 1 here'),
-        ({'attacks': [Push('other', 3)]}, 'push there, other here'),
-        ({'attacks': [Push('push', 4)]}, "'backwards': 3"),
-        ({'data': planted_images(19)}, 'other settings'),
-        ({'model': PixelModel(planted_model().model, mean=(0.1,) * 3)}, 'mean is'),
+        ({'seed': 1}, r'settings\.seed: 0 -> 1'),
+        ({'attacks': [Push('other', 3)]}, r'attacks\[0\]\.name: push -> other'),
+        ({'attacks': [Push('push', 4)]}, r'attacks\[0\]\.backwards: 3 -> 4'),
+        ({'data': planted_images(19)}, r'data\.images: 20 -> 19'),
+        ({'model': PixelModel(planted_model().model, mean=(0.1,) * 3)}, r'model\.mean\[0\]'),
     ],
 )
 def test_another_configuration_needs_another_folder_or_overwrite(
@@ -197,8 +201,8 @@ def test_another_configuration_needs_another_folder_or_overwrite(
 
 def test_randomness_does_not_depend_on_the_attacks_before() -> None:
     def tossed(attacks: list[Push], seed: int = 0) -> str:
-        record = benchmark_attacks(planted_model(), planted_images(20), attacks, 255, batch_size=6, seed=seed)
-        return record.content['alone']['toss']['success']
+        results = benchmark_attacks(planted_model(), planted_images(20), attacks, 255, batch_size=6, seed=seed)
+        return results.content['alone']['toss']['success']
 
     alone = tossed([Toss('toss', 1)])
     assert tossed([Toss('other', 1), Toss('toss', 1)]) == alone
@@ -209,7 +213,7 @@ def test_randomness_does_not_depend_on_the_attacks_before() -> None:
 def test_saved_images_fool_the_model_within_the_bound(tmp_path: Path) -> None:
     data, model = planted_images(20, wrong=(1,)), planted_model()
     attacks = [Push('even', 6, EVEN), Push('deep', 8)]
-    record = benchmark_attacks(
+    results = benchmark_attacks(
         model, data, attacks, alone=4, worst_case=20, batch_size=8, output=tmp_path, save_images=True
     )
     found = {}
@@ -220,7 +224,7 @@ def test_saved_images_fool_the_model_within_the_bound(tmp_path: Path) -> None:
             clean = torch.from_numpy(data[index][0].copy()).permute(2, 0, 1)
             assert (image.int() - clean.int()).abs().max() <= 8
             found[index] = file.name.partition('-')[0]
-    assert found == {**dict.fromkeys(felled(record, 'even'), 'even'), **dict.fromkeys(felled(record, 'deep'), 'deep')}
+    assert found == {**dict.fromkeys(felled(results, 'even'), 'even'), **dict.fromkeys(felled(results, 'deep'), 'deep')}
     benchmark_attacks(model, data, attacks, alone=4, output=tmp_path, overwrite=True)
     assert not list((tmp_path / 'th.images').glob('*'))
 
@@ -248,14 +252,57 @@ def test_arguments_out_of_range_are_refused(change: dict[str, Any], message: str
 def test_labels_beyond_the_classes_are_refused() -> None:
     data = planted_images()
     data.source[3] = (data.source[3][0], 2)
-    with pytest.raises(ValueError, match='has the label 2, th has 2 classes'):
+    with pytest.raises(ValueError, match='labels from 1 to 2, th has 2 classes'):
         benchmark_attacks(planted_model(), data, [Push('a', 1)])
 
 
+def test_out_of_memory_halves_the_batch(capsys: pytest.CaptureFixture[str]) -> None:
+    class Large(Push):
+        def __call__(self, levels: Tensor, labels: Tensor, generator: Generator | None = None) -> Tensor:
+            if len(levels) > 3:
+                raise RuntimeError('CUDA out of memory. Tried to allocate 2 GiB')
+            return super().__call__(levels, labels, generator)
+
+    large, data = Large('a', 5), planted_images(20)
+    results = benchmark_attacks(planted_model(), data, [large], alone=8, batch_size=7, show=True)
+    assert [len(batch) for batch in large.faced] == [3, 3, 1, 1, 3, 3, 1, 3, 2]
+    assert 'a: out of memory, going on with 3 images at a time' in capsys.readouterr().err
+    assert timeless(results) == timeless(benchmark_attacks(planted_model(), data, [Push('a', 5)], alone=8))
+
+
+SCRIPT = """
+import json, sys
+from test_attack_benchmark import *
+from timm_p2be.robustness.evaluation.attack_probes import probe_curves
+data, model = planted_images(20, wrong=(1,)), planted_model().model  # a plain model is wrapped
+results = benchmark_attacks(model, data, [Push('even', 6, EVEN), Toss('toss', 1, eps=255), Push('deep', 8)], eps=255,
+    alone=8, batch_size=3, probed=5, output=Path(sys.argv[1]) if len(sys.argv) > 1 else None)
+probe_curves(PixelModel(model), data, results, {'a': lambda model, eps, steps: Push('a', min(eps, steps), eps=eps)})
+print(json.dumps([timeless(results), results.content['probes']]))
+"""
+
+
+def test_two_ranks_give_the_results_of_one(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = str(free.getsockname()[1])
+    surroundings = os.environ | {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port, 'OMP_NUM_THREADS': '1'}
+
+    def start(*folder: Path, **more: str) -> 'subprocess.Popen[str]':
+        command = [sys.executable, '-c', SCRIPT, *map(str, folder)]
+        where = Path(__file__).parent
+        return subprocess.Popen(command, cwd=where, stdout=subprocess.PIPE, text=True, env=surroundings | more)
+
+    ranks = [start(tmp_path, WORLD_SIZE='2', RANK=rank) for rank in '01']
+    first, second, alone = (json.loads(process.communicate(timeout=200)[0]) for process in (*ranks, start()))
+    assert first == second == alone
+    assert json.loads((tmp_path / 'th.attacks.json').read_text())['probes'] == alone[1]
+
+
 def test_no_worst_case_and_no_folder_are_fine() -> None:
-    record = benchmark_attacks(planted_model(), planted_images(), [Push('a', 3)], alone=6, worst_case=0)
-    assert record.content['worst_case'] == {}
-    assert record.content['alone']['a']['number'] == 3
+    results = benchmark_attacks(planted_model(), planted_images(), [Push('a', 3)], alone=6, worst_case=0)
+    assert results.content['worst_case'] == {}
+    assert results.content['alone']['a']['number'] == 3
 
 
 @pytest.fixture(scope='module')
@@ -332,7 +379,7 @@ def test_the_command_writes_results_and_reports(
     assert report in capsys.readouterr().out
     assert (tmp_path / 'out' / 'report.html').read_text().startswith('<!doctype html>')
     masked = {'gradient_masking_suspected': True}
-    monkeypatch.setattr(command, 'conclude', lambda record: record.content.update(masked))
+    monkeypatch.setattr(command, 'conclude', lambda results: results.content.update(masked))
     assert main(flags) == 3
 
 
@@ -352,7 +399,10 @@ def test_images_of_a_size_the_model_does_not_take_are_refused(
     with pytest.raises(SystemExit) as stopped:
         main([*flags, '--attacks', 'noise'])
     assert stopped.value.code == 2
-    assert "does not take 32x32 images: Input height (32) doesn't match" in capsys.readouterr().err
+    assert (
+        "does not take images of 32x32 pixels (it was made for (3, 32, 32)): Input height (32) doesn't match"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(

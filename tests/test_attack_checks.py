@@ -72,65 +72,82 @@ def curve(axis: str, standing: Sequence[int], count: int = 50) -> dict[str, Any]
     return {'eps': [], 'steps': [], axis: points}
 
 
-BINARIZATION = {'attack': 'pgd', 'separable': 50, 'random': 1}
+def curves(axis: str, *lines: Sequence[int]) -> dict[str, Any]:
+    return content(curves={str(number): curve(axis, standing) for number, standing in enumerate(lines)})
 
 
-@pytest.mark.parametrize(
-    ('name', 'result', 'expected'),
-    [
-        ('iterative', content(attacks(white=80, one=60)), PASSED),
-        ('iterative', content(attacks(white=80, one=81)), PASSED),  # one image is chance
-        ('iterative', content(attacks(white=40, one=60)), FAILED),
-        ('iterative', content(attacks(white=40)), NOT_RUN),
-        ('white', content(attacks(white=80, score=60)), PASSED),
-        ('white', content(attacks(one=80, transfer=60)), PASSED),
-        ('white', content(attacks(white=range(50), score=range(48, 100))), PASSED),  # other images, equally many
-        ('white', content(attacks(white=10, score=60)), FAILED),
-        ('white', content(attacks(white=10, transfer=60)), FAILED),
-        ('white', content(attacks(white=10, noise=60)), NOT_RUN),
-        ('exclusive', content(attacks(white=50, score=52)), PASSED),
-        ('exclusive', content(attacks(white=range(50), score=range(48, 100))), FAILED),
-        ('exclusive', content(attacks(white=50, one=range(50, 100), score=100)), PASSED),
-        ('exclusive', content(attacks(score=100)), NOT_RUN),
-        ('noise', content(attacks(white=80, noise=5)), PASSED),
-        ('noise', content(attacks(white=100, noise=90)), PASSED),  # everything falls at a large bound
-        ('noise', content(attacks(white=80, noise=60)), PASSED),  # clearly beaten all the same
-        ('noise', content(attacks(white=12, noise=10)), FAILED),
-        ('noise', content(attacks(white=0, noise=30)), FAILED),
-        ('noise', content(attacks(white=1, noise=1)), NOT_RUN),
-        ('noise', content(attacks(white=1)), NOT_RUN),
-        ('eps', content(curves={'pgd': curve('eps', [45, 40, 30, 20, 10, 0, 0, 0])}), PASSED),
-        ('eps', content(curves={'pgd': curve('eps', [45, 46, 30, 20, 10, 0, 0, 0])}), PASSED),
-        ('eps', content(curves={'pgd': curve('eps', [45, 40, 30, 36, 10, 0, 0, 0])}), FAILED),
-        ('eps', content(curves={'pgd': curve('eps', [45, 40, 30, 20, 15, 12, 10, 9])}), FAILED),
-        # one attack that works is enough
-        (
-            'eps',
-            content(curves={'a': curve('eps', [45, 40, 30, 9]), 'b': curve('eps', [44, 20, 10, 0])}),
-            PASSED,
-        ),
-        ('eps', content(), NOT_RUN),
-        ('steps', content(curves={'pgd': curve('steps', [40, 30, 20, 15, 12, 11, 11])}), PASSED),
-        ('steps', content(curves={'pgd': curve('steps', [40, 30, 20, 15, 12, 11, 10])}), PASSED),
-        ('steps', content(curves={'pgd': curve('steps', [45, 40, 36, 30, 24, 20, 14])}), FAILED),
-        ('steps', content(curves={'pgd': curve('steps', [10])}), NOT_RUN),
-        ('gradient', content(gradients={'a': {'zero': 0.01, 'nonfinite': 0.0}}), PASSED),
-        (
-            'gradient',
-            content(gradients={'a': {'zero': 1.0, 'nonfinite': 0.0}, 'b': {'zero': 0.0, 'nonfinite': 0.0}}),
-            PASSED,
-        ),
-        ('gradient', content(gradients={'a': {'zero': 0.6, 'nonfinite': 0.0}}), FAILED),
-        ('gradient', content(gradients={'a': {'zero': 0.0, 'nonfinite': 1.0}}), FAILED),
-        ('gradient', content(), NOT_RUN),
-        ('binarization', content(binarization={**BINARIZATION, 'solved': 49}), PASSED),
-        ('binarization', content(binarization={**BINARIZATION, 'solved': 47}), FAILED),
-        ('binarization', content(binarization={**BINARIZATION, 'solved': 49, 'random': 40}), NOT_RUN),
-        ('binarization', content(binarization={**BINARIZATION, 'separable': 0, 'solved': 0}), NOT_RUN),
+def gradients(*bad: tuple[float, float]) -> dict[str, Any]:
+    return content(gradients={str(n): {'zero': zero, 'nonfinite': broken} for n, (zero, broken) in enumerate(bad)})
+
+
+def binarization(**found: int) -> dict[str, Any]:
+    return content(binarization={'attack': 'pgd', 'separable': 50, 'random': 1, 'solved': 49} | found)
+
+
+CASES: dict[str, list[tuple[dict[str, Any], str]]] = {
+    'iterative': [
+        (content(attacks(white=80, one=60)), PASSED),
+        (content(attacks(white=80, one=81)), PASSED),  # one image is chance
+        (content(attacks(white=40, one=60)), FAILED),
+        (content(attacks(white=40)), NOT_RUN),
     ],
-)
-def test_a_check_trips_on_its_sign_of_masking_only(name: str, result: dict[str, Any], expected: str) -> None:
-    assert check(name, result).result == expected, check(name, result)
+    'white': [
+        (content(attacks(white=80, score=60)), PASSED),
+        (content(attacks(one=80, transfer=60)), PASSED),
+        (content(attacks(white=range(50), score=range(48, 100))), PASSED),  # other images, equally many
+        (content(attacks(white=10, score=60)), FAILED),
+        (content(attacks(white=10, transfer=60)), FAILED),
+        (content(attacks(white=10, noise=60)), NOT_RUN),
+    ],
+    'exclusive': [
+        (content(attacks(white=50, score=52)), PASSED),
+        (content(attacks(white=range(50), score=range(48, 100))), FAILED),
+        (content(attacks(white=50, one=range(50, 100), score=100)), PASSED),
+        (content(attacks(score=100)), NOT_RUN),
+    ],
+    'noise': [
+        (content(attacks(white=80, noise=5)), PASSED),
+        (content(attacks(white=100, noise=90)), PASSED),  # everything falls at a large bound
+        (content(attacks(white=80, noise=60)), PASSED),  # clearly beaten all the same
+        (content(attacks(white=12, noise=10)), FAILED),
+        (content(attacks(white=0, noise=30)), FAILED),
+        (content(attacks(white=1, noise=1)), NOT_RUN),
+        (content(attacks(white=1)), NOT_RUN),
+    ],
+    'eps': [
+        (curves('eps', [45, 40, 30, 20, 10, 0, 0, 0]), PASSED),
+        (curves('eps', [45, 46, 30, 20, 10, 0, 0, 0]), PASSED),
+        (curves('eps', [45, 40, 30, 36, 10, 0, 0, 0]), FAILED),
+        (curves('eps', [45, 40, 30, 20, 15, 12, 10, 9]), FAILED),
+        (curves('eps', [45, 40, 30, 9], [44, 20, 10, 0]), PASSED),  # one attack that works is enough
+        (content(), NOT_RUN),
+    ],
+    'steps': [
+        (curves('steps', [40, 30, 20, 15, 12, 11, 11]), PASSED),
+        (curves('steps', [40, 30, 20, 15, 12, 11, 10]), PASSED),
+        (curves('steps', [45, 40, 36, 30, 24, 20, 14]), FAILED),
+        (curves('steps', [10]), NOT_RUN),
+    ],
+    'gradient': [
+        (gradients((0.01, 0.0)), PASSED),
+        (gradients((1.0, 0.0), (0.0, 0.0)), PASSED),
+        (gradients((0.6, 0.0)), FAILED),
+        (gradients((0.0, 1.0)), FAILED),
+        (content(), NOT_RUN),
+    ],
+    'binarization': [
+        (binarization(), PASSED),
+        (binarization(solved=47), FAILED),
+        (binarization(random=40), NOT_RUN),
+        (binarization(separable=0, solved=0), NOT_RUN),
+    ],
+}
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_check_trips_on_its_sign_of_masking_only(name: str) -> None:
+    for result, expected in CASES[name]:
+        assert check(name, result).result == expected, check(name, result)
 
 
 def test_images_that_the_model_gets_wrong_do_not_count() -> None:
@@ -149,7 +166,7 @@ def test_the_verdict_is_a_plain_sentence() -> None:
     assert verdict(masked).startswith('Gradient masking is suspected: ')
     assert all(name in verdict(masked) for name in (masked[0].name, masked[1].name, masked[2].name))
     assert suspected(masked)
-    early = run_checks(content(curves={'pgd': curve('steps', [45, 40, 36, 30, 24, 20, 14])}))
+    early = run_checks(curves('steps', [45, 40, 36, 30, 24, 20, 14]))
     assert 'had not converged: 40.0% stand after 50 steps, 28.0% after 100' in verdict(early)
     assert not suspected(early)
     assert verdict(run_checks(content())) == 'No check could run; nothing is known about gradient masking.'
@@ -185,9 +202,9 @@ class Steps(Push):
 
 def test_probes_are_stored_point_by_point_and_resume() -> None:
     model, data = planted_model(), planted_images(20)
-    record = benchmark_attacks(model, data, [Push('push', 3), Push('deep', 5)], probed=10, worst_case=0)
-    assert strongest(record.content, ['push', 'deep', 'missing']) == 'deep'
-    assert strongest(record.content, ['missing']) is None
+    results = benchmark_attacks(model, data, [Push('push', 3), Push('deep', 5)], probed=10, worst_case=0)
+    assert strongest(results.content, ['push', 'deep', 'missing']) == 'deep'
+    assert strongest(results.content, ['missing']) is None
     built: list[tuple[int, int]] = []
 
     def build(model: PixelModel, eps: int, steps: int) -> Push:
@@ -198,18 +215,18 @@ def test_probes_are_stored_point_by_point_and_resume() -> None:
         return Steps(model, eps, steps)
 
     with pytest.raises(KeyboardInterrupt):
-        probe_curves(model, data, record, {'push': build})
-    probe_curves(model, data, record, {'push': build})
+        probe_curves(model, data, results, {'push': build})
+    probe_curves(model, data, results, {'push': build})
     done = [point for point in built if point != (0, 0)]
     assert done == [(x, 40) for x in EPS_VALUES] + [(8, x) for x in STEPS_VALUES]
-    points = record.content['probes']['curves']['push']
+    points = results.content['probes']['curves']['push']
     assert [point['number'] for point in points['eps']] == [9, 8, 6, 2, 0, 0, 0, 0]
     assert [point['number'] for point in points['steps']] == [9, 8, 5, 2, 2, 2, 2]
-    probe_gradients(model, data, record, {'plain': lambda: model})
-    assert record.content['probes']['gradients']['plain']['zero'] == pytest.approx(47 / 48)
-    conclude(record)
-    assert record.content['gradient_masking_suspected'] is True  # 47 of 48 values have no gradient
-    assert len(record.content['checks']) == len(NAMES)
+    probe_gradients(model, data, results, {'plain': lambda: model})
+    assert results.content['probes']['gradients']['plain']['zero'] == pytest.approx(47 / 48)
+    conclude(results)
+    assert results.content['gradient_masking_suspected'] is True  # 47 of 48 values have no gradient
+    assert len(results.content['checks']) == len(NAMES)
 
 
 class Idle:
@@ -255,10 +272,10 @@ def test_binarisation_tells_a_working_attack_from_a_broken_one(net: PixelModel) 
 def test_binarisation_counts_images_and_resumes() -> None:
     torch.manual_seed(0)
     model, data = PixelModel(timm.create_model('wrn10_2', num_classes=2)), planted_images(6)
-    record = benchmark_attacks(model, data, [Push('idle', 0)], alone=1, worst_case=0, probed=2)
-    probe_binarization(model, data, record, 'idle', lambda binary, eps, steps: Idle())
-    result = record.content['probes']['binarization']
+    results = benchmark_attacks(model, data, [Push('idle', 0)], alone=1, worst_case=0, probed=2)
+    probe_binarization(model, data, results, 'idle', lambda binary, eps, steps: Idle())
+    result = results.content['probes']['binarization']
     assert (result['attack'], result['tried'], result['solved']) == ('idle', 2, 0)
-    probe_binarization(model, data, record, 'idle', lambda binary, eps, steps: pytest.fail('again'))
+    probe_binarization(model, data, results, 'idle', lambda binary, eps, steps: pytest.fail('again'))
     with pytest.raises(ValueError, match='2 to 255'):
         binarize(model, torch.zeros(3, 4, 4, dtype=torch.uint8), lambda binary: Idle(), 1, seeded(0))

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,11 +18,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from timm_p2be.robustness.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from timm_p2be.robustness.corruptions.corrupted_arrays import CorruptedArrays
-from timm_p2be.robustness.corruptions.corrupted_data import RECORD, spans_of
-from timm_p2be.robustness.corruptions.corrupted_folders import CorruptedFolders
-from timm_p2be.robustness.corruptions.corrupted_sets import GeneratedSet, open_corrupted
-from timm_p2be.robustness.corruptions.corrupted_writing import write_set
+from timm_p2be.robustness.corruptions.corrupted_sets import spans_of
+from timm_p2be.robustness.corruptions.generated_set import GeneratedSet, write_set
+from timm_p2be.robustness.corruptions.stored_sets import (
+    DESCRIPTION,
+    CorruptedArrays,
+    CorruptedFolders,
+    open_corrupted,
+)
 from timm_p2be.robustness.images import ImageSet
 
 COUNT = 6
@@ -73,19 +77,16 @@ def test_arrays_are_severity_major(arrays: Path) -> None:
     images = pixels_of(data, 'fog', 3)
     assert images.shape == (COUNT, 3, 32, 32)
     assert images[:, 0, 0, 0].tolist() == [30, 31, 32, 33, 34, 35]
-    assert data.labels('fog', 3).tolist() == list(range(COUNT))
+    assert data.labels.tolist() == list(range(COUNT))
 
 
 def test_limit_takes_the_first_images_of_each_severity(arrays: Path) -> None:
     data = open_corrupted(arrays, NAMES, limit=2)
     assert pixels_of(data, 'fog', 5)[:, 0, 0, 0].tolist() == [50, 51]
-    assert data.describe()['subset'] == f'first 2 of {COUNT} at each severity'
-
-
-def test_small_sets_are_never_called_official(arrays: Path) -> None:
-    description = open_corrupted(arrays, NAMES).describe()
-    assert not description['official']
-    assert 'CIFAR-10-C' not in description['label']
+    description = data.describe()
+    assert description['subset'] == f'first 2 of {COUNT} at each severity'
+    assert not description['official']  # small sets never are
+    assert description['label'] == 'arrays (cifar layout)'
 
 
 def test_published_sizes_are_recognized(tmp_path: Path) -> None:
@@ -111,71 +112,52 @@ def cut(name: str, keep: int) -> Callable[[Path], None]:
     return lambda folder: os.truncate(folder / name, keep)
 
 
-BAD_ARRAYS = {
-    'truncated': (cut('fog.npy', 5000), r'fog\.npy \(5000 bytes\) cannot be read'),
-    'empty': (cut('fog.npy', 0), r'fog\.npy \(0 bytes\)'),
-    'truncated labels': (cut('labels.npy', 130), r'labels\.npy'),
-    'no labels': (lambda folder: (folder / 'labels.npy').unlink(), r'No file .*labels\.npy'),
-    'missing corruption': (
-        lambda folder: (folder / 'fog.npy').unlink(),
-        'has no corruption fog; it has gaussian_noise',
-    ),
-    'dtype': (save('fog.npy', lambda x: x.astype(np.float32)), 'holds float32 .* must be uint8'),
-    'size': (save('fog.npy', lambda x: np.zeros((30, 28, 28, 3), np.uint8)), r'\(30, 28, 28, 3\).*\(30, 32, 32, 3\)'),
-    'too few images': (save('fog.npy', lambda x: x[:10]), 'with 30 labels'),
-    'label count': (save('labels.npy', lambda x: x[:29]), r'shape \(29,\)'),
-    'label dtype': (save('labels.npy', lambda x: x.astype(float)), 'integers'),
-    'labels per severity': (save('labels.npy', lambda x: np.arange(30)), 'differ between severities'),
-    'negative label': (save('labels.npy', lambda x: x.astype(int) - 1), 'label -1'),
+# what is done to the arrays, how they are opened, and words of the error
+BAD_ARRAYS: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
+    'truncated': (cut('fog.npy', 5000), {}, r'fog\.npy \(5000 bytes\) cannot be read'),
+    'empty': (cut('fog.npy', 0), {}, r'fog\.npy \(0 bytes\)'),
+    'truncated labels': (cut('labels.npy', 130), {}, r'labels\.npy'),
+    'no labels': (lambda folder: (folder / 'labels.npy').unlink(), {}, r'No file .*labels\.npy'),
+    'missing': (lambda folder: (folder / 'fog.npy').unlink(), {}, 'no corruption fog; it has gaussian_noise'),
+    'dtype': (save('fog.npy', lambda x: x.astype(np.float32)), {}, 'holds float32 .* must be uint8'),
+    'size': (save('fog.npy', lambda x: np.zeros((30, 28, 28, 3), np.uint8)), {}, r'28, 3\).*\(30, 32, 32, 3\)'),
+    'too few images': (save('fog.npy', lambda x: x[:10]), {}, 'with 30 labels'),
+    'label count': (save('labels.npy', lambda x: x[:29]), {}, r'shape \(29,\)'),
+    'label dtype': (save('labels.npy', lambda x: x.astype(float)), {}, 'integers'),
+    'labels per severity': (save('labels.npy', lambda x: np.arange(30)), {}, 'differ between severities'),
+    'negative label': (save('labels.npy', lambda x: x.astype(int) - 1), {}, 'label -1'),
+    'the 15': (lambda folder: None, {'names': None}, 'no corruption shot_noise, .*; it has gaussian_noise, fog'),
+    'no severity': (lambda folder: None, {'severities': []}, r'choose from \[1, 2, 3, 4, 5\]'),
+    'severity': (lambda folder: None, {'severities': [1, 6]}, r'choose from \[1, 2, 3, 4, 5\]'),
+    'limit': (lambda folder: None, {'limit': 0}, 'limit=0'),
+    'neither layout': (lambda folder: [path.unlink() for path in folder.iterdir()], {}, 'neither'),
+    'no folder': (shutil.rmtree, {}, 'No folder'),
+    'description': (lambda folder: (folder / DESCRIPTION).write_text('{"label": 3}'), {}, 'is damaged'),
 }
 
 
 @pytest.mark.parametrize('case', BAD_ARRAYS)
 def test_bad_arrays_are_refused_on_opening(arrays: Path, case: str) -> None:
-    damage, message = BAD_ARRAYS[case]
+    damage, more, message = BAD_ARRAYS[case]
     damage(arrays)
     with pytest.raises(ValueError, match=message):
-        open_corrupted(arrays, NAMES)
-
-
-def test_the_15_are_the_default_and_must_be_there(arrays: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r'has no corruption shot_noise, impulse_noise, .*; it has gaussian_noise, fog'
-    ):
-        open_corrupted(arrays)
-
-
-@pytest.mark.parametrize('severities', [[], [0], [1, 6]])
-def test_unknown_severities(arrays: Path, severities: list[int]) -> None:
-    with pytest.raises(ValueError, match=r'choose from \[1, 2, 3, 4, 5\]'):
-        open_corrupted(arrays, NAMES, severities)
-
-
-def test_a_folder_of_neither_layout(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match='neither'):
-        open_corrupted(tmp_path)
-    with pytest.raises(ValueError, match='No folder'):
-        open_corrupted(tmp_path / 'nowhere')
+        open_corrupted(arrays, **{'names': NAMES, **more})
 
 
 def test_folders_give_stored_pixels_and_sorted_classes(folders: Path) -> None:
     data = open_corrupted(folders, ['gaussian_noise', 'fog'], [1, 2])
     assert isinstance(data, CorruptedFolders)
-    assert data.labels('fog', 1).tolist() == [0, 1, 2]  # n01, n02, n03
+    assert data.labels.tolist() == [0, 1, 2]  # n01, n02, n03
     assert pixels_of(data, 'fog', 2)[:, 0, 0, 0].tolist() == [21, 20, 22]
+    np.testing.assert_array_equal(pixels_of(data, 'fog', 2, 0), pixels_of(data, 'fog', 2, 2, batch_size=1))
     assert data.num_classes == 3
     assert 'none' in data.describe()['transform']
-
-
-def test_workers_give_the_same_pixels(folders: Path) -> None:
-    data = open_corrupted(folders, ['fog'], [1, 2])
-    np.testing.assert_array_equal(pixels_of(data, 'fog', 2, 0), pixels_of(data, 'fog', 2, 2, batch_size=1))
 
 
 def test_class_map(folders: Path, tmp_path: Path) -> None:
     (tmp_path / 'map.txt').write_text('n00\nn01\nn02\nn03\n')
     data = open_corrupted(folders, ['fog'], [1], class_map=str(tmp_path / 'map.txt'))
-    assert data.labels('fog', 1).tolist() == [1, 2, 3]
+    assert data.labels.tolist() == [1, 2, 3]
     assert data.num_classes is None
     (tmp_path / 'map.txt').write_text('n01\n')
     with pytest.raises(ValueError, match=r'2 class folders .* not in the class map'):
@@ -188,15 +170,26 @@ def test_other_corruptions_are_allowed_as_in_imagenet_c_bar(folders: Path) -> No
     assert open_corrupted(folders, severities=[1]).names == ('caustic_refraction', 'plasma_noise')
 
 
-def test_severities_must_have_the_same_files(folders: Path) -> None:
-    (folders / 'fog' / '2' / 'n03' / '2.png').unlink()
-    with pytest.raises(ValueError, match=r'fog/2 has 2 images, .* has 3; n03/2\.png is missing there'):
+def twice(folders: Path) -> None:
+    (folders / 'more' / 'fog' / '1').mkdir(parents=True)
+
+
+BAD_FOLDERS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    'other files': (
+        lambda folders: (folders / 'fog' / '2' / 'n03' / '2.png').unlink(),
+        r'fog/2 has 2 images, .* has 3; n03/2\.png is missing there',
+    ),
+    'no severity': (lambda folders: shutil.rmtree(folders / 'fog' / '2'), r'No images in .*fog/2'),
+    'twice': (twice, 'fog is there twice'),
+}
+
+
+@pytest.mark.parametrize('case', BAD_FOLDERS)
+def test_bad_folders_are_refused_on_opening(folders: Path, case: str) -> None:
+    damage, message = BAD_FOLDERS[case]
+    damage(folders)
+    with pytest.raises(ValueError, match=message):
         open_corrupted(folders, ['gaussian_noise', 'fog'], [1, 2])
-
-
-def test_missing_severity_folder(folders: Path) -> None:
-    with pytest.raises(ValueError, match=r'No images in .*fog/3'):
-        open_corrupted(folders, ['fog'], [1, 3])
 
 
 @pytest.mark.parametrize('workers', [0, 1])
@@ -224,23 +217,25 @@ def test_generated_noise_depends_on_seed_and_index_alone() -> None:
     assert (pixels_of(GeneratedSet(clean, 'cifar', NAMES, seed=8), 'fog', 2) != images).any()
 
 
-def test_generated_set_refuses_bad_input() -> None:
-    clean = clean_images()
-    with pytest.raises(ValueError, match='has no corruption rain'):
-        GeneratedSet(clean, 'cifar', ['rain'])
-    with pytest.raises(ValueError, match='Unknown suite'):
-        GeneratedSet(clean, 'svhn')
-    with pytest.raises(ValueError, match='32 pixels'):
-        GeneratedSet(clean, 'imagenet')
-    with pytest.raises(ValueError, match='seed=-1'):
-        GeneratedSet(clean, 'cifar', seed=-1)
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ({'names': ['rain']}, 'has no corruption rain'),
+        ({'suite': 'svhn'}, "suite='svhn'"),
+        ({'suite': 'imagenet'}, '32 pixels'),
+        ({'seed': -1}, 'seed=-1'),
+    ],
+)
+def test_generated_set_refuses_bad_input(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GeneratedSet(clean_images(), **arguments)
 
 
 def test_frost_without_its_photographs(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*args: Any) -> None:
         raise ModuleNotFoundError('run: pip install imagecorruptions-imaug')
 
-    monkeypatch.setattr('timm_p2be.robustness.corruptions.corrupted_sets.corrupt', missing)
+    monkeypatch.setattr('timm_p2be.robustness.corruptions.generated_set.corrupt', missing)
     with pytest.raises(ValueError, match='pip install imagecorruptions-imaug'):
         GeneratedSet(clean_images())
     GeneratedSet(clean_images(), names=['fog'])
@@ -263,7 +258,7 @@ def test_cache_is_used_again_only_if_equal(tmp_path: Path, monkeypatch: pytest.M
         raise AssertionError('generated again')
 
     with monkeypatch.context() as patch:
-        patch.setattr('timm_p2be.robustness.corruptions.corrupted_sets.corrupt', fail)
+        patch.setattr('timm_p2be.robustness.corruptions.generated_set.corrupt', fail)
         again = cached(tmp_path)
         again.prepare('fog')
         np.testing.assert_array_equal(pixels_of(again, 'fog', 3), plain)
@@ -302,7 +297,7 @@ def test_written_arrays_are_read_back(tmp_path: Path, workers: int) -> None:
     for name in NAMES:
         for severity in SEVERITIES:
             np.testing.assert_array_equal(pixels_of(stored, name, severity), pixels_of(data, name, severity))
-    np.testing.assert_array_equal(stored.labels('fog', 1), data.labels('fog', 1))
+    np.testing.assert_array_equal(stored.labels, data.labels)
     description = stored.describe()
     assert description['label'] == 'noise-C-style'
     assert description['seed'] == 5
@@ -315,7 +310,7 @@ def test_writing_goes_on_and_never_mixes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match='a set of another seed'):
         write_set(GeneratedSet(clean_images(), 'cifar', NAMES, seed=1), tmp_path)
     assert write_set(GeneratedSet(clean_images(), 'cifar', ['fog'], seed=1), tmp_path, overwrite=True) == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == [RECORD, 'fog.npy', 'labels.npy']
+    assert sorted(path.name for path in tmp_path.iterdir()) == [DESCRIPTION, 'fog.npy', 'labels.npy']
 
 
 def test_foreign_folders_are_not_written_to(arrays: Path) -> None:
@@ -335,15 +330,14 @@ def test_written_folders_keep_the_labels(tmp_path: Path) -> None:
     assert write_set(data, tmp_path) == 1
     assert write_set(data, tmp_path) == 0
     stored = open_corrupted(tmp_path, ['brightness'], [2])
-    assert stored.labels('brightness', 2).tolist() == [2, 5, 5]
+    assert stored.labels.tolist() == [2, 5, 5]
     assert abs(int(pixels_of(stored, 'brightness', 2)[0, 0, 0, 0]) - int(40 * 2 + 0.2 * 255)) <= 2  # JPEG
 
 
 def test_killed_writer_leaves_no_half_file(tmp_path: Path) -> None:
     script = (
         'import sys, time; from pathlib import Path; from test_corrupted_sets import clean_images\n'
-        'from timm_p2be.robustness.corruptions.corrupted_sets import GeneratedSet\n'
-        'from timm_p2be.robustness.corruptions.corrupted_writing import write_set\n'
+        'from timm_p2be.robustness.corruptions.generated_set import GeneratedSet, write_set\n'
         'def step(count, what): print(what, flush=True); time.sleep(60)\n'
         "write_set(GeneratedSet(clean_images(), 'cifar', ['fog']), Path(sys.argv[1]), step=step)\n"
     )
@@ -353,7 +347,7 @@ def test_killed_writer_leaves_no_half_file(tmp_path: Path) -> None:
     assert process.stdout.readline() == 'fog 1\n'
     process.kill()
     process.communicate()
-    assert sorted(path.name for path in tmp_path.glob('[!.]*')) == [RECORD, 'labels.npy']
+    assert sorted(path.name for path in tmp_path.glob('[!.]*')) == [DESCRIPTION, 'labels.npy']
     data = GeneratedSet(clean_images(), 'cifar', ['fog'])
     assert write_set(data, tmp_path) == 1
     assert len(open_corrupted(tmp_path, ['fog'])) == COUNT

@@ -13,9 +13,9 @@ from hub_server import HubServer
 from huggingface_hub import HfApi, ModelCard, constants
 from test_artifact import EDGES
 from test_provenance import PROVENANCE
-from timm_p2be.hub.artifact import MAX_BYTES, ArtifactError, read_artifact
 
 from timm_p2be.encodings import ENCODINGS, EmbeddingParameter, PixelEmbedding
+from timm_p2be.hub.artifact import MAX_BYTES, ArtifactError, read_artifact
 from timm_p2be.hub.sources import SourceError, fetch
 from timm_p2be.stem import find_embedding
 

@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from timm_p2be.cli.flags import add_data_flags, add_model_flags, images_from, models_from
-from timm_p2be.cli.interruption import terminated_as_interrupt
-from timm_p2be.files import atomic_write
+from timm_p2be.cli.interruption import run_long
 from timm_p2be.robustness.attacks.attack import Attack
 from timm_p2be.robustness.attacks.surrogates import attack_view, surrogates_for
 from timm_p2be.robustness.evaluation.attack_benchmark import benchmark_attacks
 from timm_p2be.robustness.evaluation.attack_budget import budget, measure_speed
 from timm_p2be.robustness.evaluation.attack_checks import conclude
 from timm_p2be.robustness.evaluation.attack_probes import probe_binarization, probe_curves, probe_gradients, strongest
-from timm_p2be.robustness.evaluation.attack_record import AttackRecord
-from timm_p2be.robustness.evaluation.attack_report import html, markdown
+from timm_p2be.robustness.evaluation.attack_report import attack_report
+from timm_p2be.robustness.evaluation.attack_results import AttackResults
 from timm_p2be.robustness.evaluation.attack_suite import FAMILIES, SUITES, build_suite, variant
+from timm_p2be.robustness.evaluation.figures import require_matplotlib
+from timm_p2be.robustness.evaluation.predictions import check_size
+from timm_p2be.robustness.evaluation.runner import connected_ranks
 from timm_p2be.robustness.images import ImageSet, as_batch
 from timm_p2be.robustness.pixel_model import PixelModel, load_model
 
@@ -39,6 +41,7 @@ examples:
   timm-p2be benchmark attacks ... --attacks pgd-kernel square --alone 50 --worst-case 0 --no-curves --no-binarization
   timm-p2be benchmark attacks ... --transfer-from rgb:wrn40_2=rgb.pth.tar --save-images
   timm-p2be benchmark attacks ... --budget          (only says what it would cost)
+  torchrun --nproc-per-node 4 -m timm_p2be.cli benchmark attacks ...     (the ranks share the batches)
 """
 
 
@@ -49,19 +52,7 @@ def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     add_data_flags(parser)
     _add_flags(parser)
 
-    def command(args: argparse.Namespace) -> int:
-        try:
-            with terminated_as_interrupt():
-                return _run(args)
-        except ValueError as error:
-            parser.error(str(error))
-        except OSError as error:
-            parser.error(f'{error}. {_kept(args.output)}')
-        except KeyboardInterrupt:
-            print(f'{parser.prog}: interrupted. {_kept(args.output)}', file=sys.stderr)
-            return 130
-
-    return command
+    return lambda args: run_long(parser, lambda: _run(args), lambda: _kept(args.output))
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
@@ -102,27 +93,29 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    require_matplotlib()
     models = models_from(args)
     sources = [load_model(spec, args.num_classes, args.device, args.mean, args.std) for spec in args.transfer_from]
     suites = [build_suite(model, args.eps, args.attacks, sources) for model in models]
-    data = {side: images_from(args, side, args.resize) for side in {_side(args, model) for model in models}}
-    for model, attacks in zip(
-        models, suites, strict=True
-    ):  # what is wrong with the last model is said before the first
-        images = data[_side(args, model)]
-        AttackRecord.open(
-            model, images, attacks, _settings(args), None if args.overwrite or args.budget else args.output
-        )
-        _print_budget(args, model, images, attacks)
-    if args.budget:
-        return 0
-    contents: list[dict[str, Any]] = []
-    for model, attacks in zip(models, suites, strict=True):
-        contents.append(_benchmark(args, model, data[_side(args, model)], attacks))
-        for name, text in {'report.md': markdown(contents), 'report.html': html(contents)}.items():
-            with atomic_write(args.output / name) as file:
-                file.write(text.encode())
-    print(markdown(contents))
+    sides = [args.img_size or model.input_size[-1] for model in models]
+    data = {side: images_from(args, side, args.resize) for side in set(sides)}
+    jobs = [(model, data[side], attacks) for model, side, attacks in zip(models, sides, suites, strict=True)]
+    with connected_ranks() as ranks:
+        for model, images, attacks in jobs:  # what is wrong with the last model is said before the first
+            folder = None if args.overwrite or args.budget else args.output
+            AttackResults.start(model, images, attacks, _settings(args), folder if ranks.first else None)
+            check_size(model, images.size)
+            if ranks.first:
+                _print_budget(args, model, images, attacks)
+        if args.budget:
+            return 0
+        contents: list[dict[str, Any]] = []
+        for job in jobs:
+            contents.append(_benchmark(args, *job))
+            if ranks.first:
+                attack_report(contents).write(args.output)
+        if ranks.first:
+            print(attack_report(contents).markdown())
     return 3 if any(content['gradient_masking_suspected'] for content in contents) else 0
 
 
@@ -130,26 +123,20 @@ def _benchmark(
     args: argparse.Namespace, model: PixelModel, data: ImageSet, attacks: Sequence[Attack]
 ) -> dict[str, Any]:
     """Run attacks, probes and checks on one model and return the content of its result file."""
-    record = benchmark_attacks(
-        model,
-        data,
-        attacks,
-        **_settings(args),
-        output=args.output,
-        overwrite=args.overwrite,
-        show=True,
+    results = benchmark_attacks(
+        model, data, attacks, **_settings(args), output=args.output, overwrite=args.overwrite, show=True
     )
     views = {by: partial(attack_view, model, surrogate=by) for by in surrogates_for(model)}
-    probe_gradients(model, data, record, views)
+    probe_gradients(model, data, results, views)
     variants = {attack.name: build for attack in attacks if (build := variant(attack.name)) is not None}
-    best = strongest(record.content, [name for name in variants if name != 'lspga-official'] or list(variants))
+    best = strongest(results.content, [name for name in variants if name != 'lspga-official'] or list(variants))
     if not args.no_curves:
         chosen = {name: build for name, build in variants.items() if name in (best, 'lspga-official')}
-        probe_curves(model, data, record, chosen, show=True)
+        probe_curves(model, data, results, chosen, show=True)
     if not args.no_binarization and best is not None and args.eps > 1:
-        probe_binarization(model, data, record, best, variants[best], show=True)
-    conclude(record)
-    return record.content
+        probe_binarization(model, data, results, best, variants[best], show=True)
+    conclude(results)
+    return results.content
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -157,22 +144,9 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names}
 
 
-def _side(args: argparse.Namespace, model: PixelModel) -> int:
-    return args.img_size or model.input_size[-1]
-
-
 def _print_budget(args: argparse.Namespace, model: PixelModel, data: ImageSet, attacks: Sequence[Attack]) -> None:
     levels, _ = as_batch(data, range(min(16, args.batch_size, len(data))))
-    images = min(max(args.alone, args.worst_case), len(data))
-    try:
-        speed = measure_speed(model, levels)
-    except (AssertionError, RuntimeError) as error:  # timm asserts the size of an image
-        side = levels.shape[-1]
-        raise ValueError(
-            f'{model.name} does not take {side}x{side} images: {error}. Its own size is {model.input_size[-1]}; see '
-            '--img-size and --resize.'
-        ) from error
-    text, _ = budget(attacks, images, speed)
+    text, _ = budget(attacks, min(max(args.alone, args.worst_case), len(data)), measure_speed(model, levels))
     print(f'{model.name}, eps {args.eps}:\n{text}', file=sys.stdout if args.budget else sys.stderr)
 
 

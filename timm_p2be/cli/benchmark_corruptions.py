@@ -1,25 +1,25 @@
 """`timm-p2be benchmark corruptions`: models under the corruptions of CIFAR-C or ImageNet-C."""
 
 import argparse
-import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from timm_p2be.cli.flags import add_data_flags, add_model_flags, images_from, models_from
-from timm_p2be.cli.interruption import terminated_as_interrupt
-from timm_p2be.files import atomic_write
+from timm_p2be.cli.interruption import run_long
 from timm_p2be.robustness.corruptions import SEVERITIES, SUITES
-from timm_p2be.robustness.corruptions.corrupted_data import CorruptedSet
-from timm_p2be.robustness.corruptions.corrupted_sets import GeneratedSet, open_corrupted
+from timm_p2be.robustness.corruptions.corrupted_sets import CorruptedSet
+from timm_p2be.robustness.corruptions.generated_set import GeneratedSet
+from timm_p2be.robustness.corruptions.stored_sets import open_corrupted
 from timm_p2be.robustness.evaluation.corruption_benchmark import benchmark_corruptions
-from timm_p2be.robustness.evaluation.corruption_report import html, markdown
+from timm_p2be.robustness.evaluation.corruption_report import corruption_report
+from timm_p2be.robustness.evaluation.figures import require_matplotlib
+from timm_p2be.robustness.evaluation.runner import connected_ranks
 from timm_p2be.robustness.images import RESIZE, ImageSet
 
 _CLEAN_FLAGS = ('split', 'input_key', 'target_key', 'dataset_download')  # of no use without clean images
+_RESULTS = 'results.json'
 _AMP = {'bfloat16': torch.bfloat16, 'float16': torch.float16}
 _EPILOG = """\
 The images are those of a folder (--corrupted: CIFAR-10-C, CIFAR-100-C, ImageNet-C, ImageNet-C-bar, or a set written by
@@ -32,7 +32,7 @@ examples:
   timm-p2be benchmark corruptions --model resnet50.a1_in1k resnet50.tv_in1k --corrupted ImageNet-C --suite imagenet
   timm-p2be benchmark corruptions --model ours:wrn10_2_p2be=a.pth.tar rgb:wrn10_2=b.pth.tar \\
       --dataset hfds/data/cifar10 --input-key img --target-key label --split test --limit 200 --workers 2
-  torchrun --nproc-per-node 4 -m timm_p2be.cli benchmark corruptions ...     (the processes share the images)
+  torchrun --nproc-per-node 4 -m timm_p2be.cli benchmark corruptions ...     (the ranks share the images)
 """
 
 
@@ -44,25 +44,8 @@ def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     _add_flags(parser)
 
     def command(args: argparse.Namespace) -> int:
-        results = args.output / 'results.json'
-        try:
-            with terminated_as_interrupt():
-                given = [flag for flag in _CLEAN_FLAGS if getattr(args, flag) != parser.get_default(flag)]
-                content = _run(args, results, given)
-                if int(os.environ.get('RANK', '0')) == 0:
-                    report = markdown(content)
-                    for name, text in {'report.md': report, 'report.html': html(content)}.items():
-                        with atomic_write(args.output / name) as file:
-                            file.write(text.encode())
-                    print(report)
-        except ValueError as error:
-            parser.error(str(error))
-        except OSError as error:
-            parser.error(f'{error}. {_kept(results)}')
-        except KeyboardInterrupt:
-            print(f'{parser.prog}: interrupted. {_kept(results)}', file=sys.stderr)
-            return 130
-        return 0
+        unused = [flag for flag in _CLEAN_FLAGS if getattr(args, flag) != parser.get_default(flag)]
+        return run_long(parser, lambda: _run(args, unused), lambda: _kept(args.output / _RESULTS))
 
     return command
 
@@ -94,18 +77,25 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--overwrite', action='store_true', help='start afresh, whatever results are in --output')
 
 
-def _run(args: argparse.Namespace, results: Path, clean_flags: Sequence[str]) -> dict[str, Any]:
-    data, clean = _data(args, clean_flags)
-    return benchmark_corruptions(
-        models_from(args),
-        data,
-        clean,
-        batch_size=args.batch_size,
-        workers=args.workers,
-        output=results,
-        overwrite=args.overwrite,
-        amp_dtype=_AMP.get(args.amp_dtype),
-    )
+def _run(args: argparse.Namespace, unused: Sequence[str]) -> int:
+    require_matplotlib()
+    data, clean = _data(args, unused)
+    with connected_ranks() as ranks:
+        content = benchmark_corruptions(
+            models_from(args),
+            data,
+            clean,
+            batch_size=args.batch_size,
+            workers=args.workers,
+            output=args.output / _RESULTS,
+            overwrite=args.overwrite,
+            amp_dtype=_AMP.get(args.amp_dtype),
+        )
+        if ranks.first:
+            report = corruption_report(content)
+            report.write(args.output)
+            print(report.markdown())
+    return 0
 
 
 def _data(args: argparse.Namespace, unused: Sequence[str]) -> tuple[CorruptedSet, ImageSet | None]:

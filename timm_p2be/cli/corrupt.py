@@ -9,13 +9,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from timm_p2be.cli.flags import DATA_FLAGS, add_data_flags, images_from
-from timm_p2be.cli.interruption import terminated_as_interrupt
+from timm_p2be.cli.interruption import run_long
 from timm_p2be.cli.picture_files import save_picture
 from timm_p2be.robustness.corruptions import SEVERITIES, SUITES, corrupt
 from timm_p2be.robustness.corruptions.contact_sheet import contact_sheet
-from timm_p2be.robustness.corruptions.corrupted_data import check_severities, choose_names
-from timm_p2be.robustness.corruptions.corrupted_sets import GeneratedSet
-from timm_p2be.robustness.corruptions.corrupted_writing import write_set
+from timm_p2be.robustness.corruptions.corrupted_sets import check_severities, choose_names
+from timm_p2be.robustness.corruptions.generated_set import GeneratedSet, write_set
 from timm_p2be.robustness.evaluation.progress import Progress
 from timm_p2be.robustness.images import RESIZE, ImageSet
 
@@ -57,21 +56,13 @@ def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     )
 
     def command(args: argparse.Namespace) -> int:
-        try:
-            with terminated_as_interrupt():
-                _run(args, [flag for flag in _DATA_FLAGS if getattr(args, flag) != parser.get_default(flag)])
-        except (ValueError, ModuleNotFoundError) as error:
-            parser.error(str(error))
-        except OSError as error:
-            parser.error(f'{error}. Files that were finished are whole, and kept.')
-        except KeyboardInterrupt:
-            parser.exit(130, f'{parser.prog}: interrupted. Files that were finished are whole, and kept.\n')
-        return 0
+        given = [flag for flag in _DATA_FLAGS if getattr(args, flag) != parser.get_default(flag)]
+        return run_long(parser, lambda: _run(args, given), lambda: 'Files that were finished are whole, and kept.')
 
     return command
 
 
-def _run(args: argparse.Namespace, data_flags: Sequence[str]) -> None:
+def _run(args: argparse.Namespace, data_flags: Sequence[str]) -> int:
     if args.output is None and args.contact_sheet is None:
         raise ValueError('Nothing to write: pass --output DIR, or --contact-sheet FILE.')
     if args.seed < 0 or args.workers < 0:
@@ -90,8 +81,9 @@ def _run(args: argparse.Namespace, data_flags: Sequence[str]) -> None:
             _write_files(args, images)
         first = images[args.image[0]]
     if args.contact_sheet is not None:
-        names = choose_names(None, args.name, args.name is None or args.extra, 'The benchmark')
+        names = choose_names(args.name, args.name is None or args.extra)
         save_picture(contact_sheet(first, args.suite, args.seed, names), args.contact_sheet, args.overwrite)
+    return 0
 
 
 def _write_data(args: argparse.Namespace, clean: ImageSet) -> None:
@@ -106,7 +98,7 @@ def _write_data(args: argparse.Namespace, clean: ImageSet) -> None:
 
 
 def _write_files(args: argparse.Namespace, images: dict[Path, NDArray[np.uint8]]) -> None:
-    names = choose_names(None, args.name, args.extra, 'The benchmark')
+    names = choose_names(args.name, args.extra)
     severities = check_severities(args.severity)
     stems = [path.stem for path in images]
     twice = sorted({stem for stem in stems if stems.count(stem) > 1})

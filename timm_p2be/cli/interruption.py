@@ -1,7 +1,9 @@
-"""How long commands end when they are told to: files closed, temporary ones removed."""
+"""How long commands end: with a message of what is kept, files closed, temporary ones removed."""
 
+import argparse
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,3 +20,23 @@ def terminated_as_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def run_long(parser: argparse.ArgumentParser, run: Callable[[], int], kept: Callable[[], str]) -> int:
+    """Return the exit code of a command that takes long: its own, or 130 when it is interrupted.
+
+    Args:
+        parser: exits with 2 and the message of a ValueError, of a missing package or an OSError.
+        run: the command.
+        kept: says what of its work remains.
+    """
+    try:
+        with terminated_as_interrupt():
+            return run()
+    except (ValueError, ModuleNotFoundError) as error:
+        parser.error(str(error))
+    except OSError as error:
+        parser.error(f'{error}. {kept()}')
+    except KeyboardInterrupt:
+        print(f'{parser.prog}: interrupted. {kept()}', file=sys.stderr)
+        return 130

@@ -6,23 +6,26 @@ standing if the model is right on the clean image and on every attempt: the atta
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import nn
 
 from timm_p2be.checkpoints import weights_sha256
 from timm_p2be.robustness.attacks.attack import Attack
 from timm_p2be.robustness.attacks.judge import Bits, BrokenAttackError, attack_batch, is_correct, seeded
-from timm_p2be.robustness.evaluation.attack_record import AttackRecord, image_folder
-from timm_p2be.robustness.evaluation.progress import Progress
+from timm_p2be.robustness.evaluation.attack_results import AttackResults
+from timm_p2be.robustness.evaluation.predictions import check_labels
+from timm_p2be.robustness.evaluation.runner import Runner, runner
 from timm_p2be.robustness.images import ImageSet, as_batch
 from timm_p2be.robustness.pixel_model import PixelModel
 
 
 def benchmark_attacks(
-    model: PixelModel,
+    model: PixelModel | nn.Module,
     data: ImageSet,
     attacks: Sequence[Attack],
     eps: int = 8,
@@ -35,13 +38,14 @@ def benchmark_attacks(
     overwrite: bool = False,
     save_images: bool = False,
     show: bool = False,
-) -> AttackRecord:
+) -> AttackResults:
     """Attack a model with every attack and return what its result file holds.
 
     Each attack runs alone on the first `alone` images, all of them. The worst case covers the first `worst_case`
     images: the attacks run in the order given, each on those that no earlier one felled; where an image is in both
     sets, its result alone is taken over. Randomness depends on the seed, the attack and the first image of a batch;
-    which images share a batch in the worst case depends on the attacks before.
+    which images share a batch in the worst case depends on the attacks before. Started by torchrun, the ranks share
+    the batches, which are halved where memory runs out.
 
     Args:
         model: judged in evaluation mode; the attacks hold whatever model they attack.
@@ -65,87 +69,64 @@ def benchmark_attacks(
         BrokenAttackError: an attack broke its contract or changed the model.
         OSError: the disk is full; the result file holds all batches before.
     """
+    model = model if isinstance(model, PixelModel) else PixelModel(model)
     settings = {'eps': eps, 'alone': alone, 'worst_case': worst_case, 'probed': probed}
     settings.update(batch_size=batch_size, seed=seed, save_images=save_images)
-    record = AttackRecord.open(model, data, attacks, settings, output, overwrite)
-    images = image_folder(record.path) if save_images and record.path else None
-    run = _Run(model, data, record, images, show)
-    run.classify_clean()
-    for attack in attacks:
-        run.attack_alone(attack)
-        run.attack_standing(attack)
-        run.progress.say(f'{model.name}: {record.line(attack.name)}')
-    run.progress.close()
-    return record
+    with runner('call', show) as run:
+        results = run.ranks.open(lambda: AttackResults.start(model, data, attacks, settings, output, overwrite))
+        if results.content['clean'] is None:
+            results.set_clean(_classify(model, data, results, run))
+        run.progress.expect(results.work_left())
+        for attack in attacks:
+            work = partial(_attack, model, data, attack, results, run)
+            for indices, (success, seconds) in run.results(results.left_alone(attack.name), work):
+                results.add_alone(attack.name, success, seconds)
+                _show(model, attack, results, run, indices)
+            for indices, (success, seconds) in run.results(results.left_standing(attack.name), work):
+                results.add_standing(attack.name, indices, success, seconds)
+                _show(model, attack, results, run, indices)
+            if weights_sha256(model.model.state_dict()) != results.content['model']['weights_sha256']:
+                raise BrokenAttackError(f'Attack {attack.name!r} changed the weights or buffers of {model.name}.')
+            run.progress.say(f'{model.name}: {results.line(attack.name)}')
+    return results
 
 
-class _Run:
-    """A benchmark under way: what it works on, where it writes, and how far it is."""
+def _classify(model: PixelModel, data: ImageSet, results: AttackResults, run: Runner) -> Bits:
+    """Return which clean images the model gets right."""
 
-    def __init__(
-        self, model: PixelModel, data: ImageSet, record: AttackRecord, images: Path | None, show: bool
-    ) -> None:
-        self.model = model
-        self.data = data
-        self.record = record
-        self.images = images
-        self.weights = record.content['model']['weights_sha256']
-        self.progress = Progress(record.work_left(), 'call', show)
+    def judge(part: slice) -> Bits:
+        levels, labels = as_batch(data, range(part.start, part.stop))
+        check_labels(model, labels)
+        return is_correct(model, levels, labels)
 
-    def classify_clean(self) -> None:
-        """Classify the clean images, if no earlier run did."""
-        if self.record.clean is not None:
-            return
-        correct, size = np.zeros(self.record.count, bool), self.record.batch_size
-        for start in range(0, self.record.count, size):
-            levels, labels = as_batch(self.data, range(start, min(start + size, self.record.count)))
-            self._check_labels(labels)
-            correct[start : start + size] = is_correct(self.model, levels, labels)
-        self.record.set_clean(correct)
+    return np.concatenate(run.memory.parts(model.name, results.count, results.batch_size, judge))
 
-    def attack_alone(self, attack: Attack) -> None:
-        """Attack every image of the subset."""
-        while (indices := self.record.next_alone(attack.name)) is not None:
-            success, seconds = self._attack(attack, indices)
-            self.record.add_alone(attack.name, success, seconds)
-            self._show(attack, indices)
 
-    def attack_standing(self, attack: Attack) -> None:
-        """Attack the images of the worst case that stand and have no result from the subset."""
-        while (indices := self.record.next_standing(attack.name)) is not None:
-            success, seconds = self._attack(attack, indices)
-            self.record.add_standing(attack.name, indices, success, seconds)
-            self._show(attack, indices)
-        if weights_sha256(self.model.model.state_dict()) != self.weights:
-            raise BrokenAttackError(f'Attack {attack.name!r} changed the weights or buffers of {self.model.name}.')
+def _attack(
+    model: PixelModel, data: ImageSet, attack: Attack, results: AttackResults, run: Runner, indices: list[int]
+) -> tuple[Bits, float]:
+    """Attack a batch and return what fell, and the seconds it took."""
+    levels, labels = as_batch(data, indices)
 
-    def _attack(self, attack: Attack, indices: list[int]) -> tuple[Bits, float]:
-        levels, labels = as_batch(self.data, indices)
-        generator = seeded(self.record.seed, attack.name, indices[0])
-        start = time.perf_counter()
-        attempts, success = attack_batch(self.model, attack, levels, labels, self.record.eps, generator)
-        seconds = time.perf_counter() - start
-        standing = self.record.standing(attack.name)
-        felled = [i for i, index in enumerate(indices) if success[i] and index < len(standing) and standing[index]]
-        if self.images is not None and felled:
-            self.images.mkdir(parents=True, exist_ok=True)
-            file = self.images / f'{attack.name}-{indices[0]:06d}.safetensors'
-            found = {'images': attempts[felled].contiguous(), 'labels': labels[felled]}
-            save_file({**found, 'indices': labels.new_tensor([indices[i] for i in felled])}, file)
-        return success, seconds
+    def trial(part: slice) -> tuple[torch.Tensor, Bits]:
+        generator = seeded(results.seed, attack.name, indices[part.start])
+        return attack_batch(model, attack, levels[part], labels[part], results.eps, generator)
 
-    def _show(self, attack: Attack, indices: list[int]) -> None:
-        """Show progress; images that fell meanwhile need no more work."""
-        work = self.record.work(attack.name, len(indices))
-        self.progress.total = self.progress.done + work + self.record.work_left()
-        if self.progress.bar is not None:
-            self.progress.bar.total = self.progress.total
-        self.progress.step(work, f'{self.model.name} {attack.name}, {int(self.record.standing().sum())} stand')
+    start = time.perf_counter()
+    attempts, success = zip(*run.memory.parts(attack.name, len(indices), len(indices), trial), strict=True)
+    seconds, fell = time.perf_counter() - start, np.concatenate(success)
+    standing, folder = results.standing(attack.name), results.image_folder
+    felled = [i for i, index in enumerate(indices) if fell[i] and index < len(standing) and standing[index]]
+    if results.save_images and folder is not None and felled:
+        folder.mkdir(parents=True, exist_ok=True)
+        found = {'images': torch.cat(attempts)[felled].contiguous(), 'labels': labels[felled]}
+        found['indices'] = labels.new_tensor([indices[i] for i in felled])
+        save_file(found, folder / f'{attack.name}-{indices[0]:06d}.safetensors')
+    return fell, seconds
 
-    def _check_labels(self, labels: Tensor) -> None:
-        low, high = int(labels.min()), int(labels.max())
-        if low < 0 or high >= self.model.num_classes:
-            raise ValueError(
-                f'{self.data.name} has the label {low if low < 0 else high}, {self.model.name} has '
-                f'{self.model.num_classes} classes; take the data the model was trained for, or --class-map.'
-            )
+
+def _show(model: PixelModel, attack: Attack, results: AttackResults, run: Runner, indices: list[int]) -> None:
+    """Show progress; images that fell meanwhile need no more work."""
+    work = results.work(attack.name, len(indices))
+    run.progress.expect(work + results.work_left())
+    run.progress.step(work, f'{model.name} {attack.name}, {int(results.standing().sum())} stand')

@@ -3,16 +3,17 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from timm_p2be.robustness.attacks.attack import Attack
-from timm_p2be.robustness.attacks.judge import attack_batch, is_correct, seeded
-from timm_p2be.robustness.evaluation.attack_record import AttackRecord, proportion
+from timm_p2be.robustness.attacks.judge import Bits, attack_batch, is_correct, seeded
+from timm_p2be.robustness.evaluation.attack_results import AttackResults
 from timm_p2be.robustness.evaluation.attack_suite import Variant
-from timm_p2be.robustness.evaluation.binarization import RANDOM, binarize
-from timm_p2be.robustness.evaluation.progress import Progress
+from timm_p2be.robustness.evaluation.binarization import RANDOM, BinarizationTrial, binarize
+from timm_p2be.robustness.evaluation.results import proportion
+from timm_p2be.robustness.evaluation.runner import runner
 from timm_p2be.robustness.images import ImageSet, as_batch
 from timm_p2be.robustness.pixel_model import PixelModel
 
@@ -24,22 +25,22 @@ BINARIZATION_STEPS = 100
 
 
 def probe_gradients(
-    model: PixelModel, data: ImageSet, record: AttackRecord, views: Mapping[str, Callable[[], nn.Module]]
+    model: PixelModel, data: ImageSet, results: AttackResults, views: Mapping[str, Callable[[], nn.Module]]
 ) -> None:
     """Add, for each surrogate, the shares of the input gradient that are 0 or not finite, and of images without any.
 
     Args:
-        model: of the record.
-        data: of the record.
-        record: gets `content['probes']['gradients']`.
+        model: of the results.
+        data: of the results.
+        results: get `content['probes']['gradients']`.
         views: name of a surrogate -> builds the model on float images in [0, 1] whose gradient is looked at.
     """
-    results = _probes(record).setdefault('gradients', {})
+    gradients = _probes(results).setdefault('gradients', {})
     for name, build in views.items():
-        if name not in results:
-            levels, labels = _subset(data, record)
-            results[name] = gradient_shares(build(), levels.to(model.device), labels.to(model.device))
-            record.write()
+        if name not in gradients:
+            levels, labels = as_batch(data, range(results.probed))
+            gradients[name] = gradient_shares(build(), levels.to(model.device), labels.to(model.device))
+            results.write()
 
 
 def gradient_shares(view: nn.Module, levels: Tensor, labels: Tensor, batch_size: int = 50) -> dict[str, float]:
@@ -67,57 +68,69 @@ def gradient_shares(view: nn.Module, levels: Tensor, labels: Tensor, batch_size:
 
 
 def probe_curves(
-    model: PixelModel, data: ImageSet, record: AttackRecord, variants: Mapping[str, Variant], show: bool = False
+    model: PixelModel, data: ImageSet, results: AttackResults, variants: Mapping[str, Variant], show: bool = False
 ) -> None:
     """Add accuracy over the bound and over the number of steps, each point in a run of its own.
 
     Args:
-        model: of the record.
-        data: of the record.
-        record: gets `content['probes']['curves'][name]['eps' or 'steps']`, points with `x` and a proportion.
+        model: of the results.
+        data: of the results.
+        results: get `content['probes']['curves'][name]['eps' or 'steps']`, points with `x` and a proportion.
         variants: name of an attack -> builds it for another bound and number of steps.
         show: print progress on stderr.
     """
-    curves = _probes(record).setdefault('curves', {})
-    jobs = []
+    curves = _probes(results).setdefault('curves', {})
+    jobs: list[tuple[str, str, int, int, int]] = []  # attack, axis, x, eps, steps
     for name in variants:
         steps = OFFICIAL_STEPS.get(name, CURVE_STEPS)
-        curve = curves.setdefault(name, {'eps': [], 'steps': [], 'eps_at_steps': steps, 'steps_at_eps': record.eps})
-        for axis, points in (
-            ('eps', [(x, x, steps) for x in EPS_VALUES]),
-            ('steps', [(x, record.eps, x) for x in STEPS_VALUES]),
-        ):
-            jobs += [(name, curve[axis], *point) for point in points[len(curve[axis]) :]]
-    progress = Progress(sum(steps for *_, steps in jobs), 'step', show)
-    for name, points, x, eps, steps in jobs:
-        attack = variants[name](model, eps, steps)
-        points.append({'x': x, **_accuracy(model, data, record, attack, f'{name} eps {eps} steps {steps}')})
-        record.write()
-        progress.step(steps, f'{model.name} {name}: eps {eps}, {steps} steps')
-    progress.close()
+        new = {'eps': [], 'steps': [], 'eps_at_steps': steps, 'steps_at_eps': results.eps}
+        curve = curves.setdefault(name, new)
+        jobs += [(name, 'eps', x, x, steps) for x in EPS_VALUES[len(curve['eps']) :]]
+        jobs += [(name, 'steps', x, results.eps, x) for x in STEPS_VALUES[len(curve['steps']) :]]
+
+    def measure(job: tuple[str, str, int, int, int]) -> dict[str, Any]:
+        name, _, _, eps, steps = job
+        attack, (levels, labels) = variants[name](model, eps, steps), as_batch(data, range(results.probed))
+
+        def trial(part: slice) -> Bits:
+            generator = seeded(results.seed, f'{name} eps {eps} steps {steps}', part.start)
+            return attack_batch(model, attack, levels[part], labels[part], attack.eps, generator)[1]
+
+        fell = np.concatenate(run.memory.parts(name, len(levels), results.batch_size, trial))
+        return proportion(is_correct(model, levels, labels) & ~fell)
+
+    with runner('step', show) as run:
+        run.progress.expect(sum(steps for *_, steps in jobs))
+        for (name, axis, x, eps, steps), share in run.results(jobs, measure):
+            curves[name][axis].append({'x': x, **share})
+            results.write()
+            run.progress.step(steps, f'{model.name} {name}: eps {eps}, {steps} steps')
 
 
 def probe_binarization(
-    model: PixelModel, data: ImageSet, record: AttackRecord, name: str, variant: Variant, show: bool = False
+    model: PixelModel, data: ImageSet, results: AttackResults, name: str, variant: Variant, show: bool = False
 ) -> None:
     """Add the binarization test of the attack `name`, image by image, with `BINARIZATION_STEPS` or its own steps."""
     steps = OFFICIAL_STEPS.get(name, BINARIZATION_STEPS)
-    result = _probes(record).setdefault('binarization', {})
-    if result.get('attack') != name:
-        result.clear()
-        result.update(attack=name, steps=steps, random_draws=RANDOM, tried=0, separable=0, solved=0, random=0)
-    progress = Progress(record.probed - result['tried'], 'image', show)
-    for index in range(result['tried'], record.probed):
+    found = _probes(results).setdefault('binarization', {})
+    if found.get('attack') != name:
+        found.clear()
+        found.update(attack=name, steps=steps, random_draws=RANDOM, tried=0, separable=0, solved=0, random=0)
+
+    def measure(index: int) -> BinarizationTrial:
         levels, _ = as_batch(data, [index])
-        generator = seeded(record.seed, 'binarization', name, index)
-        trial = binarize(model, levels[0], lambda binary: variant(binary, record.eps, steps), record.eps, generator)
-        result['tried'] = index + 1
-        result['separable'] += trial.separable
-        result['solved'] += trial.attack
-        result['random'] += trial.random
-        record.write()
-        progress.step(1, f'{model.name} binarization')
-    progress.close()
+        generator = seeded(results.seed, 'binarization', name, index)
+        return binarize(model, levels[0], lambda binary: variant(binary, results.eps, steps), results.eps, generator)
+
+    with runner('image', show) as run:
+        run.progress.expect(results.probed - found['tried'])
+        for index, trial in run.results(range(found['tried'], results.probed), measure):
+            found['tried'] = index + 1
+            found['separable'] += trial.separable
+            found['solved'] += trial.attack
+            found['random'] += trial.random
+            results.write()
+            run.progress.step(1, f'{model.name} binarization')
 
 
 def strongest(content: dict[str, Any], names: Sequence[str]) -> str | None:
@@ -126,21 +139,5 @@ def strongest(content: dict[str, Any], names: Sequence[str]) -> str | None:
     return min(ran, key=lambda name: content['alone'][name]['accuracy'], default=None)
 
 
-def _probes(record: AttackRecord) -> dict[str, Any]:
-    return record.content.setdefault('probes', {'subset': f'first {record.probed} images'})
-
-
-def _subset(data: ImageSet, record: AttackRecord) -> tuple[Tensor, Tensor]:
-    return as_batch(data, range(record.probed))
-
-
-def _accuracy(model: PixelModel, data: ImageSet, record: AttackRecord, attack: Attack, seed: str) -> dict[str, Any]:
-    """Return the proportion of the subset that stands."""
-    levels, labels = _subset(data, record)
-    standing = is_correct(model, levels, labels)
-    for start in range(0, len(levels), record.batch_size):
-        part = slice(start, start + record.batch_size)
-        generator = seeded(record.seed, seed, start)
-        _, success = attack_batch(model, attack, levels[part], labels[part], attack.eps, generator)
-        standing[part] &= ~success
-    return proportion(standing)
+def _probes(results: AttackResults) -> dict[str, Any]:
+    return results.content.setdefault('probes', {'subset': f'first {results.probed} images'})

@@ -7,34 +7,27 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from timm_p2be.files import write_json
 from timm_p2be.robustness.corruptions import SUITES
-from timm_p2be.robustness.corruptions.corrupted_data import (
+from timm_p2be.robustness.corruptions.corrupted_sets import (
     Batch,
     CorruptedSet,
     check_severities,
     choose_names,
+    image_tensor,
     load_batches,
     spans_of,
 )
-from timm_p2be.robustness.evaluation.corruption_record import (
-    CLEAN,
-    configuration,
-    figures_of,
-    is_done,
-    start_content,
-    store_figures,
-)
-from timm_p2be.robustness.evaluation.predictions import Judge, Outcome, logits
-from timm_p2be.robustness.evaluation.processes import Processes, processes
-from timm_p2be.robustness.evaluation.progress import Progress
+from timm_p2be.robustness.evaluation.corruption_results import CLEAN, CorruptionResults, describe_models, figures_of
+from timm_p2be.robustness.evaluation.predictions import Judge, Outcome, check_size
+from timm_p2be.robustness.evaluation.runner import Runner, runner
 from timm_p2be.robustness.images import ImageSet
 from timm_p2be.robustness.pixel_model import PixelModel
 
 
 def benchmark_corruptions(
-    models: Sequence[PixelModel],
+    models: Sequence[PixelModel | torch.nn.Module],
     data: CorruptedSet,
     clean: ImageSet | None = None,
     corruptions: Sequence[str] | None = None,
@@ -49,10 +42,10 @@ def benchmark_corruptions(
     """Measure models on corrupted images.
 
     Results are written after every set (one corruption at one severity), and a run that finds results of the same
-    configuration does only what is missing. Started by torchrun, the processes share the images.
+    configuration does only what is missing. Started by torchrun, the ranks share the images.
 
     Args:
-        models: with unique names.
+        models: timm models, or as `PixelModel` with unique names.
         data: corrupted images.
         clean: the same images without corruption, for the clean error; None leaves it out.
         corruptions: of the data; None takes all.
@@ -65,7 +58,7 @@ def benchmark_corruptions(
         show: print progress.
 
     Returns:
-        The content of the file, as docs/protocol.md describes; complete on the first process only.
+        The content of the file, as docs/protocol.md describes.
 
     Raises:
         ValueError: classes that do not match, results of another configuration, a model that gives no finite numbers.
@@ -73,79 +66,65 @@ def benchmark_corruptions(
     """
     if batch_size < 1 or workers < 0:
         raise ValueError(f'Got batch_size={batch_size}, workers={workers}; take at least 1 image and 0 workers.')
+    wrapped = [model if isinstance(model, PixelModel) else PixelModel(model) for model in models]
     label = data.describe()['label']
-    names = data.names if corruptions is None else choose_names(set(data.names), corruptions, False, label)
+    names = data.names if corruptions is None else choose_names(corruptions, False, set(data.names), label)
     levels = data.severities if severities is None else check_severities(severities)
     if not set(levels) <= set(data.severities):
         raise ValueError(f'Got severities {list(levels)}; {label} has {list(data.severities)}.')
-    _check_models(models, data)
-    config = configuration(models, data, clean, names, levels, amp_dtype)
-    with processes() as team:
-        content = team.broadcast(start_content(config, output, overwrite) if team.first else {})
-        jobs = [(name, severity) for name in names for severity in levels if not is_done(content, name, severity)]
-        if clean is not None and not content['clean']:
-            jobs.insert(0, (CLEAN, 0))
-        spans = {name: team.share(spans_of(len(data), batch_size)) for name in names}
-        spans[CLEAN] = team.share(spans_of(len(clean) if clean is not None else 0, batch_size))
-        total = sum(len(span) for name, _ in jobs for span in spans[name])
-        progress = Progress(total, show=show and team.first)
-        judge = Judge(amp_dtype, progress.say)
-        try:
-            for name, severity in jobs:
-                batches = _batches(data, clean, name, severity, spans[name], workers, team, progress)
-                results = _measure(models, batches, f'{name} {severity or ""}', judge, team, progress)
-                if team.first:
-                    store_figures(content, name, severity, results, len(names) * len(levels))
-                    if output is not None:
-                        write_json(output, content)
-        finally:
-            progress.close()
-    return content
+    _check_models(wrapped, data)
+    config = {
+        'models': describe_models(wrapped),
+        'data': data.describe(),
+        'clean': clean.describe() if clean is not None else None,
+        'corruptions': names,
+        'severities': levels,
+        'precision': str(amp_dtype or torch.float32).removeprefix('torch.'),
+    }
+    nothing: dict[str, Any] = {'clean': {}, 'results': {}, 'summary': {}, 'complete': False}
+    with runner('image', show) as run:
+        results = run.ranks.open(lambda: CorruptionResults.open(output, {'config': config}, nothing, overwrite))
+        jobs = [(CLEAN, 0)] if clean is not None else []
+        jobs += [(name, severity) for name in names for severity in levels]
+        jobs = [job for job in jobs if not results.is_done(*job)]
+        counts = {CLEAN: len(clean) if clean is not None else 0, **dict.fromkeys(names, len(data))}
+        spans = {name: run.ranks.share(spans_of(count, batch_size)) for name, count in counts.items()}
+        run.progress.expect(sum(len(span) for name, _ in jobs for span in spans[name]))
+        judge = Judge(amp_dtype, run.progress.say)
+        for name, severity in jobs:
+            if name == CLEAN and clean is not None:
+                batches = load_batches(_Clean(clean), spans[name], workers)
+            else:
+                _prepare(data, name, workers, run)
+                batches = data.batches(name, severity, spans[name], workers)
+            results.add(name, severity, _measure(wrapped, batches, f'{name} {severity or ""}', judge, run))
+    return results.content
 
 
-def _batches(
-    data: CorruptedSet,
-    clean: ImageSet | None,
-    name: str,
-    severity: int,
-    spans: Sequence[range],
-    workers: int,
-    team: Processes,
-    progress: Progress,
-) -> Iterator[Batch]:
-    """Return this process's batches of one set."""
-    if name == CLEAN and clean is not None:
-        return load_batches(_Clean(clean), spans, workers)
-    if team.first:
-        data.prepare(name, workers, progress.beat)
-    team.wait()
-    data.prepare(name, workers, progress.beat)  # on the other processes: opens what the first has made
-    return data.batches(name, severity, spans, workers)
+def _prepare(data: CorruptedSet, name: str, workers: int, run: Runner) -> None:
+    if run.ranks.first:
+        data.prepare(name, workers, run.progress.beat)
+    run.ranks.wait()
+    data.prepare(name, workers, run.progress.beat)  # on the other ranks: opens what the first has made
 
 
 def _measure(
-    models: Sequence[PixelModel],
-    batches: Iterator[Batch],
-    title: str,
-    judge: Judge,
-    team: Processes,
-    progress: Progress,
+    models: Sequence[PixelModel], batches: Iterator[Batch], title: str, judge: Judge, run: Runner
 ) -> dict[str, dict[str, Any]]:
-    """Return the figures of each model on one set, on the first process; the others get none."""
+    """Return the figures of each model on one set, of which `batches` are this rank's."""
     outcomes: dict[str, list[Outcome]] = {model.name: [] for model in models}
     for images, labels in batches:
         for model in models:
             outcomes[model.name].append(judge(model, images, labels))
-        progress.step(len(images), title)
-    gathered = {name: team.gather(parts) for name, parts in outcomes.items()}
-    return {
-        name: figures_of(np.concatenate([bits for bits, _ in parts]), np.concatenate([sure for _, sure in parts]))
-        for name, parts in gathered.items()
-        if parts
-    }
+        run.progress.step(len(images), title)
+    figures = {}
+    for name, own in outcomes.items():
+        correct, confidence = zip(*run.ranks.gather(own), strict=True)
+        figures[name] = figures_of(np.concatenate(correct), np.concatenate(confidence))
+    return figures
 
 
-class _Clean(torch.utils.data.Dataset[tuple[Tensor, int]]):
+class _Clean(Dataset[tuple[Tensor, int]]):
     """Clean images as tensors."""
 
     def __init__(self, images: ImageSet) -> None:
@@ -153,7 +132,7 @@ class _Clean(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         pixels, label = self.images[index]
-        return torch.from_numpy(np.array(pixels)).permute(2, 0, 1), label
+        return image_tensor(np.array(pixels)), label
 
 
 def _check_models(models: Sequence[PixelModel], data: CorruptedSet) -> None:
@@ -161,17 +140,10 @@ def _check_models(models: Sequence[PixelModel], data: CorruptedSet) -> None:
     names = [model.name for model in models]
     if not names or len(set(names)) < len(names):
         raise ValueError(f'Got models called {names}; pass at least one, each with a name of its own.')
-    side = SUITES[data.suite]
     for model in models:
         if data.num_classes not in (None, model.num_classes):
             raise ValueError(
                 f'{model.name} has {model.num_classes} classes, the data {data.num_classes}. Choose a model of '
                 f'{data.num_classes} classes; for folders with some of the classes only, pass --class-map FILE.'
             )
-        try:
-            logits(model, torch.zeros(1, 3, side, side, dtype=torch.uint8), None)
-        except Exception as error:  # models raise whatever they like
-            raise ValueError(
-                f'{model.name} does not take images of {side}x{side} pixels, those of the suite {data.suite!r} (it was '
-                f'made for {model.input_size}): {error}'
-            ) from error
+        check_size(model, SUITES[data.suite])

@@ -2,18 +2,17 @@
 
 import sys
 import time
-from datetime import timedelta
 
 from tqdm import tqdm
 
 
 class Progress:
-    """Progress through a known number of images, on stderr.
+    """Progress through a number of images or calls, on stderr.
 
     Args:
-        total: images to measure.
+        total: what there is to do, as far as it is known; see `expect`.
         unit: what is counted.
-        show: False prints nothing, on all but the first process.
+        show: False prints nothing, on all but the first rank.
         interval: seconds between two lines where there is no terminal.
 
     Example:
@@ -26,35 +25,36 @@ class Progress:
         self.total, self.unit, self.show, self.interval = total, unit, show, interval
         self.done = 0
         self.start = self.printed = time.monotonic()
-        self.bar: tqdm | None = None
-        if show and sys.stderr.isatty():
-            self.bar = tqdm(total=total, unit=unit, dynamic_ncols=True)
+        self.bar = tqdm(total=total, unit=unit, dynamic_ncols=True) if show and sys.stderr.isatty() else None
+
+    def expect(self, left: int) -> None:
+        """Say how much is left to do."""
+        self.total = self.done + left
+        if self.bar is not None:
+            self.bar.total = self.total
 
     def step(self, count: int, what: str) -> None:
-        """Count `count` more images, the last of them of `what`."""
+        """Count `count` more, the last of them of `what`."""
         self.done += count
         if self.bar is not None:
             self.bar.set_description(what, refresh=False)
             self.bar.update(count)
-        elif self.show and (self._due() or self.done >= self.total):
+        elif self._due() or self.done >= self.total:
             elapsed = time.monotonic() - self.start
-            left = timedelta(seconds=round(elapsed / max(self.done, 1) * (self.total - self.done)))
-            speed = self.done / max(elapsed, 1e-9)
-            self._print(f'[{self.done}/{self.total} {self.unit}s] {what}  {speed:.0f}/s  ends in {left}')
+            self.say(tqdm.format_meter(self.done, self.total, elapsed, ncols=0, prefix=what, unit=self.unit))
 
     def beat(self, what: str) -> None:
         """Show a sign of life from work that is not counted."""
         if self.bar is not None:
             self.bar.set_description(what)
-        elif self.show and self._due():
-            self._print(what)
+        elif self._due():
+            self.say(what)
 
     def say(self, line: str) -> None:
         """Print a line that stays."""
-        if self.bar is not None:
-            self.bar.write(line, file=sys.stderr)
-        elif self.show:
-            self._print(line)
+        if self.show:
+            self.printed = time.monotonic()
+            tqdm.write(line, file=sys.stderr)
 
     def close(self) -> None:
         """Leave the terminal clean."""
@@ -63,7 +63,3 @@ class Progress:
 
     def _due(self) -> bool:
         return time.monotonic() - self.printed >= self.interval
-
-    def _print(self, line: str) -> None:
-        self.printed = time.monotonic()
-        print(line, file=sys.stderr, flush=True)

@@ -1,19 +1,97 @@
-"""What every result file has: a schema version, its environment, per-example bits."""
+"""The result file of a benchmark: schema, configuration, environment, per-example bits, and when it is continued."""
 
 import base64
 import json
 import math
 import platform
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from timm_p2be.files import write_json
+
 SCHEMA_VERSION = 1
+Bits = NDArray[np.bool_]
+File = TypeVar('File', bound='ResultFile')
 _PACKAGES = ('timm-p2be', 'torch', 'timm', 'numpy', 'scipy', 'scikit-image', 'opencv-python', 'pillow')
+
+
+class ResultFile:
+    """What a benchmark has found so far, as JSON in memory and, if there is a `path`, on disk.
+
+    Attributes:
+        content: JSON values, as in the file: `schema_version`, `kind`, the configuration, `environment`, the results.
+        path: of the file, or None.
+    """
+
+    kind: str  # of a subclass
+
+    def __init__(self, content: dict[str, Any], path: Path | None = None) -> None:
+        self.content, self.path = content, path
+
+    @classmethod
+    def open(
+        cls: type[File],
+        path: Path | None,
+        configuration: dict[str, Any],
+        results: dict[str, Any],
+        overwrite: bool = False,
+    ) -> File:
+        """Return the file of an earlier run of the same configuration and versions if it is there, else a new one.
+
+        Args:
+            path: where it lies; None keeps everything in memory.
+            configuration: all that the figures depend on.
+            results: those of a run that has found nothing yet.
+            overwrite: start afresh whatever is there.
+
+        Raises:
+            ValueError: the earlier run had another configuration or other versions, or its file cannot be read.
+        """
+        head = {'schema_version': SCHEMA_VERSION, 'kind': cls.kind}
+        content = {**head, **configuration, 'environment': environment(), **results}
+        content = json.loads(json.dumps(content))  # as it will be read back
+        if path is None or overwrite or not path.exists():
+            return cls(content, path)
+        earlier = read_json(path, cls.kind)
+        now, then = ({**{key: it.get(key) for key in configuration}, **_versions(it)} for it in (content, earlier))
+        changes = list(_differences(then, now))
+        if changes:
+            shown = '; '.join(changes[:4]) + (f'; and {len(changes) - 4} more' if len(changes) > 4 else '')
+            raise ValueError(
+                f'{path} has results of another configuration ({shown}). Choose another --output, or pass --overwrite '
+                'to start afresh.'
+            )
+        return cls(earlier, path)
+
+    def write(self) -> None:
+        """Write the file, if there is one, whole or not at all."""
+        if self.path is not None:
+            write_json(self.path, self.content)
+
+
+def read_json(path: Path, kind: str) -> dict[str, Any]:
+    """Return the content of a result file of `kind` ('corruptions' or 'attacks').
+
+    Raises:
+        ValueError: no JSON, another kind, or a schema this version does not know.
+    """
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError) as error:
+        raise ValueError(f'{path} cannot be read as a result file: {error}. Move it away to start afresh.') from error
+    found = (content.get('kind'), content.get('schema_version')) if isinstance(content, dict) else None
+    if found != (kind, SCHEMA_VERSION):
+        raise ValueError(
+            f'{path} holds kind and schema version {found}; this version reads {(kind, SCHEMA_VERSION)}. '
+            'Choose another output folder.'
+        )
+    return content
 
 
 def environment() -> dict[str, Any]:
@@ -32,7 +110,7 @@ def environment() -> dict[str, Any]:
     }
 
 
-def pack_bits(bits: NDArray[np.bool_]) -> str:
+def pack_bits(bits: Bits) -> str:
     """Return one bit an example as base64 text; the first example is the highest bit of the first byte.
 
     Example:
@@ -42,7 +120,7 @@ def pack_bits(bits: NDArray[np.bool_]) -> str:
     return base64.b64encode(np.packbits(np.asarray(bits, bool)).tobytes()).decode()
 
 
-def unpack_bits(text: str, count: int) -> NDArray[np.bool_]:
+def unpack_bits(text: str, count: int) -> Bits:
     """Return the `count` bits that `pack_bits` wrote.
 
     Raises:
@@ -54,41 +132,45 @@ def unpack_bits(text: str, count: int) -> NDArray[np.bool_]:
     return np.unpackbits(raw, count=count).astype(bool)
 
 
-def read_json(path: Path, kind: str) -> dict[str, Any]:
-    """Return a result file of `kind` ('corruptions' or 'attacks').
-
-    Raises:
-        ValueError: no JSON, another kind, or a schema this version does not know.
-    """
-    try:
-        content = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f'{path} cannot be read as a result file: {error}. Move it away to start afresh.') from error
-    found = (content.get('kind'), content.get('schema_version')) if isinstance(content, dict) else None
-    if found != (kind, SCHEMA_VERSION):
-        raise ValueError(
-            f'{path} holds kind and schema version {found}; this version reads {(kind, SCHEMA_VERSION)}. '
-            'Choose another output folder.'
-        )
-    return content
+def proportion(bits: Bits) -> dict[str, Any]:
+    """Return number, count, share and 95 % interval of the true bits."""
+    number = int(bits.sum())
+    low, high = wilson(number, len(bits))
+    return {'number': number, 'count': len(bits), 'accuracy': number / len(bits), 'low': low, 'high': high}
 
 
 def wilson(successes: int, count: int, z: float = 1.959964) -> tuple[float, float]:
     """Return the Wilson score interval of a proportion, 95 % by default (Wilson, 1927, doi 10.2307/2276774).
-
-    Raises:
-        ValueError: `count` below 1, or successes outside 0..count.
 
     Example:
         >>> low, high = wilson(0, 200)
         >>> round(low, 4), round(high, 4)
         (0.0, 0.0188)
     """
-    if count < 1 or not 0 <= successes <= count:
-        raise ValueError(
-            f'Got {successes} successes of {count}; a proportion needs 0 <= successes <= count, count >= 1.'
-        )
     rate = successes / count
     center = (rate + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count * count))
     return max(0.0, center - half), min(1.0, center + half)
+
+
+def _versions(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {'versions': content.get('environment', {}).get('versions')}
+
+
+def _differences(then: Any, now: Any, path: str = '') -> Iterator[str]:
+    """Yield what differs between two JSON values, as 'data.seed: 0 -> 1'."""
+    if isinstance(then, Mapping) and isinstance(now, Mapping):
+        for key in sorted({*then, *now}):
+            yield from _differences(then.get(key), now.get(key), f'{path}.{key}' if path else key)
+    elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
+        for number, (old, new) in enumerate(zip(then, now, strict=True)):
+            yield from _differences(old, new, f'{path}[{number}]')
+    elif then != now:
+        yield f'{path}: {_names(then)} -> {_names(now)}'
+
+
+def _names(value: Any) -> str:
+    """Return a value in words; of a list of models or attacks, their names are enough."""
+    if isinstance(value, list) and all(isinstance(entry, Mapping) and 'name' in entry for entry in value):
+        return ', '.join(entry['name'] for entry in value)
+    return str(value)

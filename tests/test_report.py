@@ -1,0 +1,242 @@
+"""Reports of both benchmarks say what their result files hold, as Markdown and as a page; nothing there is trusted."""
+
+import base64
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from planted import Push, planted_images, planted_model
+
+from timm_p2be.robustness.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS
+from timm_p2be.robustness.evaluation.attack_benchmark import benchmark_attacks
+from timm_p2be.robustness.evaluation.attack_checks import conclude
+from timm_p2be.robustness.evaluation.attack_probes import probe_curves
+from timm_p2be.robustness.evaluation.attack_report import attack_report, threat_model
+from timm_p2be.robustness.evaluation.attack_report import warnings as attack_warnings
+from timm_p2be.robustness.evaluation.corruption_report import corruption_report, warnings
+from timm_p2be.robustness.evaluation.corruption_results import CLEAN, CorruptionResults, figures_of
+from timm_p2be.robustness.evaluation.figures import Curves, HeatMap
+from timm_p2be.robustness.evaluation.report import Report, Section, Table
+from timm_p2be.robustness.evaluation.results import read_json
+from timm_p2be.robustness.pixel_model import PixelModel
+
+RESULTS = Path(__file__).parents[1] / 'benchmarks' / 'results'
+MODELS = ('p2be', 'rgb <b>|')
+NASTY = '<script>&"\'|[x](http://y)\n$\\frac$'
+
+
+class Checker(HTMLParser):
+    """Checks that tags are balanced, and collects them, the text and the figures."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.figures: list[str] = []
+        self.text = ''
+        self.feed(page)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag == 'img':
+            scheme, data = str(dict(attrs)['src']).split(',')
+            assert scheme == 'data:image/svg+xml;base64'
+            self.figures.append(base64.b64decode(data).decode())
+        elif tag != 'meta':
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def corruptions(
+    names: tuple[str, ...] = CORRUPTIONS, severities: tuple[int, ...] = (1, 2, 3, 4, 5), done: int = 1000, **data: Any
+) -> dict[str, Any]:
+    """A result file's content; the first model is wrong on 10 * severity of 100 images, the second on 5 more."""
+    model = {'architecture': 'wrn', 'encoding': 'rgb', 'num_classes': 10, 'parameters': 7, 'checkpoint_sha256': None}
+    config = {
+        'models': [{'name': name, 'mean': [0.5] * 3, 'std': [0.25] * 3} | model for name in MODELS],
+        'data': {
+            'label': 'CIFAR-10-C', 'suite': 'cifar', 'source': 'stored', 'official': True, 'images': 100,
+            'subset': 'all', 'transform': 'none', 'seed': None,
+        } | data,
+        'clean': {'name': 'cifar10', 'images': 100, 'subset': 'all', 'transform': 'none'},
+        'corruptions': names,
+        'severities': severities,
+        'precision': 'float32',
+    }  # fmt: skip
+    results = CorruptionResults.open(
+        None, {'config': config}, {'clean': {}, 'results': {}, 'summary': {}, 'complete': False}
+    )
+    sets = [(name, severity) for name in names for severity in severities]
+    for name, severity in [(CLEAN, 0), *sets[:done]]:
+        wrong = 10 * severity if severity else 2
+        results.add(
+            name,
+            severity,
+            {
+                model: figures_of(np.arange(100) >= wrong + 5 * number, np.full(100, 0.9, np.float32))
+                for number, model in enumerate(MODELS)
+            },
+        )
+    return results.content
+
+
+@pytest.fixture
+def attacks() -> dict[str, Any]:
+    """Results of a model with a name that must be escaped, as read back from the file."""
+    model, data = PixelModel(planted_model().model, name='<b>th|1'), planted_images(20, wrong=(19,))
+    pushes = [Push('noise', 1, kind='noise'), Push('fgsm', 5, kind='one-step'), Push('pgd', 3)]
+    results = benchmark_attacks(model, data, pushes, alone=10, worst_case=20, probed=10)
+    probe_curves(model, data, results, {'pgd': lambda model, eps, steps: Push('pgd', min(eps, steps), eps=eps)})
+    conclude(results)
+    return json.loads(json.dumps(results.content))
+
+
+def test_every_figure_of_the_corruptions_is_there() -> None:
+    text = corruption_report(corruptions()).markdown()
+    assert '| model | clean error | mean corruption error (unnormalized) | mCE (AlexNet) |' in text
+    assert '| p2be | 2.0 | 30.0 | 38.8 |' in text  # 100 * mean of 0.3 / AlexNet's error
+    assert '| rgb &lt;b>\\| | 7.0 | 35.0 |' in text
+    assert '| 0.5 0.5 0.5 | 0.25 0.25 0.25 |' in text
+    for line in ('fog', 'mean of blur', 'mCE (AlexNet)', 'transform', 'seed of the corruptions', 'environment'):
+        assert re.search(rf'^\| {re.escape(line)} \|', text, re.MULTILINE)
+
+
+def test_every_figure_of_the_attacks_is_there(attacks: dict[str, Any]) -> None:
+    text = attack_report([attacks]).markdown()
+    for line in (
+        '| none | clean | 100.0 % | 72.2 to 100.0 % |',
+        '| noise | noise | 90.0 % | 59.6 to 98.2 % | 1 of 19 |',
+        '| fgsm | one-step | 50.0 % | 23.7 to 76.3 % | 4 of 18 |',
+        '| pgd | white-box | 70.0 % | 39.7 to 89.2 % | 0 of 14 |',
+        '| worst case (first 20) | all | 70.0 % | 48.1 to 85.5 % |',
+        '| &lt;b>th\\|1 | rgb | 8 | 95.0 % | 70.0 % | 48.1 to 85.5 % | 20 |',
+        '| eps in levels | 1 | 2 | 4 | 8 | 16 | 32 | 64 | 255 |\n| --- | ---: |',
+        '| pgd | 90.0 | 80.0 | 60.0 | 20.0 | 0.0 |',
+        '| seed | 0 |',
+        'L-infinity, eps = 8 levels (8/255)',
+        'The attacker knows everything: the weights and the normalization',
+        'timm-p2be benchmark corruptions',
+        attacks['model']['weights_sha256'],
+    ):
+        assert line in text
+    assert text.index(attacks['verdict']) < text.index('| none |')
+    attacks['model']['encoding'] = 'p2be'
+    assert 'the weights and the codes' in threat_model(attacks)
+    attacks['probes']['gradients'] = {'kernel': {'zero': 0.9, 'nonfinite': 0.0}}
+    text = attack_report([attacks]).markdown()
+    assert '> Gradient masking is suspected: these checks failed: ' in text
+    assert 'suspected |' in text
+
+
+def test_remarks_on_corruptions() -> None:
+    (remark,) = warnings(corruptions())
+    assert 'CIFAR-C is reported as the mean corruption error' in remark
+    assert warnings(corruptions(suite='imagenet')) == []
+    few = corruptions(CORRUPTIONS[:3] + EXTRA_CORRUPTIONS[:1], (1, 2), done=3, official=False, subset='first 100 of 9')
+    few['config']['clean']['images'] = 90
+    assert 'The clean images are 90' in ' '.join(warnings(few))
+    few['config'] |= {'clean': None, 'precision': 'bfloat16'}
+    text = ' '.join(warnings(few))
+    parts = ('3 of 8 sets measured', 'not the published benchmark', 'up to 5.0 points', 'Extra corruptions')
+    parts += ('over 3 corruptions (3 of the 15) at severities 1, 2', 'bfloat16', 'No clean images')
+    assert not [part for part in parts if part not in text]
+    assert text in ' '.join(re.findall(r'^> (.*)$', corruption_report(few).markdown(), re.MULTILINE))
+
+
+def test_remarks_on_attacks(attacks: dict[str, Any]) -> None:
+    assert ['1,000 are usual' in remark or 'queries' in remark for remark in attack_warnings(attacks)] == [True] * 2
+    del attacks['alone']['pgd']
+    attacks['worst_case']['complete'] = False
+    assert attack_warnings(attacks)[0].startswith('Not finished: 2 of 3 attacks')
+    attacks['worst_case'] = {}
+    assert any('worst case over all attacks was not measured' in remark for remark in attack_warnings(attacks))
+    attacks['alone'], attacks['clean'], attacks['probes'] = {}, None, {}
+    assert '| - | - |' in attack_report([attacks]).markdown()
+    assert '<td class="number">-</td>' in attack_report([attacks]).html()
+
+
+@pytest.mark.parametrize('done', [0, 7, 1000])
+def test_pages_of_any_state_are_well_formed_and_self_contained(done: int) -> None:
+    page = corruption_report(corruptions((*CORRUPTIONS, 'saturate'), done=done)).html()
+    checker = Checker(page)
+    assert 'rgb <b>|' in checker.text
+    assert not {'script', 'link', 'b', 'svg'} & set(checker.tags)
+    assert 'http' not in page
+    assert len(checker.figures) == 5 + 2 * (done > 0)  # curves of all and of four categories, a heat map for each model
+    if done == 1000:
+        assert all(f'>{10 * severity}.0<' in checker.figures[5] for severity in range(1, 6))
+
+
+def test_curves_over_eps_and_steps_are_logarithmic(attacks: dict[str, Any]) -> None:
+    checker = Checker(attack_report([attacks]).html())
+    assert '<b>th|1' in checker.text
+    assert attacks['verdict'] in checker.text
+    for figure, last in zip(checker.figures, (255, 100), strict=True):
+        ticks = {int(n): float(x) for x, n in re.findall(r'translate\(([\d.]+) [\d.]+\)">(\d+)</text>', figure)}
+        ticks |= {int(n): float(x) for x, n in re.findall(r'x="([\d.]+)"[^>]*>(\d+)</text>', figure)}
+        assert ticks[2] - ticks[1] > (ticks[last] - ticks[1]) / 9  # on a linear axis a hundredth
+
+
+def test_everything_is_escaped() -> None:
+    figures = [
+        Curves(NASTY, {NASTY: [(1, 1), (2, 3)]}, NASTY, NASTY, log=True),
+        HeatMap(NASTY, [NASTY], [NASTY], [[1.0]], 1.0),
+    ]
+    report = Report(NASTY, [Section(NASTY, 3, [NASTY], [NASTY], Table([NASTY], [[NASTY]]), figures)])
+    checker = Checker(report.html())
+    assert not {'script', 'a'} & set(checker.tags)
+    assert checker.text.count(NASTY) == 9
+    assert not any('<script>' in figure for figure in checker.figures)
+    assert report.html() == report.html()
+    text = report.markdown()
+    assert '<' not in text
+    assert not re.search(r'(?<!\\)\[', text)
+    assert [line for line in text.splitlines() if line.startswith('|')] == [
+        text.splitlines()[-3],
+        '| --- |',
+        text.splitlines()[-1],
+    ]
+
+
+@pytest.mark.parametrize(
+    'points', [[], [(0, 0)], [(1, 5), (1, 5)], [(0, 1), (3, float('nan'))], [(i, i) for i in range(40)]]
+)
+def test_figures_of_odd_data(points: list[tuple[float, float]]) -> None:
+    for log in (False, True):
+        assert Curves('t', {'a': points, 'b': []}, 'x', 'y', log).draw().startswith('data:image/svg+xml')
+    assert '>-</text>' in base64.b64decode(HeatMap('t', ['a'], ['b'], [[None]], 0.0).draw().split(',')[1]).decode()
+
+
+SHIPPED: dict[str, Callable[[], Report]] = {
+    'corruptions': lambda: corruption_report(read_json(RESULTS / 'corruptions' / 'results.json', 'corruptions')),
+    'attacks': lambda: attack_report(
+        [
+            read_json(RESULTS / 'attacks' / f'{name}.attacks.json', 'attacks')
+            for name in ('rgb', 'onehot', 'thermometer', 'p2be')
+        ]
+    ),
+}
+
+
+@pytest.mark.parametrize('kind', SHIPPED)
+def test_shipped_results_give_the_shipped_report(kind: str) -> None:
+    """Every row of the reports that were written when the figures were measured."""
+    assert SHIPPED[kind]().markdown() == (RESULTS / kind / 'report.md').read_text()
+    assert len(Checker((RESULTS / kind / 'report.html').read_text()).figures) > 5
+
+
+def test_figures_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__('sys').modules, 'matplotlib', None)
+    with pytest.raises(ValueError, match=r'timm-p2be\[robustness\]'):
+        Curves('t', {}, 'x', 'y').draw()

@@ -1,0 +1,153 @@
+"""What both benchmarks run on: ranks that share the work, progress with its end, less at once when memory runs out."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from timm_p2be.robustness.evaluation.progress import Progress
+from timm_p2be.robustness.evaluation.results import ResultFile
+
+Item = TypeVar('Item')
+Result = TypeVar('Result')
+File = TypeVar('File', bound=ResultFile)
+_OUT_OF_MEMORY = ('out of memory', 'not enough memory', "can't allocate memory")
+
+
+class Memory:
+    """Remembers how many images at once fit into memory, for each model or attack.
+
+    Args:
+        say: told when a batch is halved.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
+        self._fitting: dict[str, int] = {}
+
+    def parts(self, name: str, count: int, most: int, work: Callable[[slice], Result]) -> list[Result]:
+        """Return what `work` makes of slices of 0..count-1, `most` long and half as long each time memory runs out.
+
+        Raises:
+            ValueError: a single image is too much.
+        """
+        results, start = list[Result](), 0
+        while start < count:
+            size = min(self._fitting.get(name, most), count - start)
+            try:
+                results.append(work(slice(start, start + size)))
+            except (RuntimeError, MemoryError) as error:
+                if not isinstance(error, MemoryError) and not any(x in str(error).lower() for x in _OUT_OF_MEMORY):
+                    raise
+                if size == 1:
+                    raise ValueError(f'{name} runs out of memory with a single image: {error}') from error
+            else:
+                start += size
+                continue
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self._fitting[name] = size // 2
+            self.say(f'{name}: out of memory, going on with {size // 2} images at a time')
+        return results
+
+
+class Ranks:
+    """The processes that torchrun started, or the one there is without it.
+
+    Attributes:
+        rank: number of this process.
+        size: number of processes.
+
+    Example:
+        >>> alone = Ranks(0, 1)
+        >>> alone.share([1, 2, 3]), alone.gather(['a', 'b', 'c'])
+        ([1, 2, 3], ['a', 'b', 'c'])
+    """
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes and prints."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[Item]) -> list[Item]:
+        """Return this rank's items: item i of a list is the work of rank i modulo their number."""
+        return list(items[self.rank :: self.size])
+
+    def gather(self, results: list[Result]) -> list[Result]:
+        """Return the results of all ranks in the order of the items."""
+        if self.size == 1:
+            return results
+        parts: list[list[Result]] = [[] for _ in range(self.size)]
+        dist.all_gather_object(parts, results)
+        return [parts[i % self.size][i // self.size] for i in range(sum(len(part) for part in parts))]
+
+    def open(self, open_file: Callable[[], File]) -> File:
+        """Return the result file that the first rank opens; the others get its content, and write nothing."""
+        box = [open_file() if self.first else None]
+        if self.size > 1:
+            dist.broadcast_object_list(box)
+        assert box[0] is not None
+        if not self.first:
+            box[0].path = None
+        return box[0]
+
+    def wait(self) -> None:
+        """Return when all ranks are here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def connected_ranks() -> Iterator[Ranks]:
+    """Yield the ranks that torchrun started, connected over gloo: they exchange results, no gradients."""
+    size = int(os.environ.get('WORLD_SIZE', '1'))
+    if size == 1:
+        yield Ranks(0, 1)
+        return
+    own = not dist.is_initialized()
+    if own:  # one rank may fill a cache for hours while the others wait
+        dist.init_process_group('gloo', timeout=timedelta(days=2))
+    try:
+        yield Ranks(dist.get_rank(), size)
+    finally:
+        if own:
+            dist.destroy_process_group()
+
+
+class Runner:
+    """A benchmark under way.
+
+    Attributes:
+        ranks: that share it.
+        progress: shown by the first of them.
+        memory: of what fits.
+    """
+
+    def __init__(self, ranks: Ranks, unit: str, show: bool) -> None:
+        self.ranks = ranks
+        self.progress = Progress(0, unit, show and ranks.first)
+        self.memory = Memory(self.progress.say)
+
+    def results(self, items: Sequence[Item], work: Callable[[Item], Result]) -> Iterator[tuple[Item, Result]]:
+        """Yield each item and what `work` makes of it, on every rank; as many items at a time as there are ranks."""
+        for start in range(0, len(items), self.ranks.size):
+            group = items[start : start + self.ranks.size]
+            yield from zip(group, self.ranks.gather([work(item) for item in self.ranks.share(group)]), strict=True)
+
+
+@contextmanager
+def runner(unit: str, show: bool) -> Iterator[Runner]:
+    """Yield what a benchmark runs on; `unit` is what its progress counts."""
+    with connected_ranks() as ranks:
+        run = Runner(ranks, unit, show)
+        try:
+            yield run
+        finally:
+            run.progress.close()
