@@ -24,19 +24,15 @@ class Cost(NamedTuple):
 class Attack(ABC):
     """An attack on one model with one bound, both fixed when it is built.
 
-    A new one is a file with a subclass that has a `kind`, `cost` and `_attack`, and a line in
-    `evaluation/attack_suite.py`.
+    A new one is a file with a subclass and a line in `evaluation/attack_suite.py`.
 
     Args:
         model: timm classifier, encoded or not, which the attack sees in evaluation mode, or a `PixelModel`.
         eps: largest change of a pixel value, in levels, 0 to 255.
-        name: unique in a benchmark, such as 'lspga-official'.
-
-    Attributes:
-        kind: one of `KINDS`.
+        name: in reports, unique in a benchmark.
     """
 
-    kind: str
+    kind: str  # one of KINDS
 
     def __init__(self, model: nn.Module, eps: int, name: str) -> None:
         check_eps(eps)
@@ -55,16 +51,13 @@ class Attack(ABC):
             levels: uint8 (B, 3, H, W) clean images, on the model's device.
             labels: int64 (B,) true labels.
             generator: CPU source of all randomness; None starts one from seed 0.
-
-        Raises:
-            ValueError: `levels` is not uint8 (B, 3, H, W).
         """
         check_images(levels)
         return self._attack(levels, labels, generator or torch.Generator().manual_seed(0))
 
     @abstractmethod
     def _attack(self, levels: Tensor, labels: Tensor, generator: Generator) -> Tensor:
-        """Return the attempts at checked images, which stay as they are."""
+        """Return the attempts at images that have been checked."""
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:

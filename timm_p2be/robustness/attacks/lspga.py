@@ -27,9 +27,7 @@ class LSPGA(Attack):
     outside the bound have probability 0 and are not stored: this window form gives the same images as the original
     over all 256 levels, with a fifteenth of the memory at eps 8.
 
-    Args:
-        model: timm classifier, encoded or of pixel values, whose relaxed code is the expected pixel value.
-        eps: bound in levels, 0 to 255.
+    Args: as `Attack`, and
         steps: gradient steps, at least 1.
         step_size: xi, added to u in each step; above 0.
         anneal_rate: delta, factor of the temperature in each step, at least 1 (1: constant temperature).
@@ -38,7 +36,6 @@ class LSPGA(Attack):
         gradient: 'sign', or 'raw' (of the loss summed over images), as a bug in widespread copies of the original.
         restarts: random starts u ~ N(0, 1), at least 1; an image that has fallen is not attacked again.
         targeted: descend to a wrong class instead: the one given, or the r-th most likely one in restart r.
-        name: in reports.
 
     Example:
         >>> import timm
@@ -103,23 +100,15 @@ class LSPGA(Attack):
         return cls(model, eps, 100, 0.1, rate, anneal, restarts=10, name=f'lspga-strong-{anneal}')
 
     def cost(self) -> Cost:
-        """Return the most an image can cost: every restart ends with one forward pass of the attacked model."""
+        """Return the budget of one image: every restart ends with one forward pass of the attacked model."""
         return Cost(self.restarts + self.targeted, self.restarts * self.steps)
 
     def __call__(
         self, levels: Tensor, labels: Tensor, generator: Generator | None = None, targets: Tensor | None = None
     ) -> Tensor:
-        """Attack a batch, as every `Attack` does.
+        """Attack a batch, as every `Attack` does, or reach `targets`, int64 (B,) wrong classes, with a targeted one.
 
-        Args:
-            levels: uint8 (B, 3, H, W).
-            labels: int64 (B,) true labels.
-            generator: CPU source of the starts; None starts one from seed 0.
-            targets: int64 (B,) wrong classes to reach, for a targeted attack only; None tries likely ones and counts
-                any error as success.
-
-        Returns:
-            uint8 (B, 3, H, W): of the restarts the first that succeeds, else the one with the smallest margin.
+        Without `targets` a targeted attack tries likely classes and counts any error as success.
         """
         if targets is not None and not self.targeted:
             raise ValueError('Got targets for an untargeted attack; build it with targeted=True.')
