@@ -27,8 +27,8 @@ class PixelModel(nn.Module):
         model: timm classifier of 3-channel images; it is put into evaluation mode.
         mean: of the normalization, 3 values on the [0, 1] scale; None takes the model's own, of its `pretrained_cfg`.
         std: likewise.
-        name: what reports call the model; None takes the architecture's name.
-        sha256: digest of the checkpoint its weights came from, if any; reports store it.
+        name: in reports; None takes the architecture's.
+        sha256: digest of the checkpoint its weights came from, if any.
 
     Example:
         >>> model = PixelModel(timm.create_model('resnet10t', num_classes=10))
@@ -116,16 +116,11 @@ def load_model(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> PixelModel:
-    """Return the model that a command line names; `mean` and `std` override its own.
+    """Return the model that a command line names; `mean`, `std` and `num_classes` override those of its file.
 
-    Args:
-        spec: 'NAME' for a model of timm with its pretrained weights, 'NAME=FILE' for weights of a file: a checkpoint
-            of train.py (.pth.tar; its averaged weights if it has some, and the mean and std it was trained with), a
-            state dict (.pth, .pt) or .safetensors. 'LABEL:NAME=FILE' gives it another name in reports.
-        num_classes: K; None takes the classifier's size in the file.
-        device: where it goes.
-        mean: of the normalization.
-        std: likewise.
+    `spec` is 'NAME' for a model of timm with its pretrained weights, 'NAME=FILE' for weights of a file: a checkpoint of
+    train.py (.pth.tar; its averaged weights if it has some, and the mean and std it was trained with), a state dict
+    (.pth, .pt) or .safetensors. 'LABEL:NAME=FILE' gives it another name in reports.
     """
     label, _, rest = spec.rpartition(':') if ':' in spec.partition('=')[0] else ('', '', spec)
     name, _, file = rest.partition('=')

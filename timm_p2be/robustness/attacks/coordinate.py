@@ -19,10 +19,9 @@ class CoordinateSearch(Attack):
     """Sets one block of one color after the other to the offset from the clean image with the lowest margin.
 
     Blocks are squares of `block` pixels at first, then of half the side, down to single pixels, then again from the
-    start until the queries are used up. Blocks larger than a pixel try +-eps in one round and +-eps/2 and +-1 in the
-    next, pixels all legal levels in one. Within a round the blocks come in order of how far the offsets moved the
-    margin when the area was last visited, so that few queries go where the model does not look; the first round's
-    order is random.
+    start. Blocks larger than a pixel try +-eps in one round and +-eps/2 and +-1 in the next, pixels all legal levels.
+    Within a round the blocks come in order of how far the offsets moved the margin when the area was last visited, so
+    that few queries go where the model does not look; the first order is random.
 
     Args: as `Attack`, and
         queries: most an image can cost, the clean one included; at least 2.
@@ -76,8 +75,8 @@ class CoordinateSearch(Attack):
             yield 1, _both_ways(range(self.eps, -1, -1))
 
     def _visit(self, levels: Tensor, attempts: Attempts, effect: Tensor, side: int, offsets: Tensor, left: int) -> int:
-        """Visit every block of one size once; update `attempts` and `effect`, the spread of the margin over the offsets
-        tried last at each value; return how many of the queries `left` to each standing image still are."""
+        """Visit every block of one size once; return how many of the `left` queries of each standing image remain."""
+        # effect: spread of the margin over the offsets tried last at each value, float32 (B, 3, H, W); updated
         sizes = max_pool2d(effect, side, ceil_mode=True)
         order = sizes.flatten(1).argsort(dim=1, descending=True)
         for visit in range(order.shape[1]):

@@ -44,6 +44,7 @@ def corrupt(
 
     The random numbers depend on `name`, `severity` and `seed` alone. Pass `seed=(seed, image_index)` when corrupting a
     data set: each image then has noise of its own, and any subset, order or number of workers gives the same pixels.
+    As in the original scripts fractions are cut off, not rounded.
 
     Args:
         image: uint8 levels (H, W, 3), 32x32 for the suite 'cifar' and 224x224 for 'imagenet'.
@@ -51,9 +52,6 @@ def corrupt(
         severity: 1 to 5.
         suite: 'cifar' or 'imagenet'; the two have different parameters.
         seed: a non-negative integer, or a sequence of them.
-
-    Returns:
-        uint8 levels of the same shape; as in the original scripts fractions are cut off, not rounded.
 
     Example:
         >>> corrupt(np.full((32, 32, 3), 100, np.uint8), 'brightness', severity=5)[0, 0].tolist()

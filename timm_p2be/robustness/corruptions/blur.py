@@ -70,8 +70,7 @@ def glass_blur(
 ) -> NDArray[Any]:
     """Smooth, scatter pixels locally, smooth again.
 
-    The scripts mean to swap each pixel with a neighbor at -reach..reach-1, from the bottom right corner on. Their swap
-    of two NumPy views copies the neighbor and loses the pixel; so does this.
+    The scripts' swap of a pixel with a neighbor at -reach..reach-1, two NumPy views, copies the neighbor; so does this.
     """
     levels = (gaussian_filter(image / 255.0, deviation) * 255).astype(np.uint8)
     height, width = levels.shape[:2]
