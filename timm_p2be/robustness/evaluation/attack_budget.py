@@ -46,8 +46,8 @@ def _fastest(run: Callable[[], object], repeats: int) -> float:
     return min(seconds)
 
 
-def budget(attacks: Sequence[Attack], images: int, speed: Speed) -> tuple[str, float]:
-    """Return the budget of a benchmark as text, one line an attack, and the seconds it takes at most.
+def budget(attacks: Sequence[Attack], images: int, speed: Speed) -> str:
+    """Return the budget of a benchmark, one line an attack, and the time it takes at most.
 
     Nobody knows before how many of the `images`, those of the larger set, fall early and cost less.
     """
@@ -60,7 +60,7 @@ def budget(attacks: Sequence[Attack], images: int, speed: Speed) -> tuple[str, f
             f'  {attack.name:28} {attack.kind:10} {forwards:7,} passes, {backwards:6,} with gradient per image  '
             f'{duration(seconds):>10}'
         )
-    return '\n'.join([*lines, f'  {images} images, at most {duration(total)}, much less if they fall early']), total
+    return '\n'.join([*lines, f'  {images} images, at most {duration(total)}, much less if they fall early'])
 
 
 def duration(seconds: float) -> str:
