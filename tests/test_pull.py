@@ -24,7 +24,7 @@ from timm.models import build_model_with_cfg
 import timm_p2be
 from timm_p2be.hub import pulling
 from timm_p2be.hub.pulling import pull
-from timm_p2be.hub.repositories import LOADING_ARGS, read_record
+from timm_p2be.hub.repository import LOADING_ARGS, read_contents
 
 COMMAND = [sys.executable, '-m', 'timm_p2be.cli', 'pull']
 Said = Callable[..., str]
@@ -231,7 +231,7 @@ def test_every_argument_of_timm_for_loading_is_refused(tmp_path: Path) -> None:
     for name in LOADING_ARGS:
         (tmp_path / 'config.json').write_bytes(_config(files, model_args={name: {}})['config.json'])
         with pytest.raises(ValueError, match=f'model_args must not name {name};'):
-            read_record(tmp_path)
+            read_contents(tmp_path)
 
 
 def test_a_config_as_timm_once_wrote_it(tmp_path: Path) -> None:
@@ -239,11 +239,11 @@ def test_a_config_as_timm_once_wrote_it(tmp_path: Path) -> None:
     config = json.loads(published.model(tmp_path, 'wrn10_2')['config.json'])
     flat = {'architecture': 'wrn10_2', 'num_features': 64, 'labels': ['a'] * 10, **config['pretrained_cfg']}
     (tmp_path / 'config.json').write_text(json.dumps(flat))
-    assert read_record(tmp_path).describe() == 'model wrn10_2 on pixel values'
+    assert read_contents(tmp_path).describe() == 'model wrn10_2 on pixel values'
     assert timm.create_model(f'local-dir:{tmp_path}', pretrained=True).num_classes == 10
     (tmp_path / 'config.json').write_text(json.dumps(flat | {'hf_hub_filename': 'a.bin'}))
     with pytest.raises(ValueError, match='without hf_hub_filename'):
-        read_record(tmp_path)
+        read_contents(tmp_path)
 
 
 def test_weights_are_not_asked_for_if_the_record_cannot_be_used(hub: HubServer, tmp_path: Path, refused: Said) -> None:
@@ -269,9 +269,9 @@ def test_all_files_are_of_one_commit(hub: HubServer, tmp_path: Path, monkeypatch
 
     def late(folder: Path) -> Any:
         hub.put('tester/net', newer)  # between two requests of ours
-        return read_record(folder)
+        return read_contents(folder)
 
-    monkeypatch.setattr(pulling, 'read_record', late)
+    monkeypatch.setattr(pulling, 'read_contents', late)
     assert pull('tester/net', output=tmp_path / 'output').commit == commit
     assert published.contents(tmp_path / 'output') == files
 

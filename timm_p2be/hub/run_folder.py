@@ -16,7 +16,7 @@ from torch import nn
 
 from timm_p2be.checkpoints import Checkpoint, read_checkpoint
 from timm_p2be.files import file_sha256
-from timm_p2be.hub.sources import checked_token, clear_errors
+from timm_p2be.hub.errors import asking
 
 _FILES = {'last': 'last.pth.tar', 'best': 'model_best.pth.tar'}
 # arguments of a model that say where its weights or its table came from, or only matter in training
@@ -96,7 +96,8 @@ def build_model(run: Run) -> nn.Module:
         **kwargs,
     }
     try:
-        with clear_errors(flags['model']):
+        sends_token = flags['model'].startswith('hf-hub:')
+        with asking(flags['model'], None if sends_token else False, trust_arguments=False):
             model = _create(flags['model'], arguments, size)
         model.load_state_dict(state)
     except (RuntimeError, TypeError, AssertionError) as error:
@@ -105,8 +106,6 @@ def build_model(run: Run) -> nn.Module:
 
 
 def _create(name: str, arguments: dict[str, Any], size: tuple[int, int] | None) -> nn.Module:
-    if name.startswith('hf-hub:'):
-        checked_token(None)  # timm's own download would fail inside the HTTP library
     if size:
         try:
             return timm.create_model(name, **arguments, img_size=size)

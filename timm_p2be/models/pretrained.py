@@ -9,12 +9,12 @@ from typing import Any
 from timm.models import PretrainedCfg, build_model_with_cfg, resolve_pretrained_cfg
 from torch import Tensor, nn
 
-from timm_p2be.hub.repositories import verify
-from timm_p2be.hub.sources import SourceError, fetch, resolved_commit, split_revision
+from timm_p2be.hub.errors import FetchError
+from timm_p2be.hub.fetch import resolved_commit, split_revision
+from timm_p2be.hub.repository import fetch_repository, verify
 from timm_p2be.models.weights import is_shipped, verify_weights
 
 _WEIGHTS = 'model.safetensors'
-_CONFIG = 'config.json'
 
 
 def build_checked(model_cls: Callable[..., Any], variant: str, pretrained: bool, **kwargs: Any) -> Any:
@@ -96,8 +96,8 @@ def _checked(cfg: PretrainedCfg, cache_dir: str | Path | None) -> PretrainedCfg:
 def _fetch_weights(source: str, cache_dir: str | Path | None) -> Path:
     """Return a folder with config.json and model.safetensors, both checked as `timm-p2be pull` does."""
     try:
-        folder = fetch(source, (_CONFIG, _WEIGHTS), cache_dir=cache_dir)
-    except SourceError as error:
+        folder, _ = fetch_repository(source, cache_dir=cache_dir)
+    except FetchError as error:
         raise ValueError(
             f'{error} Weights are read from {_WEIGHTS} only, never from a pickle; timm writes it with '
             'safe_serialization=True.'

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from timm_p2be import PixelEmbedding
+from timm_p2be.encodings.table_file import codes_sha256
 from timm_p2be.files import write_json
-from timm_p2be.hub.artifact import codes_sha256
 from timm_p2be.training.arguments import flag_groups, parse_args
 from timm_p2be.training.conflicts import flag_name
 from timm_p2be.training.embedding_flags import TRAINED_ONLY, pinned

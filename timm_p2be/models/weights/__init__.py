@@ -30,7 +30,7 @@ def shipped_weights() -> dict[str, str]:
 
 
 def shipped_provenance(name: str) -> dict[str, Any]:
-    """Return how the shipped weights `name` were trained and what they reach, see `timm_p2be.hub.provenance`.
+    """Return how the shipped weights `name` were trained and what they reach, see `timm_p2be.hub.training_record`.
 
     Raises:
         ValueError: the list is missing or damaged, or does not have them.

@@ -1,4 +1,4 @@
-"""Provenance of a run: what train.py was told, without anything that says where or by whom it was run."""
+"""The training record of a run: what train.py was told, without anything that says where or by whom it was run."""
 
 import re
 from dataclasses import dataclass
@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import nn
 
+from timm_p2be.hub.errors import FetchError
+from timm_p2be.hub.fetch import split_revision
 from timm_p2be.hub.run_folder import Run
-from timm_p2be.hub.sources import SourceError, split_revision
 from timm_p2be.stem import encoded_stem
 
 # flags of train.py that are published, and on which flag each depends to have had an effect
@@ -125,10 +126,10 @@ def origin_of(run: Run, given: Dataset) -> Origin:
     )
 
 
-def record_of(
+def training_record(
     run: Run, model: nn.Module, origin: Origin, note: str | None, base_model: str | None, results: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return the provenance of what a run trained, see `timm_p2be.hub.provenance.check_provenance`.
+    """Return the training record of what a run trained, see `timm_p2be.hub.training_record`.
 
     Args:
         run: the run.
@@ -197,7 +198,7 @@ def _hub_name(source: str) -> str | None:
     """Return 'org/name@revision' if that is what a source is; a path says nothing to others."""
     try:
         _, revision = split_revision(source.removeprefix('hf-hub:'))
-    except SourceError:
+    except FetchError:
         return None
     return source.removeprefix('hf-hub:') if revision else None  # train.py pins ids, so the rest are folders
 
