@@ -9,10 +9,10 @@ import timm
 import torch
 from safetensors.torch import save_file
 from timm.models import save_for_hf
-from timm_p2be.encodings.table_file import TableFile
 
 import timm_p2be
 from timm_p2be.encodings.codes import binarize, fixed_codes
+from timm_p2be.encodings.table_file import TableFile
 
 PROVENANCE: dict[str, Any] = {
     'dataset': {'name': 'CIFAR-10', 'id': 'uoft-cs/cifar10', 'split': 'train', 'note': 'compressed once'},

@@ -277,7 +277,7 @@ def test_a_hub_out_of_order_leaves_the_cache(
     hub.put(NAME, {'config.json': b'new'})
     hub.fail('GET /api/models/', 503)
     assert fetch(NAME, WANTED) == where
-    assert f'(503). Try again' in caplog.text
+    assert '(503). Try again' in caplog.text
     assert f'Using the copy in the cache, commit {where.name}.' in caplog.text
     with pytest.raises(FetchError, match='503'):
         fetch(NAME, WANTED, force_download=True)

@@ -30,10 +30,10 @@ from timm_p2be import PixelEmbedding
 from timm_p2be.checkpoints import read_checkpoint
 from timm_p2be.cli import main
 from timm_p2be.files import write_json
-from timm_p2be.hub.training_record import check_training_record
 from timm_p2be.hub.publishing import publish
 from timm_p2be.hub.release import RELEASE_FILES, Release, prepare
 from timm_p2be.hub.run_description import Dataset
+from timm_p2be.hub.training_record import check_training_record
 from timm_p2be.robustness.pixel_model import PixelModel
 from timm_p2be.training import run as train
 

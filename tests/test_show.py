@@ -15,10 +15,11 @@ import torch
 from hub_server import HubServer
 from PIL import Image
 from safetensors.torch import save_file
-from timm_p2be.encodings.table_file import MAX_TABLE_BYTES as MAX_BYTES, codes_sha256
 
 from timm_p2be.encodings.codes import binarize, onehot_codes, thermometer_codes
 from timm_p2be.encodings.statistics import code_statistics, latent_statistics
+from timm_p2be.encodings.table_file import MAX_TABLE_BYTES as MAX_BYTES
+from timm_p2be.encodings.table_file import codes_sha256
 from timm_p2be.hub.pictures import codes_picture
 from timm_p2be.stem import find_embedding
 
