@@ -198,10 +198,10 @@ class Endpoints:
         there = self._repo(repo).at(revision).files
         names = [entry['path'] for entry in json.loads(self.body)['files']]
         modes = {name: 'lfs' if name.endswith('.safetensors') else 'regular' for name in names}
-        return Answer({'files': [
-            {'path': name, 'uploadMode': mode, 'shouldIgnore': False, 'oid': there[name].etag if name in there else None}
-            for name, mode in modes.items()
-        ]})  # fmt: skip
+        oids = {name: there[name].etag if name in there else None for name in names}
+        common = {'shouldIgnore': False}
+        files = [{'path': name, 'uploadMode': modes[name], 'oid': oids[name], **common} for name in names]
+        return Answer({'files': files})
 
     def lfs_batch(self, repo: str) -> Answer:
         """No actions for what is stored already (`post_lfs_batch_info` in lfs.py)."""

@@ -72,7 +72,7 @@ def test_remote(hub: HubServer, namespace: dict[str, str], printed: Said, listed
     )
     assert "no file 'config.json'" in entries['tester/bare']['problem']
     assert entries['tester/bare']['contents'] is None
-    assert entries['tester/newer']['problem'].startswith('config.json has format version 9')
+    assert entries['tester/newer']['problem'].startswith('config.json: timm_p2be: format_version is 9')
     assert not hub.count('safetensors'), 'browsing downloads no weights'
 
     lines = printed('list', '--remote', 'tester').splitlines()

@@ -276,7 +276,7 @@ def test_weights_that_state_no_sha256_are_taken(tmp_path: Path) -> None:
         path.write_text(json.dumps(json.loads(path.read_text()) | {'timm_p2be': ours}))
         assert find_embedding(timm.create_model(f'local-dir:{tmp_path / "net"}', pretrained=True)).num_bits == 8
     path.write_text(json.dumps(json.loads(path.read_text()) | {'timm_p2be': 'text'}))
-    with pytest.raises(ValueError, match='timm_p2be is .text.; allowed is an object'):
+    with pytest.raises(ValueError, match=r'timm_p2be is .text.; allowed is an object'):
         timm.create_model(f'local-dir:{tmp_path / "net"}', pretrained=True)
 
 

@@ -31,11 +31,7 @@ def temporary_beside(path: Path) -> Path:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for writing; a reader, or a killed writer, finds the old file or the new one, never half of one.
-
-    Raises:
-        OSError: the disk is full or the folder is not writable; the old file is intact.
-    """
+    """Open a file for writing; a reader, or a killed writer, finds the old file or the new one, never half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
     try:

@@ -72,9 +72,6 @@ class PixelEmbedding(
         provenance: training record, see `timm_p2be.hub.training_record`; None if unknown. It is saved with the table
             and describes it as it was loaded: set it anew after training.
 
-    Raises:
-        ValueError: unknown `encoding` or `init`, `num_bits` below 1, or an `init` given to a fixed encoding.
-
     Example:
         >>> PixelEmbedding('thermometer', num_bits=4).codes().shape
         torch.Size([256, 4])
@@ -127,11 +124,7 @@ class PixelEmbedding(
         return self.table
 
     def freeze(self) -> 'PixelEmbedding':
-        """Exclude the table from training and return the module.
-
-        Raises:
-            ValueError: the encoding has no learned table.
-        """
+        """Exclude the learned table from training and return the module."""
         if self.weight is None:
             raise ValueError(f'Encoding {self.encoding!r} is fixed already; only a p2be table can be frozen.')
         self.weight.requires_grad_(False)
@@ -151,10 +144,6 @@ class PixelEmbedding(
             path_or_id: a folder, or 'org/name' or 'org/name@revision' on the Hub.
             revision: branch, tag or commit; pin a tag or commit for results to be repeatable.
             **options: `cache_dir`, `token`, `local_files_only`, `force_download`, as in huggingface_hub.
-
-        Raises:
-            ValueError: no such folder, repository, revision or file, no access, no connection; or what is there is no
-                table, damaged, or written by a newer version.
         """
         file = _hub_side().fetch_table(path_or_id, revision, **options)
         embedding = cls(file.encoding, file.codes.shape[1], file.init)
@@ -162,11 +151,7 @@ class PixelEmbedding(
         return embedding
 
     def load_table_file(self, file: TableFile) -> None:
-        """Take over latents, `init` and provenance; the parameter stays the same object.
-
-        Raises:
-            ValueError: another encoding or code length, or a table without values (meta device).
-        """
+        """Take over latents, `init` and provenance; the parameter stays the same object."""
         got, allowed = (file.encoding, file.codes.shape[1]), (self.encoding, self.num_bits)
         if got != allowed:
             raise ValueError(
@@ -204,9 +189,6 @@ class PixelEmbedding(
             repo_id: 'org/name'.
             model_card_kwargs: of `generate_model_card`.
             **push_to_hub_kwargs: of `push_to_hub`.
-
-        Raises:
-            ValueError: the table or its provenance is not fit to be saved.
         """
         card = self.generate_model_card(**(model_card_kwargs or {})).content
         self.table_file().write(save_directory, card=card)
@@ -219,10 +201,6 @@ class PixelEmbedding(
             repo_id: 'org/name', created if it does not exist.
             **kwargs: of `huggingface_hub.ModelHubMixin.push_to_hub`, such as `private`, `token`, `branch`,
                 `commit_message` and `create_pr`.
-
-        Raises:
-            ValueError: `repo_id` has no namespace, the table or its provenance is not fit to be saved, or the Hub
-                cannot be reached, refused, or broke off.
         """
         if repo_id.count('/') != 1:
             raise ValueError(f"Got repo_id={repo_id!r}; the card shows how to load it, so write 'org/name'.")

@@ -80,11 +80,7 @@ class TableFile:
     package_version: str | None = INSTALLED
 
     def config(self) -> dict[str, Any]:
-        """Return the content of config.json, checked.
-
-        Raises:
-            ValueError: a value that no reader would accept, or that JSON does not have.
-        """
+        """Return the content of config.json, checked."""
         codes = self.codes
         if codes.is_meta or codes.dim() != 2 or bool(((codes != 0) & (codes != 1)).any()):
             raise ValueError(
@@ -115,7 +111,6 @@ class TableFile:
 
         Raises:
             ValueError: `read_table_file` would refuse the table; nothing was written.
-            OSError: the disk is full or the folder is not writable.
         """
         try:
             config = json.dumps(self.config(), indent=1, allow_nan=False).encode()
@@ -167,9 +162,7 @@ def read_table_file(folder: str | Path) -> TableFile:
     """Return the table in a folder, after checking everything about it but its training record.
 
     Raises:
-        ValueError: a file is missing, too large, damaged, of another format or a newer version; a value, tensor, shape
-            or dtype is not allowed; latents are not finite; bits are not the signs of the latents, not those of the
-            fixed encoding, or not those whose sha256 config.json gives.
+        ValueError: whatever is wrong, first with config.json, then with the tensors, then with their values.
     """
     config = read_json(Path(folder) / CONFIG_FILE)
     check_config(config, str(Path(folder) / CONFIG_FILE))
@@ -214,13 +207,9 @@ def check_config(config: dict[str, Any], where: str) -> None:
 
 
 def codes_sha256(codes: Tensor) -> str:
-    """Return the sha256 of a table of codes, packed as in the file.
+    """Return the sha256 of (256, M) codes as they are packed in the file, in hexadecimal.
 
-    Args:
-        codes: (256, M) tensor of 0 and 1, any dtype.
-
-    Returns:
-        64 hexadecimal digits, over 256 rows of ceil(M / 8) bytes; a row's first bit is its first byte's highest.
+    A row has ceil(M / 8) bytes, and its first bit is its first byte's highest.
     """
     return _digest(_pack(codes))
 

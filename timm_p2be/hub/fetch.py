@@ -21,11 +21,7 @@ _logger = logging.getLogger(__name__)
 
 
 def split_revision(name: str) -> tuple[str, str | None]:
-    """Return the repository and the revision, or None, of 'org/name' or 'org/name@revision'.
-
-    Raises:
-        FetchError: the name is malformed, or the revision could lead out of the cache.
-    """
+    """Return the repository and the revision, or None, of 'org/name' or 'org/name@revision'."""
     repo_id, at, revision = name.partition('@')
     try:
         validate_repo_id(repo_id)
@@ -43,11 +39,7 @@ def split_revision(name: str) -> tuple[str, str | None]:
 
 
 def local_folder(source: str | os.PathLike[str]) -> Path | None:
-    """Return the folder that `source` means, or None if it means a repository.
-
-    Raises:
-        FetchError: it means a folder that is not there, or is neither.
-    """
+    """Return the folder that `source` means, or None if it means a repository."""
     if isinstance(source, str) and source.startswith('hf-hub:'):
         return None
     if source in ('', 'local-dir:'):

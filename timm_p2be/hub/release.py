@@ -89,7 +89,6 @@ def prepare(run_folder: Path, output: Path, release: Release) -> None:
     Raises:
         ValueError: the run has no results, its weights are unsound, or the release cannot be made of it; `output` is
             as it was.
-        OSError: the disk is full or the folder is not writable.
     """
     run = read_run(run_folder, release.checkpoint)
     model = build_model(run)
@@ -190,11 +189,7 @@ def _learned(model: nn.Module) -> dict[str, Any]:
 
 
 def _round(model: nn.Module) -> None:
-    """Round the weights of convolutions and linear layers to float16; everything else stays float32.
-
-    Raises:
-        ValueError: a weight is too large for float16.
-    """
+    """Round the weights of convolutions and linear layers to float16; everything else stays float32."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
             weight = module.weight.detach().half()

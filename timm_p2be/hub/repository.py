@@ -104,12 +104,7 @@ class Contents:
 
 
 def read_contents(folder: Path) -> Contents:
-    """Return what a folder's config.json says, checked; the weights are not looked at.
-
-    Raises:
-        ValueError: config.json is missing, too large, no JSON, of neither kind or of a newer format, or a value in it
-            is not allowed.
-    """
+    """Return what a folder's config.json says, checked; the weights are not looked at."""
     path = folder / CONFIG_FILE
     config = read_json(path)
     if 'format' in config:
@@ -206,9 +201,6 @@ def fetch_repository(
         optional: texts that are fetched if they exist.
         check: raises before the weights are fetched, if they are not wanted.
         **options: of `timm_p2be.hub.fetch.fetch`.
-
-    Raises:
-        ValueError: as `read_contents`, `check` and `timm_p2be.hub.fetch.fetch`.
     """
     folder = fetch(source, FILES[:1], revision, optional=optional, max_bytes=_MAX_TEXT_BYTES, **options)
     contents = read_contents(folder)
@@ -222,11 +214,7 @@ def fetch_repository(
 
 
 def verified_weights(folder: Path, contents: Contents) -> dict[str, Tensor]:
-    """Return the weights of a model's repository.
-
-    Raises:
-        ValueError: they are missing, damaged, not finite, or not those whose sha256 config.json states.
-    """
+    """Return the weights of a model's repository."""
     path = folder / WEIGHTS_FILE
     if not path.is_file():
         raise ValueError(f'{path} does not exist; weights are read from there only, never from a pickle. {_AGAIN}')
@@ -244,11 +232,7 @@ def verified_weights(folder: Path, contents: Contents) -> dict[str, Tensor]:
 
 
 def verify(folder: Path) -> Contents:
-    """Return what a folder's config.json says, after checking it and the weights beside it.
-
-    Raises:
-        ValueError: as `read_contents` and, by kind, `read_table_file` or `verified_weights`.
-    """
+    """Return what a folder's config.json says, after checking it and the weights beside it."""
     contents = read_contents(folder)
     if contents.kind == 'embedding':
         read_table_file(folder)

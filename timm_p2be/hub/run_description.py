@@ -104,11 +104,7 @@ class Origin:
 
 
 def origin_of(run: Run, given: Dataset) -> Origin:
-    """Return what a run was trained and validated on.
-
-    Raises:
-        ValueError: the data set's name is not known.
-    """
+    """Return what a run was trained and validated on."""
     name, hub_id, split, images = _KNOWN_DATASETS.get(run.flags.get('dataset') or '', (None, None, None, None))
     if run.flags.get('val_num_samples'):
         images = None
@@ -138,9 +134,6 @@ def training_record(
         note: what is particular about that copy of the data.
         base_model: what it started from, or was cut out of; None if nothing.
         results: of the card.
-
-    Raises:
-        ValueError: it started from other weights and `base_model` does not say which, or that is no name.
     """
     flags, name = run.flags, run.flags['model']
     if base_model is None and flags.get('pretrained') and name.startswith('hf-hub:'):

@@ -52,10 +52,6 @@ def read_run(folder: Path, checkpoint: str = 'last') -> Run:
     Args:
         folder: output folder of train.py.
         checkpoint: 'last', 'best', or the path of another checkpoint of this run.
-
-    Raises:
-        ValueError: a file is missing or damaged, the checkpoint is of another model or no training checkpoint, or a
-            weight is not finite.
     """
     flags = _flags(folder / 'args.yaml')
     path = folder / _FILES[checkpoint] if checkpoint in _FILES else Path(checkpoint)
@@ -77,11 +73,7 @@ def read_run(folder: Path, checkpoint: str = 'last') -> Run:
 
 
 def build_model(run: Run) -> nn.Module:
-    """Return the run's network on the CPU, in float32 and evaluation mode, with the checkpoint's weights.
-
-    Raises:
-        ValueError: it cannot be built, or the weights do not fit it exactly.
-    """
+    """Return the run's network on the CPU, in float32 and evaluation mode, with the checkpoint's weights."""
     flags, state = run.flags, run.checkpoint.state_dict
     kwargs = {key: value for key, value in (flags.get('model_kwargs') or {}).items() if key not in _NOT_THE_MODEL}
     bits = {tensor.shape[1] for name, tensor in state.items() if name.endswith('.embedding.weight')}
@@ -148,11 +140,7 @@ def _flags(path: Path) -> dict[str, Any]:
 
 
 def _error(path: Path, epoch: int) -> float | None:
-    """Return the validation error after an epoch, percent, or None if the run has no such figure.
-
-    Raises:
-        ValueError: the file cannot be read, or the figure is no percentage.
-    """
+    """Return the validation error after an epoch, percent, or None if the run has no such figure."""
     if not path.is_file():
         return None
     try:
