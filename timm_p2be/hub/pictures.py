@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from timm_p2be.encodings.statistics import code_statistics
+from timm_p2be.extras import require
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,13 +47,10 @@ def codes_figure(codes: Tensor, title: str = '') -> 'Figure':
     Raises:
         ValueError: matplotlib is missing.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ValueError("Pictures need matplotlib: pip install 'timm-p2be[robustness]'.") from error
+    figures = require('matplotlib.figure', extra='robustness')
     levels, num_bits = codes.shape
     distances = code_statistics(codes).distances
-    figure = Figure(figsize=(15, 5), dpi=_DPI, layout='constrained')
+    figure: Figure = figures.Figure(figsize=(15, 5), dpi=_DPI, layout='constrained')
     figure.suptitle(title, parse_math=False)  # a title may hold the name somebody gave a repository
     bits, similarity, curve = figure.subplots(1, 3, width_ratios=(1, 1.2, 1.4))
     gray = {'cmap': 'gray', 'vmin': 0, 'vmax': 1, 'interpolation': 'nearest'}

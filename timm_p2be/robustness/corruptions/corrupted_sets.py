@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from timm_p2be.extras import require
 from timm_p2be.robustness.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES
 
 Batch = tuple[Tensor, Tensor]  # uint8 levels (B, 3, H, W), int64 labels (B,)
@@ -145,6 +146,6 @@ def _collate(pairs: list[tuple[NDArray[np.uint8], int]]) -> Batch:
 
 
 def _one_thread(worker: int) -> None:
-    import cv2
-
-    cv2.setNumThreads(0)  # OpenCV's threads do not survive a fork, and workers share the cores already
+    require('cv2', extra='robustness').setNumThreads(
+        0
+    )  # OpenCV's threads do not survive a fork, and workers share the cores already

@@ -21,7 +21,7 @@ from timm_p2be.robustness.evaluation.attack_results import AttackResults
 from timm_p2be.robustness.evaluation.predictions import check_labels
 from timm_p2be.robustness.evaluation.runner import Runner, runner
 from timm_p2be.robustness.images import ImageSet, as_batch
-from timm_p2be.robustness.pixel_model import PixelModel
+from timm_p2be.robustness.pixel_model import PixelModel, as_pixel_model
 
 
 def benchmark_attacks(
@@ -67,7 +67,7 @@ def benchmark_attacks(
         BrokenAttackError: an attack broke its contract or changed the model.
         OSError: the disk is full; the result file holds all batches before.
     """
-    model = model if isinstance(model, PixelModel) else PixelModel(model)
+    model = as_pixel_model(model)
     settings = {'eps': eps, 'alone': alone, 'worst_case': worst_case, 'probed': probed}
     settings.update(batch_size=batch_size, seed=seed, save_images=save_images)
     with runner('call', show) as run:

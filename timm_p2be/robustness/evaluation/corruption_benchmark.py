@@ -20,7 +20,7 @@ from timm_p2be.robustness.evaluation.corruption_results import CLEAN, Corruption
 from timm_p2be.robustness.evaluation.predictions import Judge, Outcome, check_size
 from timm_p2be.robustness.evaluation.runner import Runner, runner
 from timm_p2be.robustness.images import ImageSet
-from timm_p2be.robustness.pixel_model import PixelModel
+from timm_p2be.robustness.pixel_model import PixelModel, as_pixel_model
 
 
 def benchmark_corruptions(
@@ -62,7 +62,7 @@ def benchmark_corruptions(
     """
     if batch_size < 1 or workers < 0:
         raise ValueError(f'Got batch_size={batch_size}, workers={workers}; take at least 1 image and 0 workers.')
-    wrapped = [model if isinstance(model, PixelModel) else PixelModel(model) for model in models]
+    wrapped = [as_pixel_model(model) for model in models]
     label = data.describe()['label']
     names = data.names if corruptions is None else choose_names(corruptions, False, set(data.names), label)
     levels = data.severities if severities is None else check_severities(severities)
