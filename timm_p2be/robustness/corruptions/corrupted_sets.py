@@ -146,6 +146,5 @@ def _collate(pairs: list[tuple[NDArray[np.uint8], int]]) -> Batch:
 
 
 def _one_thread(worker: int) -> None:
-    require('cv2', extra='robustness').setNumThreads(
-        0
-    )  # OpenCV's threads do not survive a fork, and workers share the cores already
+    # OpenCV's threads do not survive a fork, and workers share the cores already
+    require('cv2', extra='robustness').setNumThreads(0)

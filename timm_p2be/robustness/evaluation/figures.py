@@ -78,9 +78,7 @@ class HeatMap(NamedTuple):
 def _svg(width: float, height: float, paint: Callable[['Axes'], None]) -> str:
     """Return what `paint` draws on axes of a size in inches."""
     matplotlib = require('matplotlib', extra='robustness')
-    figures = require(
-        'matplotlib.figure', extra='robustness'
-    )  # without pyplot there is no window, whatever the backend
+    figures = require('matplotlib.figure', extra='robustness')  # without pyplot there is no window
     style: dict[Any, Any] = {'svg.hashsalt': 'timm-p2be', 'svg.fonttype': 'none', 'text.parse_math': False}
     style |= {'font.size': 9, 'font.sans-serif': ['DejaVu Sans']}  # comes with matplotlib
     buffer = io.BytesIO()
