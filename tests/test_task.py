@@ -196,27 +196,23 @@ def test_a_few_steps_lower_the_objective():
 
 
 @pytest.mark.parametrize(
-    ('encoding', 'kwargs', 'message'),
+    ('encoding', 'kwargs', 'words'),
     [
-        ('p2be', {'alpha': -1.0}, r'alpha=-1\.0; it must be 0 or larger'),
+        ('p2be', {'alpha': -1.0}, 'alpha=-1.0'),
         ('p2be', {'smoothness': float('nan')}, 'smoothness=nan'),
-        ('p2be', {'reduction': 'none'}, "Unknown reduction 'none'"),
+        ('p2be', {'reduction': 'none'}, "'none'"),
         ('p2be', {'num_views': 0}, 'num_views=0'),
-        (None, {}, r'smoothness=1\.0, but Sequential .*smoothness=0'),
-        ('thermometer', {'smoothness': 0.5}, 'no learned table.*smoothness=0'),
+        (None, {}, 'smoothness=1.0 no.learned.table'),
+        ('thermometer', {'smoothness': 0.5}, 'smoothness=0.5 no.learned.table'),
     ],
 )
-def test_arguments_are_checked(encoding, kwargs, message):
-    with pytest.raises(ValueError, match=message):
+def test_arguments_are_checked(encoding, kwargs, words):
+    with pytest.raises(ValueError, match='.*'.join(words.split())):
         P2BETask(tiny(encoding), **kwargs)
 
 
-@pytest.mark.parametrize(('images', 'labels'), [(8, 8), (9, 4), (6, 3), (0, 0)])
+@pytest.mark.parametrize(('images', 'labels'), [(8, 8), (9, 4), (6, 3), (0, 0), (12, 12)])
 def test_batches_that_are_no_three_views_are_refused(images, labels):
-    with pytest.raises(ValueError, match=f'Got {images} images and {labels} labels with num_views=3'):
-        P2BETask(tiny())(torch.rand(images, 3, 8, 8), torch.zeros(labels, dtype=torch.int64))
-
-
-def test_plain_batch_in_place_of_views_is_refused():
-    with pytest.raises(ValueError, match=r'12 images whose labels are not 3 times the same.*num_views=1'):
-        P2BETask(tiny())(torch.rand(12, 3, 8, 8), torch.arange(12) % 5)
+    """The last one is a plain batch: labels of its thirds differ."""
+    with pytest.raises(ValueError, match=f'Got {images} images .*num_views='):
+        P2BETask(tiny())(torch.rand(images, 3, 8, 8), torch.arange(labels) % 5)

@@ -24,15 +24,11 @@ class P2BETask(ClassificationTask):
     Args:
         model: timm model; with a pixel embedding if `smoothness` is not 0.
         alpha: weight of the divergence, at least 0; 12 in the paper (section IV-B) and in AugMix. Unused with one view.
-        smoothness: lambda, weight of the smoothness loss, at least 0: 1.0 on CIFAR-100, 10.0 on ImageNet, both with
-            'mean' (`docs/protocol.md`). Must be 0 for models without a learned table: RGB, one-hot, thermometer.
+        smoothness: lambda, weight of the smoothness loss: 1.0 on CIFAR-100, 10.0 on ImageNet, both with 'mean'
+            (`docs/protocol.md`). Must be 0 for models without a learned table: RGB, one-hot, thermometer.
         reduction: 'mean' or 'sum' of the smoothness loss, see `smoothness_loss`.
         num_views: V: 3 for AugMix (clean, mixed, mixed), 1 for plain images.
-        criterion: loss of the clean view; None is cross-entropy.
-        criterion_kwargs: of timm.loss.create_classification_loss if `criterion` is None, as {'smoothing': 0.1}.
-        device: of the task.
-        dtype: of the task.
-        verbose: log the objective.
+        criterion: loss of the clean view; None is cross-entropy, by timm's loss factory with `criterion_kwargs`.
 
     Example:
         >>> import timm
@@ -89,9 +85,8 @@ class P2BETask(ClassificationTask):
             target: (B,) labels, or (V B,) labels repeated for every view as `fast_collate` does.
 
         Returns:
-            'loss' to call backward on; 'output', the (B, K) logits of the clean view, so that it lines up with the
-            first B labels; and the unweighted parts as detached float32 scalars: 'ce', 'jsd' (0 with one view) and
-            'smoothness' (0 without a learned table). loss = ce + alpha jsd + lambda smoothness.
+            'loss' to call backward on; 'output', the (B, K) logits of the clean view; and the unweighted parts as
+            detached float32 scalars: 'ce', 'jsd' (0 with one view) and 'smoothness' (0 without a learned table).
         """
         batch = self._clean_batch(input, target)
         return self.objective(self.trainable_module(input), target[:batch])

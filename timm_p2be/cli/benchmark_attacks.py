@@ -146,7 +146,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def _print_budget(args: argparse.Namespace, model: PixelModel, data: ImageSet, attacks: Sequence[Attack]) -> None:
     levels, _ = as_batch(data, range(min(16, args.batch_size, len(data))))
-    text, _ = budget(attacks, min(max(args.alone, args.worst_case), len(data)), measure_speed(model, levels))
+    text = budget(attacks, min(max(args.alone, args.worst_case), len(data)), measure_speed(model, levels))
     print(f'{model.name}, eps {args.eps}:\n{text}', file=sys.stdout if args.budget else sys.stderr)
 
 

@@ -1,9 +1,8 @@
 """AugMix: mixtures of short chains of image operations, exactly as in the paper's data pipeline.
 
-Hendrycks et al., "AugMix: A Simple Data Processing Method to Improve Robustness and Uncertainty" (arXiv 1912.02781),
-with the nine operations and ranges of google-research/augmix, augmentations.py, which the authors of P2BE use as they
-are. The four operations that overlap with the corruption benchmarks (color, contrast, brightness, sharpness) are left
-out. Everything settled beyond that is in docs/protocol.md.
+Hendrycks et al. (arXiv 1912.02781), with the nine operations and ranges of google-research/augmix, augmentations.py,
+which the authors of P2BE use as they are; the four that overlap with the corruption benchmarks are left out. Everything
+settled beyond that is in docs/protocol.md.
 """
 
 import math
@@ -100,10 +99,9 @@ class AugMix:
         return mix(flat, self.draw(self._current_generator())).reshape(image.shape)
 
     def draw(self, generator: np.random.Generator) -> Mixture:
-        """Return the random choices for one image.
+        """Return the random choices for one image, in this order: w, m, then for each chain its depth and operations.
 
-        The order of draws is w, m, then for each chain one uniform for the depth and three for each operation (which
-        one, level, sign); with depth=-1 all three operations are drawn and the surplus dropped.
+        Each operation takes three uniforms (which, level, sign); depth=-1 draws three and drops the surplus.
         """
         weights = generator.dirichlet([self.alpha] * self.width)
         mixing = generator.beta(self.alpha, self.alpha)

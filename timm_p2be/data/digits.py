@@ -23,12 +23,6 @@ def write_digits(folder: str | Path, seed: int = 0) -> Path:
         folder: where to write; created if missing. Read it with timm's `--data-dir folder`.
         seed: decides which images are for validation.
 
-    Returns:
-        `folder` as a Path.
-
-    Raises:
-        ValueError: the folder holds other PNG files, or digits split by another seed.
-
     Example:
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as folder:

@@ -13,13 +13,12 @@ ImageTransform = Callable[[Image.Image], Image.Image]
 def zero_padded_crop(size: int, padding: int = 4, hflip: float = 0.5) -> Compose:
     """Return the transform of the 32x32 recipes: a random flip, then a random crop of the image padded with black.
 
-    The order is that of google-research/augmix, cifar.py. Randomness is torch's. timm's own `train_crop_mode='rkrc'`
-    pads with the mean instead of zeros.
+    The order is that of google-research/augmix, cifar.py. timm's own `train_crop_mode='rkrc'` pads with the mean.
 
     Args:
-        size: side of the square crop in pixels, at least 1.
-        padding: black pixels added on each side before cropping, at least 0.
-        hflip: probability of the horizontal flip, in [0, 1].
+        size: side of the square crop in pixels.
+        padding: black pixels added on each side before cropping.
+        hflip: probability of the horizontal flip.
 
     Example:
         >>> zero_padded_crop(32)(Image.new('RGB', (32, 32))).size

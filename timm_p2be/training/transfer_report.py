@@ -7,8 +7,6 @@ from typing import Any
 
 from timm_p2be.extras import require
 
-Figure = require('matplotlib.figure', extra='robustness').Figure
-
 _COLORS = {'learned': '#2b6cb0', 'fixed': '#c05621'}
 
 Outcome = dict[str, Any]
@@ -45,7 +43,9 @@ def _figure(found: Sequence[float]) -> str:
 def picture(outcomes: Sequence[Outcome], title: str, path: Path) -> None:
     """Draw a panel for each target: every seed's error as a ring, and their mean as a bar."""
     columns, targets = _keys(outcomes, 'table', 'mode'), _keys(outcomes, 'target')
-    figure = Figure(figsize=(1.5 + 1.1 * len(columns), 3.2 * len(targets)), layout='constrained')
+    figure = require('matplotlib.figure', extra='robustness').Figure(
+        figsize=(1.5 + 1.1 * len(columns), 3.2 * len(targets)), layout='constrained'
+    )
     figure.suptitle(title)
     for axes, (target,) in zip(figure.subplots(len(targets), squeeze=False)[:, 0], targets, strict=True):
         axes.set_title(target, loc='left')

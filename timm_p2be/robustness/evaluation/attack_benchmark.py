@@ -43,9 +43,8 @@ def benchmark_attacks(
 
     Each attack runs alone on the first `alone` images, all of them. The worst case covers the first `worst_case`
     images: the attacks run in the order given, each on those that no earlier one felled; where an image is in both
-    sets, its result alone is taken over. Randomness depends on the seed, the attack and the first image of a batch;
-    which images share a batch in the worst case depends on the attacks before. Started by torchrun, the ranks share
-    the batches, which are halved where memory runs out.
+    sets, its result alone is taken over. Randomness depends on the seed, the attack and the first image of a batch.
+    Started by torchrun, the ranks share the batches, which are halved where memory runs out.
 
     Args:
         model: judged in evaluation mode; the attacks hold whatever model they attack.
@@ -65,7 +64,6 @@ def benchmark_attacks(
         show: print progress and one line per attack on stderr.
 
     Raises:
-        ValueError: an argument out of range, or an earlier result of another configuration.
         BrokenAttackError: an attack broke its contract or changed the model.
         OSError: the disk is full; the result file holds all batches before.
     """
