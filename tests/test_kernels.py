@@ -324,6 +324,13 @@ def test_the_environment_chooses_the_path_and_the_log_names_it(choice, nothing_c
     assert bool(llvm_jit._compiled) == (choice != 'plain')
 
 
+def test_bfloat16_has_kernels_of_its_own(nothing_compiled):
+    """Half the bytes of a table, hence twice as many of its rows in cache."""
+    levels, codes, weight = _example()
+    lookup_conv2d(levels, codes, weight.bfloat16(), *GEOMETRY)
+    assert {shape.size for _, shape in llvm_jit._compiled} == {2}
+
+
 def test_an_unknown_choice_is_an_error(monkeypatch):
     monkeypatch.setenv(operators.SWITCH, 'triton')
     with pytest.raises(
