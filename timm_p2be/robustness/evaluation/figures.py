@@ -5,6 +5,8 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from timm_p2be.extras import require
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -75,10 +77,7 @@ class HeatMap(NamedTuple):
 
 def require_matplotlib() -> None:
     """Raise a ValueError if figures cannot be drawn, before somebody has waited for them."""
-    try:
-        import matplotlib  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ValueError("The figures of the report need matplotlib: pip install 'timm-p2be[robustness]'.") from error
+    require('matplotlib', extra='robustness')
 
 
 def _svg(width: float, height: float, paint: Callable[['Axes'], None]) -> str:
