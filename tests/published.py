@@ -12,7 +12,7 @@ from timm.models import save_for_hf
 
 import timm_p2be
 from timm_p2be.encodings.codes import binarize, fixed_codes
-from timm_p2be.hub.artifact import write_artifact
+from timm_p2be.encodings.table_file import TableFile
 
 PROVENANCE: dict[str, Any] = {
     'dataset': {'name': 'CIFAR-10', 'id': 'uoft-cs/cifar10', 'split': 'train', 'note': 'compressed once'},
@@ -48,15 +48,8 @@ def embedding(folder: Path, num_bits: int = 16, encoding: str = 'p2be', seed: in
     """Write an embedding with a card into `folder` and return its files."""
     weight = latents(num_bits, seed) if encoding == 'p2be' else None
     codes = binarize(weight) if weight is not None else fixed_codes(encoding, num_bits)
-    write_artifact(
-        folder,
-        codes,
-        weight,
-        encoding=encoding,
-        init='normal',
-        provenance=PROVENANCE if weight is not None else None,
-        package_version=timm_p2be.__version__,
-    )
+    record = PROVENANCE if weight is not None else None
+    TableFile(encoding, 'normal', codes, weight, record, timm_p2be.__version__).write(folder)
     (folder / 'README.md').write_bytes(CARD)
     return contents(folder)
 

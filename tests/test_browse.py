@@ -46,7 +46,7 @@ def test_remote(hub: HubServer, namespace: dict[str, str], printed: Said, listed
     assert net | {'tags': []} == {
         'where': 'hub',
         'name': 'tester/net',
-        'record': {
+        'contents': {
             'kind': 'model',
             'architecture': 'wrn10_2_p2be',
             'encoding': 'p2be',
@@ -63,16 +63,16 @@ def test_remote(hub: HubServer, namespace: dict[str, str], printed: Said, listed
         'problem': None,
     }
     assert {'timm-p2be', 'p2be'} <= set(net['tags'])
-    assert rgb['record']['encoding'] == 'rgb'
-    assert rgb['record']['num_bits'] is rgb['record']['provenance'] is None
-    assert (table['record']['kind'], table['record']['num_bits'], table['commit']) == (
+    assert rgb['contents']['encoding'] == 'rgb'
+    assert rgb['contents']['num_bits'] is rgb['contents']['provenance'] is None
+    assert (table['contents']['kind'], table['contents']['num_bits'], table['commit']) == (
         'embedding',
         16,
         namespace['table'],
     )
     assert "no file 'config.json'" in entries['tester/bare']['problem']
-    assert entries['tester/bare']['record'] is None
-    assert entries['tester/newer']['problem'].startswith('config.json has format version 9')
+    assert entries['tester/bare']['contents'] is None
+    assert entries['tester/newer']['problem'].startswith('config.json: timm_p2be: format_version is 9')
     assert not hub.count('safetensors'), 'browsing downloads no weights'
 
     lines = printed('list', '--remote', 'tester').splitlines()
@@ -156,7 +156,7 @@ def test_the_cache(hub: HubServer, namespace: dict[str, str], tmp_path: Path, pr
     net = next(entry for entry in cached if entry['name'] == 'tester/net')
     assert net['revisions'] == ['v1']
     assert net['size'] > 1_000_000
-    assert net['record']['provenance'] == published.PROVENANCE
+    assert net['contents']['provenance'] == published.PROVENANCE
     hub.fail('.', 503)
     out = printed('list')
     assert '1.2 MB' in out
@@ -184,9 +184,9 @@ def test_shipped_models_are_those_of_this_package_with_weights(monkeypatch: pyte
         assert entry.size is not None
         assert entry.size > 1000
         assert entry.tags == (name.partition('.')[2],)
-        assert entry.record is not None
-        assert entry.record.architecture == name.partition('.')[0]
-        assert (entry.record.num_bits is None) == (entry.record.encoding == 'rgb')
+        assert entry.contents is not None
+        assert entry.contents.architecture == name.partition('.')[0]
+        assert (entry.contents.num_bits is None) == (entry.contents.encoding == 'rgb')
 
 
 def test_what_strangers_write_cannot_move_the_cursor(hub: HubServer, tmp_path: Path, printed: Said) -> None:

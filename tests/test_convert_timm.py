@@ -10,19 +10,21 @@ from timm_p2be.stem import EncodedConv2d, UnsupportedStemError, convert
 UNSUPPORTED = {
     'crossvit': 'declares 2 first convolutions',
     'csatv2': 'declares no first convolution',
-    'davit': 'transforms the image',  # it pads a copy, which on meta nothing tells from another image
+    'davit': 'transforms the image',  # it pads a copy, which on meta nothing tells from another image; so does tnt
     'fastvit': 'declares 2 first convolutions',
     'gemma4_vit': 'has a Linear as its first convolution',
     'naflexvit': 'has a Linear as its first convolution',
-    'nfnet': 'has a ScaledStdConv2d as its first convolution',
+    'nfnet': 'has a ScaledStdConv2dSame as its first convolution',
+    'tnt': 'transforms the image',
     'tresnet': 'transforms the image before its first convolution',
     'vision_transformer_hybrid': 'has a StdConv2dSame as its first convolution',
 }
-FAMILIES = [
-    module
+FAMILIES = {
+    module: names[0]
     for module in timm.list_modules()
-    if model_entrypoint(timm.list_models(module=module)[0]).__module__.startswith('timm.models.')
-]
+    if model_entrypoint((names := timm.list_models(module=module))[0]).__module__.startswith('timm.models.')
+}
+FAMILIES['sequencer'] = 'sequencer2d_s'  # torch takes half a minute for the large one's recurrent layers
 
 
 def _convert(name: str, device: str) -> None:
@@ -40,9 +42,8 @@ def _convert(name: str, device: str) -> None:
     assert output.is_meta or output.isfinite().all()
 
 
-@pytest.mark.parametrize('module', FAMILIES)
-def test_family(module: str) -> None:
-    name = timm.list_models(module=module)[0]
+@pytest.mark.parametrize(('module', 'name'), FAMILIES.items(), ids=FAMILIES)
+def test_family(module: str, name: str) -> None:
     if module not in UNSUPPORTED:
         _convert(name, 'meta')
         return
@@ -50,6 +51,6 @@ def test_family(module: str) -> None:
         _convert(name, 'meta')
 
 
-@pytest.mark.parametrize('name', ['davit_tiny', 'test_byobnet', 'test_efficientnet', 'convit_tiny', 'pvt_v2_b0'])
+@pytest.mark.parametrize('name', ['davit_tiny', 'tnt_s_legacy_patch16_224', 'test_efficientnet', 'convit_tiny'])
 def test_with_values(name: str) -> None:
     _convert(name, 'cpu')

@@ -5,8 +5,6 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from ranks import start
 
 from timm_p2be.robustness.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from timm_p2be.robustness.corruptions.corrupted_sets import spans_of
@@ -124,8 +123,8 @@ BAD_ARRAYS: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
     'too few images': (save('fog.npy', lambda x: x[:10]), {}, 'with 30 labels'),
     'label count': (save('labels.npy', lambda x: x[:29]), {}, r'shape \(29,\)'),
     'label dtype': (save('labels.npy', lambda x: x.astype(float)), {}, 'integers'),
-    'labels per severity': (save('labels.npy', lambda x: np.arange(30)), {}, 'differ between severities'),
-    'negative label': (save('labels.npy', lambda x: x.astype(int) - 1), {}, 'label -1'),
+    'labels per severity': (save('labels.npy', lambda x: np.arange(30)), {}, 'the same for each severity'),
+    'negative label': (save('labels.npy', lambda x: x.astype(int) - 1), {}, 'integers from 0'),
     'the 15': (lambda folder: None, {'names': None}, 'no corruption shot_noise, .*; it has gaussian_noise, fog'),
     'no severity': (lambda folder: None, {'severities': []}, r'choose from \[1, 2, 3, 4, 5\]'),
     'severity': (lambda folder: None, {'severities': [1, 6]}, r'choose from \[1, 2, 3, 4, 5\]'),
@@ -177,7 +176,7 @@ def twice(folders: Path) -> None:
 BAD_FOLDERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     'other files': (
         lambda folders: (folders / 'fog' / '2' / 'n03' / '2.png').unlink(),
-        r'fog/2 has 2 images, .* has 3; n03/2\.png is missing there',
+        r'fog/2 has 2 images, .* has 3; n03/2\.png is missing',
     ),
     'no severity': (lambda folders: shutil.rmtree(folders / 'fog' / '2'), r'No images in .*fog/2'),
     'twice': (twice, 'fog is there twice'),
@@ -341,8 +340,7 @@ def test_killed_writer_leaves_no_half_file(tmp_path: Path) -> None:
         'def step(count, what): print(what, flush=True); time.sleep(60)\n'
         "write_set(GeneratedSet(clean_images(), 'cifar', ['fog']), Path(sys.argv[1]), step=step)\n"
     )
-    command = [sys.executable, '-c', script, str(tmp_path)]
-    process = subprocess.Popen(command, cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True)
+    process = start(script, tmp_path)
     assert process.stdout is not None
     assert process.stdout.readline() == 'fog 1\n'
     process.kill()

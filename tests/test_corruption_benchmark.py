@@ -3,9 +3,7 @@
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from ranks import run_ranks, start
 from torch import Tensor, nn
 
 from timm_p2be.cli import main
@@ -237,31 +236,20 @@ def test_models_that_do_not_fit(case: str) -> None:
 
 SCRIPT = """
 import sys, time
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-sys.path.insert(0, {tests!r})
 from test_corruption_benchmark import *
 write = results.write_json
 def slow(path, content):
     write(path, content)
     print('written', flush=True)
-    time.sleep({sleep})
+    time.sleep(float(sys.argv[2]))
 results.write_json = slow
-benchmark_corruptions([untrained()], corrupted(), images(), batch_size=2, output=Path({output!r}), show=False)
+benchmark_corruptions([untrained()], corrupted(), images(), batch_size=2, output=Path(sys.argv[1]), show=False)
 """
-
-
-def start(output: Path, sleep: float = 0, **surroundings: str) -> 'subprocess.Popen[str]':
-    script = SCRIPT.format(tests=str(Path(__file__).parent), output=str(output), sleep=sleep)
-    return subprocess.Popen(
-        [sys.executable, '-c', script], stdout=subprocess.PIPE, text=True, env=os.environ | surroundings
-    )
 
 
 def test_killed_run_goes_on(tmp_path: Path) -> None:
     output = tmp_path / 'results.json'
-    process = start(output, sleep=60)
+    process = start(SCRIPT, output, '60')
     assert process.stdout is not None
     assert process.stdout.readline() == 'written\n'
     process.send_signal(signal.SIGKILL)
@@ -276,22 +264,10 @@ def test_killed_run_goes_on(tmp_path: Path) -> None:
 
 
 def test_two_ranks_give_the_results_of_one(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = str(free.getsockname()[1])
     output = tmp_path / 'results.json'
-    team = [
-        start(output, WORLD_SIZE='2', RANK=rank, MASTER_ADDR='127.0.0.1', MASTER_PORT=port, OMP_NUM_THREADS='1')
-        for rank in '01'
-    ]
-    printed = [process.communicate(timeout=60)[0] for process in team]
-    assert [process.returncode for process in team] == [0, 0]
-    assert printed == ['written\n' * 5, '']  # the first rank alone writes
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    alone = benchmark_corruptions([untrained()], corrupted(), images(), batch_size=2, show=False)
-    torch.set_num_threads(threads)
-    shared = json.loads(output.read_text())
+    assert run_ranks(SCRIPT, output, '0') == ['written\n' * 5, '']  # the first rank alone writes
+    run_ranks(SCRIPT, tmp_path / 'alone.json', '0', size=1)
+    shared, alone = json.loads(output.read_text()), json.loads((tmp_path / 'alone.json').read_text())
     for key in ('config', 'clean', 'results', 'summary', 'complete'):
         assert shared[key] == alone[key]
 
@@ -315,9 +291,12 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
+def command(checkpoint: Path) -> list[str]:
+    return ['benchmark', 'corruptions', '--model', f'wrn10_2={checkpoint}', '--mean', '0', '--std', '1']
+
+
 def benchmark(checkpoint: Path, *flags: str) -> int:
-    model = f'wrn10_2={checkpoint}'
-    return main(['benchmark', 'corruptions', '--model', model, '--mean', '0', '--std', '1', *flags])
+    return main([*command(checkpoint), *flags])
 
 
 def test_command(checkpoint: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -354,36 +333,26 @@ def test_corrupt_then_benchmark(
     assert read[0]['config']['data']['label'] == read[1]['config']['data']['label']
 
 
-def test_corrupt_image_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_corrupt_image_files(tmp_path: Path, refused: Callable[..., str]) -> None:
     Image.new('RGB', (300, 260), 'teal').save(tmp_path / 'photo.jpg')
-    flags = [
-        'corrupt',
-        str(tmp_path / 'photo.jpg'),
-        '--suite',
-        'imagenet',
-        '--name',
-        'contrast',
-        '--severity',
-        '2',
-        '4',
-    ]
-    assert main([*flags, '--output', str(tmp_path / 'out')]) == 0
+    flags = ['corrupt', str(tmp_path / 'photo.jpg'), '--suite', 'imagenet', '--name', 'contrast']
+    flags += ['--severity', '2', '4']
+    out, new = str(tmp_path / 'out'), str(tmp_path / 'new')
+    assert main([*flags, '--output', out]) == 0
     names = sorted(path.name for path in (tmp_path / 'out').iterdir())
     assert names == ['photo_contrast_2.png', 'photo_contrast_4.png']
     with Image.open(tmp_path / 'out' / names[0]) as image:
         assert image.size == (224, 224)
-    for flags_too, message in {
-        ('--output', str(tmp_path / 'out')): 'is there already',
-        ('--output', str(tmp_path / 'new'), '--suite', 'cifar'): '300x260 pixels, not 32x32',
-        ('--output', str(tmp_path / 'new'), '--limit', '3'): 'Got image files and --limit',
-        ('--output', str(tmp_path / 'new'), '--name', 'rain'): 'has no corruption rain',
-        ('--output', str(tmp_path / 'new'), '--severity', '7'): 'choose from',
+    for more, message in {
+        ('--output', out): 'is there already',
+        ('--output', new, '--suite', 'cifar'): '300x260 pixels, not 32x32',
+        ('--output', new, '--limit', '3'): 'Got image files and --limit',
+        ('--output', new, '--name', 'rain'): 'has no corruption rain',
+        ('--output', new, '--severity', '7'): 'choose from',
         ('--contact-sheet', str(tmp_path / 'sheet.doc')): 'unknown kind of image',
         (): 'Nothing to write',
     }.items():
-        with pytest.raises(SystemExit, match='2'):
-            main([*flags, *flags_too])
-        assert message in capsys.readouterr().err
+        assert message in refused(*flags, *more)
 
 
 BAD_FLAGS = {
@@ -400,16 +369,12 @@ BAD_FLAGS = {
 
 
 @pytest.mark.parametrize('case', BAD_FLAGS)
-def test_bad_flags(
-    checkpoint: Path, folder: Path, tmp_path: Path, case: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_flags(checkpoint: Path, folder: Path, tmp_path: Path, case: str, refused: Callable[..., str]) -> None:
     flags, message = BAD_FLAGS[case]
     (tmp_path / 'big' / 'a').mkdir(parents=True)
     Image.new('RGB', (40, 40)).save(tmp_path / 'big' / 'a' / 'x.png')
     flags = [{'DATA': str(folder), 'BIG': str(tmp_path / 'big')}.get(flag, flag) for flag in flags]
-    with pytest.raises(SystemExit, match='2'):
-        benchmark(checkpoint, *flags, '--output', str(tmp_path / 'out'))
-    error = capsys.readouterr().err
+    error = refused(*command(checkpoint), *flags, '--output', tmp_path / 'out')
     assert 'timm-p2be benchmark corruptions: error: ' in error
     assert message in error
 
@@ -423,7 +388,7 @@ def test_model_without_mean() -> None:
 
 
 def test_full_disk(
-    checkpoint: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
 ) -> None:
     output, write = tmp_path / 'out', results.write_json
 
@@ -434,9 +399,7 @@ def test_full_disk(
 
     monkeypatch.setattr(results, 'write_json', full)
     flags = ['--data-dir', str(folder), '--split', '', '--corruptions', 'fog', '--output', str(output)]
-    with pytest.raises(SystemExit, match='2'):
-        benchmark(checkpoint, *flags)
-    error = capsys.readouterr().err
+    error = refused(*command(checkpoint), *flags)
     assert 'No space left on device' in error
     assert 'Finished sets are kept' in error
     assert json.loads((output / 'results.json').read_text())['clean']

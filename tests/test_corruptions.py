@@ -1,10 +1,14 @@
 import colorsys
 import importlib.util
 import io
+import itertools
 import math
+import re
 import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,79 +23,6 @@ from timm_p2be.robustness.corruptions.parameters import PARAMETERS
 
 Pixels = NDArray[np.uint8]
 
-# docs/protocol.md, severities 1 to 5: a number each, or a row in the order of the function's keywords
-EXPECTED = {
-    'gaussian_noise': ([0.04, 0.06, 0.08, 0.09, 0.10], [0.08, 0.12, 0.18, 0.26, 0.38]),
-    'shot_noise': ([500, 250, 100, 75, 50], [60, 25, 12, 5, 3]),
-    'impulse_noise': ([0.01, 0.02, 0.03, 0.05, 0.07], [0.03, 0.06, 0.09, 0.17, 0.27]),
-    'speckle_noise': ([0.06, 0.1, 0.12, 0.16, 0.2], [0.15, 0.2, 0.35, 0.45, 0.6]),
-    'gaussian_blur': ([0.4, 0.6, 0.7, 0.8, 1], [1, 2, 3, 4, 6]),
-    'defocus_blur': (
-        [(0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)],
-        [(3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5)],
-    ),
-    'glass_blur': (
-        [(0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2)],
-        [(0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2)],
-    ),
-    'motion_blur': (
-        [(6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)],
-        [(10, 3), (15, 5), (15, 8), (15, 12), (20, 15)],
-    ),
-    'snow': (
-        [
-            (0.1, 0.2, 1, 0.6, 8, 3, 0.95),
-            (0.1, 0.2, 1, 0.5, 10, 4, 0.9),
-            (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
-            (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
-            (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
-        ],
-        [
-            (0.1, 0.3, 3, 0.5, 10, 4, 0.8),
-            (0.2, 0.3, 2, 0.5, 12, 4, 0.7),
-            (0.55, 0.3, 4, 0.9, 12, 8, 0.7),
-            (0.55, 0.3, 4.5, 0.85, 12, 8, 0.65),
-            (0.55, 0.3, 2.5, 0.85, 12, 12, 0.55),
-        ],
-    ),
-    'frost': (
-        [(1, 0.2, 0.2), (1, 0.3, 0.2), (0.9, 0.4, 0.2), (0.85, 0.4, 0.2), (0.75, 0.45, 0.2)],
-        [(1, 0.4, 1), (0.8, 0.6, 1), (0.7, 0.7, 1), (0.65, 0.7, 1), (0.6, 0.75, 1)],
-    ),
-    'fog': (
-        [(0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)],
-        [(1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4)],
-    ),
-    'brightness': ([0.05, 0.1, 0.15, 0.2, 0.3], [0.1, 0.2, 0.3, 0.4, 0.5]),
-    'spatter': (
-        [
-            (0.62, 0.1, 0.7, 0.7, 0.5, 0),
-            (0.65, 0.1, 0.8, 0.7, 0.5, 0),
-            (0.65, 0.3, 1, 0.69, 0.5, 0),
-            (0.65, 0.1, 0.7, 0.69, 0.6, 1),
-            (0.65, 0.1, 0.5, 0.68, 0.6, 1),
-        ],
-        [
-            (0.65, 0.3, 4, 0.69, 0.6, 0),
-            (0.65, 0.3, 3, 0.68, 0.6, 0),
-            (0.65, 0.3, 2, 0.68, 0.5, 0),
-            (0.65, 0.3, 1, 0.65, 1.5, 1),
-            (0.67, 0.4, 1, 0.65, 1.5, 1),
-        ],
-    ),
-    'contrast': ([0.75, 0.5, 0.4, 0.3, 0.15], [0.4, 0.3, 0.2, 0.1, 0.05]),
-    'elastic_transform': (
-        [(0, 0, 2.56), (1.6, 6.4, 2.24), (2.56, 1.92, 1.92), (3.2, 1.28, 1.6), (3.2, 0.96, 0.96)],
-        [(488, 170.8, 24.4), (488, 19.52, 48.8), (12.2, 2.44, 4.88), (17.08, 2.44, 4.88), (29.28, 2.44, 4.88)],
-    ),
-    'pixelate': ([0.95, 0.9, 0.85, 0.75, 0.65], [0.6, 0.5, 0.4, 0.3, 0.25]),
-    'jpeg_compression': ([80, 65, 58, 50, 40], [25, 18, 15, 10, 7]),
-    'saturate': (
-        [(0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2)],
-        [(0.3, 0), (0.1, 0), (2, 0), (5, 0.1), (20, 0.2)],
-    ),
-}
-SIDES = {'cifar': [30, 28, 27, 24, 20], 'imagenet': [134, 112, 89, 67, 56]}  # of pixelate's small image
 ALL = (*CORRUPTIONS, *EXTRA_CORRUPTIONS)
 # the others move pixels, draw photographs or change hue, and differ little or at random between two severities
 MONOTONE = tuple(
@@ -102,9 +33,27 @@ each_suite = pytest.mark.parametrize('suite', list(SUITES))
 each_severity = pytest.mark.parametrize('severity', [1, 2, 3, 4, 5])
 
 
-def _expected(name: str, suite: str, severity: int) -> tuple[float, ...]:
-    row = EXPECTED[name][list(SUITES).index(suite)][severity - 1]
-    return row if isinstance(row, tuple) else (row,)
+def _documented() -> dict[str, dict[str, list[Any]]]:
+    """The table of docs/protocol.md: corruption -> suite -> numbers of severities 1 to 5 in the order of keywords."""
+    text = (Path(__file__).parents[1] / 'docs' / 'protocol.md').read_text(encoding='utf-8')
+    table: dict[str, dict[str, list[Any]]] = {}
+    for line in text.partition('\n## 9. Corruptions\n')[2].splitlines():
+        name, *cells = [cell.strip(' *') for cell in line.split('|')[1:-1]] or ['']
+        if name in ALL and len(cells) == 3:
+            for suite, cell in zip(SUITES, cells[1:], strict=True):
+                rows = (re.findall(r'[\d.]+', row) for row in re.findall(r'\([^)]*\)|[\d.]+', cell))
+                table.setdefault(name, {})[suite] = [[float(x) if '.' in x else int(x) for x in row] for row in rows]
+    for suite, scale, side in (('cifar', 0.2, 32), ('imagenet', 1, 244)):
+        table['frost'][suite] = [[*row, scale] for row in table['frost'][suite]]
+        table['elastic_transform'][suite] = [[side * x for x in row] for row in table['elastic_transform'][suite]]
+    return table
+
+
+DOCUMENTED = _documented()
+
+
+def _expected(name: str, suite: str, severity: int) -> list[Any]:
+    return DOCUMENTED[name][suite][severity - 1]
 
 
 def _generator(name: str, severity: int, *seed: int) -> np.random.Generator:
@@ -120,20 +69,13 @@ def _image(suite: str, seed: int = 0) -> Pixels:
     return np.clip(smooth + generator.integers(-9, 10, smooth.shape), 0, 255).astype(np.uint8)
 
 
-def _assert_truncated(got: Pixels, exact: NDArray[np.float64], lost: float = 0.2) -> None:
+def _assert_cut(got: Pixels, exact: NDArray[np.floating], allowed: float = 1e-3, lost: float = 0.1) -> None:
     """`got` is the integer part of `exact`, up to float error at whole numbers, and not its nearest integer: more than
-    a share `lost` of its values has lost over a half."""
-    fraction = exact - got
-    assert fraction.min() > -1e-6
-    assert fraction.max() < 1 + 1e-6
+    a share `lost` of its values has lost over a half. A share `allowed` of the values may be off by one more."""
+    fraction = exact.clip(0, 255) - got
+    assert (np.abs(fraction - 0.5) > 0.5 + 1e-3).mean() <= allowed
+    assert np.abs(fraction - 0.5).max() < 1.5 + 1e-3
     assert (fraction > 0.51).mean() > lost
-
-
-def _assert_equal_but_for_rounding(got: Pixels, exact: NDArray[np.floating], allowed: float = 1e-3) -> None:
-    """`got` is the integer part of `exact`; where `exact` is a whole number up to float error, one less will do."""
-    gap = got - np.floor(exact)
-    assert np.abs(gap).max() <= 1
-    assert (gap != 0).mean() <= allowed
 
 
 def test_names_are_in_the_order_of_the_benchmark() -> None:
@@ -146,34 +88,221 @@ def test_names_are_in_the_order_of_the_benchmark() -> None:
     assert EXTRA_CORRUPTIONS == ('speckle_noise', 'gaussian_blur', 'spatter', 'saturate')
 
 
-def test_every_corruption_has_parameters_for_five_severities() -> None:
-    assert set(PARAMETERS) == set(ALL) == {*EXPECTED, 'zoom_blur'}
-    for name, suites in EXPECTED.items():
-        for suite, rows in zip(SUITES, suites, strict=True):
-            columns = list(PARAMETERS[name][suite].values())
-            expected = np.array(rows, dtype=float).reshape(5, -1)
-            np.testing.assert_allclose(
-                np.array(columns, dtype=float).T, expected, rtol=1e-12, err_msg=f'{name} {suite}'
-            )
-
-
-# Noise
+@each_suite
+@pytest.mark.parametrize('name', [name for name in ALL if name != 'zoom_blur'])
+def test_parameters_are_the_documented_ones(name: str, suite: str) -> None:
+    columns = list(PARAMETERS[name][suite].values())
+    np.testing.assert_allclose(np.array(columns, dtype=float).T, DOCUMENTED[name][suite], rtol=1e-12)
 
 
 @each_suite
 @each_severity
-def test_gaussian_noise(suite: str, severity: int) -> None:
-    """The documented generator, replayed; and noise of the right size, whatever the generator."""
+def test_zoom_factors_are_those_of_arange(suite: str, severity: int) -> None:
+    """To the last bit, since sizes are rounded: 26 pixels times 1.25 are 32, times arange's 1.2500000000000002 33."""
+    last, step = _expected('zoom_blur', suite, severity)
+    factors = PARAMETERS['zoom_blur'][suite]['factors'][severity - 1]
+    assert list(factors) == np.arange(1, last + step / 2, step).tolist()
+
+
+def test_no_corruption_is_without_parameters() -> None:
+    assert set(PARAMETERS) == set(ALL) == set(DOCUMENTED)
+
+
+# Pixel by pixel: each corruption once more, from its description in docs/protocol.md, by other means
+
+
+def _smoothed(
+    x: NDArray[np.floating], deviation: float, truncate: float = 4, mode: str = 'edge'
+) -> NDArray[np.floating]:
+    """Convolve rows and columns with a sampled Gaussian."""
+    reach = int(truncate * deviation + 0.5)
+    if reach == 0:
+        return x
+    weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / deviation) ** 2)
+    weights /= weights.sum()
+    for axis in (0, 1):
+        padding = [(reach, reach) if axis == other else (0, 0) for other in range(x.ndim)]
+        padded = np.pad(x, padding, mode=mode)  # type: ignore[call-overload]
+        length = x.shape[axis]
+        x = sum(w * np.take(padded, range(i, i + length), axis) for i, w in enumerate(weights))
+    return x
+
+
+def _plasma(side: int, decay: float, generator: np.random.Generator) -> NDArray[np.float64]:
+    """Diamond-square on a torus, point by point."""
+    cloud = np.zeros((side, side))
+    step, wibble = side, 100.0
+    while step >= 2:
+        half = step // 2
+        grid = range(0, side, step)
+        shape = (len(grid), len(grid))
+
+        def fill(rows: range, columns: range, neighbors: list[tuple[int, int]], noise: NDArray[np.float64]) -> None:
+            for i, row in enumerate(rows):
+                for j, column in enumerate(columns):
+                    around = [cloud[(row + y) % side, (column + x) % side] for y, x in neighbors]
+                    cloud[row, column] = sum(around) / 4 + wibble * noise[i, j]  # noqa: B023
+
+        between = range(half, side, step)
+        corners = [(-half, -half), (-half, half), (half, -half), (half, half)]
+        edges = [(-half, 0), (half, 0), (0, -half), (0, half)]
+        fill(between, between, corners, generator.uniform(-wibble, wibble, shape))
+        fill(grid, between, edges, generator.uniform(-wibble, wibble, shape))
+        fill(between, grid, edges, generator.uniform(-wibble, wibble, shape))
+        step, wibble = half, wibble / decay
+    return (cloud - cloud.min()) / (cloud.max() - cloud.min())
+
+
+def _gaussian_noise(image: Pixels, generator: np.random.Generator, deviation: float) -> NDArray[np.floating]:
+    return image + generator.standard_normal(image.shape) * deviation * 255
+
+
+def _speckle_noise(image: Pixels, generator: np.random.Generator, deviation: float) -> NDArray[np.floating]:
+    return image * (1 + generator.standard_normal(image.shape) * deviation)
+
+
+def _gaussian_blur(image: Pixels, generator: np.random.Generator, deviation: float) -> NDArray[np.floating]:
+    return _smoothed(image.astype(float), deviation)
+
+
+def _defocus_blur(image: Pixels, generator: np.random.Generator, radius: float, alias: float) -> NDArray[np.floating]:
+    """The kernel has tests of its own; edges are mirrored."""
+    return ndimage.correlate(image.astype(float), disk_kernel(radius, alias).astype(float)[..., None], mode='mirror')
+
+
+def _glass_blur(
+    image: Pixels, generator: np.random.Generator, deviation: float, reach: int, rounds: int
+) -> NDArray[np.floating]:
+    """From the bottom right corner on, each pixel becomes a copy of a neighbor, which itself stays."""
+    pixels = np.floor(_smoothed(image.astype(float), deviation) + 1e-9)
+    before = len(np.unique(pixels.reshape(-1, 3), axis=0))
+    for _ in range(rounds):
+        targets = list(itertools.product(range(len(image) - reach, reach, -1), repeat=2))
+        shifts = generator.integers(-reach, reach, (len(targets), 2)).tolist()
+        for (row, column), (right, down) in zip(targets, shifts, strict=True):
+            pixels[row, column] = pixels[row + down, column + right]
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) < 0.95 * before
+    return _smoothed(pixels, deviation)
+
+
+def _motion_blur(image: Pixels, generator: np.random.Generator, radius: int, deviation: float) -> NDArray[np.floating]:
+    """Every pixel averages its line, read at the nearest pixels and held at the edge."""
+    angle, side = math.radians(generator.uniform(-45, 45)), len(image)
+    total, weight_sum = np.zeros(image.shape), 0.0
+    for tap in range(2 * radius + 1):
+        weight = math.exp(-((tap / deviation) ** 2) / 2)
+        rows = np.clip(np.arange(side) + math.ceil(tap * math.sin(angle) - 0.5), 0, side - 1)
+        columns = np.clip(np.arange(side) + math.ceil(tap * math.cos(angle) - 0.5), 0, side - 1)
+        total += weight * image[np.ix_(rows, columns)]
+        weight_sum += weight
+    return total / weight_sum + 0.5 / 257
+
+
+def _center_zoom(x: NDArray[Any], factor: float) -> NDArray[Any]:
+    """scipy's magnification of the center, trimmed."""
+    side, crop = len(x), math.ceil(len(x) / factor)
+    offset = (side - crop) // 2
+    zoomed = ndimage.zoom(x[offset : offset + crop, offset : offset + crop], (factor, factor, 1), order=1)
+    trim = (len(zoomed) - side) // 2
+    return zoomed[trim : trim + side, trim : trim + side]
+
+
+def _zoom_blur(image: Pixels, generator: np.random.Generator, last: float, step: float) -> Pixels:
+    """Bit for bit the mean over the magnifications, and the image itself once more."""
+    x = (image / 255.0).astype(np.float32)
+    zoomed = [_center_zoom(x, factor) for factor in np.arange(1, last + step / 2, step)]
+    return (np.clip((x + sum(zoomed)) / (len(zoomed) + 1), 0, 1) * 255).astype(np.uint8)
+
+
+def _snow(
+    image: Pixels,
+    generator: np.random.Generator,
+    mean: float,
+    deviation: float,
+    zoom: float,
+    threshold: float,
+    radius: int,
+    streak: float,
+    clarity: float,
+) -> NDArray[np.floating]:
+    """b x + (1 - b) max(x, 1.5 gray + .5), and flakes, added once more upside down."""
+    layer = _center_zoom(generator.normal(mean, deviation, (*image.shape[:2], 1)), zoom)[..., 0]
+    flakes = np.where(layer < threshold, 0, np.floor(255 * layer.clip(0, 1))).astype(np.uint8)
+    fallen = directed_blur(flakes, radius, streak, generator.uniform(-135, -45)).astype(float)[..., None]
+    gray = image @ np.array([0.299, 0.587, 0.114])
+    assert fallen.any()
+    whitened = clarity * image + (1 - clarity) * np.maximum(image, 1.5 * gray[..., None] + 127.5)
+    return whitened + fallen + fallen[::-1, ::-1]
+
+
+def _frost(
+    image: Pixels, generator: np.random.Generator, image_weight: float, frost_weight: float, scale: float
+) -> NDArray[np.floating]:
+    number, side = generator.integers(5) + 1, len(image)
+    picture = weather.frost_picture(f'frost{number}.{"png" if number < 4 else "jpg"}', scale)
+    top = generator.integers(0, picture.shape[0] - side)
+    left = generator.integers(0, picture.shape[1] - side)
+    return image_weight * image + frost_weight * picture[top : top + side, left : left + side]
+
+
+def _fog(image: Pixels, generator: np.random.Generator, density: float, decay: float) -> NDArray[np.floating]:
+    side, brightest = len(image), image.max() / 255
+    cloud = _plasma(32 if side == 32 else 256, decay, generator)[:side, :side, None]
+    return (image / 255 + density * cloud) * brightest / (brightest + density) * 255
+
+
+def _hsv(image: Pixels, change: Callable[[float, float, float], tuple[float, float, float]]) -> NDArray[np.floating]:
+    colors = (image.reshape(-1, 3) / 255).tolist()
+    changed = [colorsys.hsv_to_rgb(*change(*colorsys.rgb_to_hsv(*color))) for color in colors]
+    return np.array(changed).reshape(image.shape) * 255
+
+
+def _brightness(image: Pixels, generator: np.random.Generator, shift: float) -> NDArray[np.floating]:
+    return _hsv(image, lambda h, s, v: (h, s, min(v + shift, 1)))
+
+
+def _saturate(image: Pixels, generator: np.random.Generator, factor: float, shift: float) -> NDArray[np.floating]:
+    return _hsv(image, lambda h, s, v: (h, min(s * factor + shift, 1), v))
+
+
+def _contrast(image: Pixels, generator: np.random.Generator, factor: float) -> NDArray[np.floating]:
+    return image * factor + image.mean(axis=(0, 1)) * (1 - factor)
+
+
+def _pixelate(image: Pixels, generator: np.random.Generator, factor: float) -> Pixels:
+    side = math.floor(len(image) * factor)
+    small = Image.fromarray(image).resize((side, side), Image.Resampling.BOX)
+    return np.asarray(small.resize(image.shape[:2], Image.Resampling.BOX))
+
+
+def _jpeg_compression(image: Pixels, generator: np.random.Generator, quality: int) -> Pixels:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, 'JPEG', quality=quality)
+    return np.asarray(Image.open(buffer))
+
+
+WITHOUT_REFERENCE = ('shot_noise', 'impulse_noise', 'elastic_transform', 'spatter')
+REFERENCES: dict[str, Callable[..., Any]] = {
+    name: globals()[f'_{name}'] for name in ALL if name not in WITHOUT_REFERENCE
+}
+
+
+@each_suite
+@each_severity
+@pytest.mark.parametrize('name', REFERENCES)
+def test_pixels(name: str, suite: str, severity: int) -> None:
     image = _image(suite)
-    (deviation,) = _expected('gaussian_noise', suite, severity)
-    noise = _generator('gaussian_noise', severity, 7, 3).standard_normal(image.shape) * deviation
-    got = corrupt(image, 'gaussian_noise', severity, suite, seed=(7, 3))
-    _assert_truncated(got, np.clip(image / 255 + noise, 0, 1) * 255)
-    gray = np.full_like(image, 128)
-    spread = (corrupt(gray, 'gaussian_noise', severity, suite) / 255.0 - 128 / 255).clip(-0.5, 0.5)
-    if deviation <= 0.12:  # beyond, clipping at black and white narrows it
-        assert spread.std() == pytest.approx(deviation, rel=0.05)
-        assert spread.mean() == pytest.approx(-0.5 / 255, abs=0.08 * deviation)
+    exact = REFERENCES[name](image, _generator(name, severity, 7, 3), *_expected(name, suite, severity))
+    got = corrupt(image, name, severity, suite, seed=(7, 3))
+    assert not np.array_equal(got, image)
+    if exact.dtype == np.uint8:
+        np.testing.assert_array_equal(got, exact)
+    else:
+        whole = (exact == np.rint(exact)).all()  # glass at the lowest severity smooths nothing
+        _assert_cut(got, exact, {'snow': 0.01, 'glass_blur': 0.002}.get(name, 1e-3), lost=-1 if whole else 0.1)
+
+
+# What has no exact reference, and details
 
 
 @each_suite
@@ -213,47 +342,6 @@ def test_impulse_noise(suite: str, severity: int) -> None:
     assert (hit[..., 0] & hit[..., 1]).mean() == pytest.approx(amount**2, abs=6 * amount / math.sqrt(hit[..., 0].size))
 
 
-@each_suite
-@each_severity
-def test_speckle_noise(suite: str, severity: int) -> None:
-    image = _image(suite)
-    (deviation,) = _expected('speckle_noise', suite, severity)
-    noise = _generator('speckle_noise', severity, 0).standard_normal(image.shape) * deviation
-    got = corrupt(image, 'speckle_noise', severity, suite)
-    _assert_truncated(got, np.clip(image / 255 * (1 + noise), 0, 1) * 255)
-    assert not corrupt(np.zeros_like(image), 'speckle_noise', severity, suite).any()
-
-
-# Blur
-
-
-def _smoothed(
-    x: NDArray[np.floating], deviation: float, truncate: float = 4, mode: str = 'edge'
-) -> NDArray[np.floating]:
-    """Convolve rows and columns with a sampled Gaussian."""
-    reach = int(truncate * deviation + 0.5)
-    if reach == 0:
-        return x
-    weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / deviation) ** 2)
-    weights /= weights.sum()
-    for axis in (0, 1):
-        padding = [(reach, reach) if axis == other else (0, 0) for other in range(x.ndim)]
-        padded = np.pad(x, padding, mode=mode)  # type: ignore[call-overload]
-        length = x.shape[axis]
-        x = sum(w * np.take(padded, range(i, i + length), axis) for i, w in enumerate(weights))
-    return x
-
-
-@each_suite
-@each_severity
-def test_gaussian_blur(suite: str, severity: int) -> None:
-    image = _image(suite)
-    (deviation,) = _expected('gaussian_blur', suite, severity)
-    _assert_equal_but_for_rounding(
-        corrupt(image, 'gaussian_blur', severity, suite), _smoothed(image.astype(float), deviation)
-    )
-
-
 @pytest.mark.parametrize(('severity', 'center'), [(1, 0.845), (2, 0.619), (3, 0.445)])
 def test_mild_defocus_at_32_pixels_is_a_gaussian_of_3x3(severity: int, center: float) -> None:
     radius, alias = _expected('defocus_blur', 'cifar', severity)
@@ -282,45 +370,6 @@ def test_defocus_kernels_at_224_pixels() -> None:
     assert disk_kernel(10, 0.5).shape == (21, 21)
 
 
-@each_suite
-@each_severity
-def test_defocus_blur_mirrors_at_the_edges(suite: str, severity: int) -> None:
-    image = _image(suite)
-    kernel = disk_kernel(*_expected('defocus_blur', suite, severity)).astype(float)
-    got = corrupt(image, 'defocus_blur', severity, suite)
-    exact = ndimage.correlate(image[..., 1].astype(float), kernel, mode='mirror')
-    _assert_equal_but_for_rounding(got[..., 1], exact.clip(0, 255))
-
-
-@pytest.mark.parametrize(('suite', 'severity'), [('cifar', s) for s in (1, 2, 3, 4, 5)] + [('imagenet', 2)])
-def test_glass_blur_copies_one_way(suite: str, severity: int) -> None:
-    """From the bottom right corner on, each pixel becomes a copy of a neighbor, which itself stays."""
-    image = _image(suite)
-    side = SUITES[suite]
-    deviation, reach, rounds = _expected('glass_blur', suite, severity)
-    reach, rounds = int(reach), int(rounds)
-    pixels = np.floor(_smoothed(image.astype(float), deviation) + 1e-9)
-    before = pixels.copy()
-    generator = _generator('glass_blur', severity, 0)
-    for _ in range(rounds):
-        for row in range(side - reach, reach, -1):
-            for column in range(side - reach, reach, -1):
-                right, down = generator.integers(-reach, reach, 2)
-                pixels[row, column] = pixels[row + down, column + right]
-    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) < 0.95 * len(np.unique(before.reshape(-1, 3), axis=0))
-    got = corrupt(image, 'glass_blur', severity, suite)
-    _assert_equal_but_for_rounding(got, _smoothed(pixels, deviation), allowed=0.002)
-
-
-def test_glass_blur_leaves_the_first_rows_and_columns() -> None:
-    """Targets are rows and columns reach + 1 to side - reach; at .05 pixels the Gaussian does nothing."""
-    image = _image('cifar')
-    got = corrupt(image, 'glass_blur', 1)
-    assert np.abs(got[:2].astype(int) - image[:2]).max() <= 1  # 255 x is cut off twice
-    assert np.abs(got[:, :2].astype(int) - image[:, :2]).max() <= 1
-    assert np.abs(got[31].astype(int) - image[31]).max() > 9
-
-
 def test_directed_blur_equals_imagemagick() -> None:
     """convert -motion-blur 2x1.5+30 and 2x1.5-100 of ImageMagick 6.9.11-60 Q16."""
     rows, columns = np.mgrid[:5, :7]
@@ -341,177 +390,28 @@ def test_directed_blur_equals_imagemagick() -> None:
     ]
 
 
-def test_directed_blur_is_one_sided() -> None:
-    """A dot leaves a trace with half a Gaussian as profile, to the left at 0 degrees and diagonally at 45."""
-    image = np.zeros((32, 32, 3), np.uint8)
-    image[16, 16] = 255
-    weights = np.exp(-0.5 * (np.arange(13) / 2) ** 2)
-    profile = np.floor(255 * weights / weights.sum() + 0.5 / 257)
-    trace = directed_blur(image, 6, 2, 0)
-    np.testing.assert_array_equal(trace[16, 16:3:-1, 1], profile)
-    assert int(trace.sum()) == 3 * profile.sum()
-    diagonal = directed_blur(image, 6, 2, 45)
-    assert np.argwhere(diagonal[..., 1]).tolist() == [[i, i] for i in range(12, 17)]
-    assert profile.sum() - 5 < int(diagonal[..., 1].sum()) <= 255
-
-
-@each_suite
-@each_severity
-def test_motion_blur(suite: str, severity: int) -> None:
-    """Every pixel averages its line, read at the nearest pixels and held at the edge."""
-    image = _image(suite)
-    side = SUITES[suite]
-    radius, deviation = _expected('motion_blur', suite, severity)
-    angle = math.radians(_generator('motion_blur', severity, 5).uniform(-45, 45))
-    total, weight_sum = np.zeros((side, side, 3)), 0.0
-    for tap in range(2 * int(radius) + 1):
-        weight = math.exp(-((tap / deviation) ** 2) / 2)
-        rows = np.clip(np.arange(side) + math.ceil(tap * math.sin(angle) - 0.5), 0, side - 1)
-        columns = np.clip(np.arange(side) + math.ceil(tap * math.cos(angle) - 0.5), 0, side - 1)
-        total += weight * image[np.ix_(rows, columns)]
-        weight_sum += weight
-    got = corrupt(image, 'motion_blur', severity, suite, seed=5)
-    _assert_equal_but_for_rounding(got, total / weight_sum + 0.5 / 257)
-
-
-# factors as np.arange makes them, whose end effects are part of the recipe: (stop, step), count, last
-ZOOMS = {
-    'cifar': [
-        ((1.06, 0.01), 7, 1.06),
-        ((1.11, 0.01), 12, 1.11),
-        ((1.16, 0.01), 16, 1.15),
-        ((1.21, 0.01), 21, 1.2),
-        ((1.26, 0.01), 26, 1.25),
-    ],
-    'imagenet': [
-        ((1.11, 0.01), 12, 1.11),
-        ((1.16, 0.01), 16, 1.15),
-        ((1.21, 0.02), 11, 1.2),
-        ((1.26, 0.02), 13, 1.24),
-        ((1.31, 0.03), 11, 1.3),
-    ],
-}
-
-
-@each_suite
-@each_severity
-def test_zoom_factors(suite: str, severity: int) -> None:
-    (stop, step), count, last = ZOOMS[suite][severity - 1]
-    factors = PARAMETERS['zoom_blur'][suite]['factors'][severity - 1]
-    assert len(factors) == count
-    assert factors[0] == 1
-    assert factors[-1] == pytest.approx(last)
-    arange = np.arange(1, stop, step)[:count]
-    side = SUITES[suite]
-    for factor, theirs in zip(factors, arange, strict=False):  # newer numpy could end elsewhere
-        crop = math.ceil(side / theirs)
-        assert (math.ceil(side / factor), round(crop * factor)) == (crop, round(crop * float(theirs)))
-
-
-@pytest.mark.parametrize(
-    ('suite', 'severity'), [('cifar', s) for s in (1, 2, 3, 4, 5)] + [('imagenet', 3), ('imagenet', 4)]
-)
-def test_zoom_blur(suite: str, severity: int) -> None:
-    """Bit for bit the mean over scipy's magnifications, trimmed at the center, and the image itself once more."""
-    image = _image(suite)
-    side = SUITES[suite]
-    x = (image / 255.0).astype(np.float32)
-    factors = PARAMETERS['zoom_blur'][suite]['factors'][severity - 1]
-    total = np.zeros_like(x)
-    for factor in factors:
-        crop = math.ceil(side / factor)
-        offset = (side - crop) // 2
-        zoomed = ndimage.zoom(x[offset : offset + crop, offset : offset + crop], (factor, factor, 1), order=1)
-        trim = (len(zoomed) - side) // 2
-        total += zoomed[trim : trim + side, trim : trim + side]
-    expected = (np.clip((x + total) / (len(factors) + 1), 0, 1) * 255).astype(np.uint8)
-    np.testing.assert_array_equal(corrupt(image, 'zoom_blur', severity, suite), expected)
-
-
-# Weather
-
-
-@each_suite
-@each_severity
-def test_snow_falls_on_black(suite: str, severity: int) -> None:
-    """Black is lifted to half the whitening; flakes are added on top and once more upside down."""
-    mean, deviation, zoom, threshold, radius, streak, clarity = _expected('snow', suite, severity)
-    side = SUITES[suite]
-    black = np.zeros((side, side, 3), np.uint8)
-    got = corrupt(black, 'snow', severity, suite)
-    assert (got == got[..., :1]).all()
-    np.testing.assert_array_equal(got, got[::-1, ::-1])
-    floor = (1 - clarity) * 0.5 * 255
-    assert got.min() >= math.floor(floor - 1e-3)
-    generator = _generator('snow', severity, 0)
-    layer = generator.normal(mean, deviation, (side, side))
-    crop = math.ceil(side / zoom)
-    offset = (side - crop) // 2
-    layer = ndimage.zoom(layer[offset : offset + crop, offset : offset + crop], zoom, order=1)
-    trim = (len(layer) - side) // 2
-    layer = layer[trim : trim + side, trim : trim + side]
-    flakes = np.where(layer < threshold, 0, np.floor(255 * layer.clip(0, 1)))
-    fallen = directed_blur(flakes.astype(np.uint8), int(radius), streak, generator.uniform(-135, -45)).astype(float)
-    exact = np.minimum(floor + fallen + fallen[::-1, ::-1], 255)
-    _assert_equal_but_for_rounding(got[..., 0], exact, allowed=0.01)
-    assert fallen.max() > 0
-
-
-def test_snow_whitens_photographs_by_their_gray() -> None:
-    """Without flakes: b x + (1 - b) max(x, 1.5 gray + .5), gray being .299 R + .587 G + .114 B."""
-    image = _image('cifar')
-    numbers = {key: values[4] for key, values in PARAMETERS['snow']['cifar'].items()}
-    got = weather.snow(image, np.random.default_rng(0), **{**numbers, 'mean': -9.0})
-    gray = image @ np.array([0.299, 0.587, 0.114])
-    exact = 0.8 * image + 0.2 * np.maximum(image, 1.5 * gray[..., None] + 127.5)
-    np.testing.assert_allclose(got, exact.clip(0, 255), atol=1e-3)
-
-
-def test_frost_has_five_pictures_of_these_sizes() -> None:
-    names = [f'frost{number}.{ending}' for number, ending in zip(range(1, 6), ['png'] * 3 + ['jpg'] * 2, strict=True)]
-    full = [weather.frost_picture(name, 1).shape for name in names]
+def test_frost_pictures_are_rgb_resized_linearly_and_five() -> None:
+    names = [*(f'frost{number}.png' for number in (1, 2, 3)), 'frost4.jpg', 'frost5.jpg']
     small = [weather.frost_picture(name, 0.2).shape for name in names]
-    assert full == [(600, 900, 3), (315, 560, 3), (315, 560, 3), (350, 527, 3), (495, 660, 3)]
     assert small == [(120, 180, 3), (63, 112, 3), (63, 112, 3), (70, 105, 3), (99, 132, 3)]
-    np.testing.assert_array_equal(weather.frost_picture(names[1], 1), weather.frost_picture(names[2], 1))
+    package = importlib.util.find_spec('imagecorruptions')
+    assert package is not None
+    assert package.origin is not None
+    exact = np.asarray(Image.open(Path(package.origin).with_name('frost') / 'frost1.png').convert('RGB')).astype(float)
+    np.testing.assert_array_equal(weather.frost_picture('frost1.png', 1), exact)
+    center = exact[2::5, 2::5]  # a fifth of the size: pixel i lies on pixel 5 i + 2
+    assert np.abs(weather.frost_picture('frost1.png', 0.2) - center).max() <= 1
 
 
 def test_frost_draws_each_of_the_five_and_never_the_sixth(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     load = weather.frost_picture
     monkeypatch.setattr(weather, 'frost_picture', lambda name, scale: asked.append(name) or load(name, scale))
-    black = np.zeros((32, 32, 3), np.uint8)
     for seed in range(300):
-        corrupt(black, 'frost', 1, seed=seed)
+        corrupt(np.zeros((32, 32, 3), np.uint8), 'frost', 1, seed=seed)
     counts = [asked.count(name) for name in ('frost1.png', 'frost2.png', 'frost3.png', 'frost4.jpg', 'frost5.jpg')]
     assert sum(counts) == 300
     assert min(counts) > 30
-
-
-@each_suite
-@each_severity
-def test_frost(suite: str, severity: int) -> None:
-    image = _image(suite)
-    side = SUITES[suite]
-    image_weight, frost_weight, scale = _expected('frost', suite, severity)
-    for seed in range(3):
-        generator = _generator('frost', severity, seed)
-        number = generator.integers(5) + 1
-        picture = weather.frost_picture(f'frost{number}.{"png" if number < 4 else "jpg"}', scale)
-        top = generator.integers(0, picture.shape[0] - side)
-        left = generator.integers(0, picture.shape[1] - side)
-        exact = image_weight * image + frost_weight * picture[top : top + side, left : left + side]
-        _assert_truncated(corrupt(image, 'frost', severity, suite, seed), exact.clip(0, 255))
-
-
-def test_frost_pictures_are_rgb_and_resized_linearly() -> None:
-    file = importlib.util.find_spec('imagecorruptions')
-    assert file is not None
-    assert file.origin is not None
-    exact = np.asarray(Image.open(Path(file.origin).with_name('frost') / 'frost1.png').convert('RGB')).astype(float)
-    np.testing.assert_array_equal(weather.frost_picture('frost1.png', 1), exact)
-    center = exact[2::5, 2::5]  # a fifth of the size: pixel i lies on pixel 5 i + 2
-    assert np.abs(weather.frost_picture('frost1.png', 0.2) - center).max() <= 1
 
 
 def test_frost_without_its_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -526,58 +426,6 @@ def test_frost_finds_its_pictures_without_importing_their_package() -> None:
     weather.frost_picture.cache_clear()
     corrupt(_image('cifar'), 'frost', 1)
     assert 'imagecorruptions' not in sys.modules
-
-
-def _plasma(side: int, decay: float, generator: np.random.Generator) -> NDArray[np.float64]:
-    """Diamond-square on a torus, point by point."""
-    cloud = np.zeros((side, side))
-    step, wibble = side, 100.0
-    while step >= 2:
-        half = step // 2
-        grid = range(0, side, step)
-        shape = (len(grid), len(grid))
-
-        def fill(rows: range, columns: range, neighbors: list[tuple[int, int]], noise: NDArray[np.float64]) -> None:
-            for i, row in enumerate(rows):
-                for j, column in enumerate(columns):
-                    around = [cloud[(row + y) % side, (column + x) % side] for y, x in neighbors]
-                    cloud[row, column] = sum(around) / 4 + wibble * noise[i, j]  # noqa: B023
-
-        between = range(half, side, step)
-        corners = [(-half, -half), (-half, half), (half, -half), (half, half)]
-        edges = [(-half, 0), (half, 0), (0, -half), (0, half)]
-        fill(between, between, corners, generator.uniform(-wibble, wibble, shape))
-        fill(grid, between, edges, generator.uniform(-wibble, wibble, shape))
-        fill(between, grid, edges, generator.uniform(-wibble, wibble, shape))
-        step, wibble = half, wibble / decay
-    return (cloud - cloud.min()) / (cloud.max() - cloud.min())
-
-
-@pytest.mark.parametrize(
-    ('suite', 'severity'), [('cifar', s) for s in (1, 2, 3, 4, 5)] + [('imagenet', 1), ('imagenet', 5)]
-)
-def test_fog(suite: str, severity: int) -> None:
-    image = _image(suite)
-    density, decay = _expected('fog', suite, severity)
-    cloud = _plasma(32 if suite == 'cifar' else 256, decay, _generator('fog', severity, 0))
-    side = SUITES[suite]
-    brightest = image.max() / 255
-    exact = (image / 255 + density * cloud[:side, :side, None]) * brightest / (brightest + density) * 255
-    _assert_truncated(corrupt(image, 'fog', severity, suite), exact.clip(0, 255))
-
-
-@each_suite
-@each_severity
-def test_brightness(suite: str, severity: int) -> None:
-    image = _image(suite)
-    got = corrupt(image, 'brightness', severity, suite)
-    rows = slice(None, None, SUITES[suite] // 32)
-    (shift,) = _expected('brightness', suite, severity)
-    exact = []
-    for red, green, blue in (image[rows, rows].reshape(-1, 3) / 255).tolist():
-        hue, saturation, value = colorsys.rgb_to_hsv(red, green, blue)
-        exact.append(colorsys.hsv_to_rgb(hue, saturation, min(value + shift, 1)))
-    _assert_truncated(got[rows, rows].reshape(-1, 3), np.array(exact) * 255)
 
 
 @each_suite
@@ -608,7 +456,7 @@ def test_mud_is_brown_and_hides(suite: str, severity: int) -> None:
     cover[cover < 0.8] = 0
     assert 0.003 < (cover > 0).mean() < 0.5
     exact = image * (1 - cover) + np.array([63, 42, 20]) * cover
-    _assert_equal_but_for_rounding(corrupt(image, 'spatter', severity, suite), exact, allowed=0.03)
+    _assert_cut(corrupt(image, 'spatter', severity, suite), exact, allowed=0.03, lost=0)
 
 
 def test_water_without_a_drop_changes_nothing() -> None:
@@ -617,18 +465,6 @@ def test_water_without_a_drop_changes_nothing() -> None:
     numbers = {key: values[0] for key, values in PARAMETERS['spatter']['cifar'].items()}
     got = weather.spatter(image, np.random.default_rng(0), **{**numbers, 'mean': 0.0})
     np.testing.assert_array_equal(got, image)
-
-
-# Digital
-
-
-@each_suite
-@each_severity
-def test_contrast(suite: str, severity: int) -> None:
-    image = _image(suite)
-    (factor,) = _expected('contrast', suite, severity)
-    means = np.array([image[..., channel].sum() / SUITES[suite] ** 2 for channel in range(3)])
-    _assert_truncated(corrupt(image, 'contrast', severity, suite), image * factor + means * (1 - factor))
 
 
 def _bilinear(
@@ -649,15 +485,12 @@ def _bilinear(
 def test_elastic_transform(suite: str, severity: int) -> None:
     """Affine from three moved points, then smoothed shifts; alone affine where the amplitude is 0, CIFAR severity 1."""
     side = SUITES[suite]
-    coarse = np.random.default_rng(1).integers(
-        0, 256, (5, 5, 3), dtype=np.uint8
-    )  # smooth: OpenCV interpolates coarsely
+    coarse = np.random.default_rng(1).integers(0, 256, (5, 5, 3), dtype=np.uint8)  # OpenCV interpolates coarsely
     image = np.asarray(Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC))
     amplitude, deviation, affine = _expected('elastic_transform', suite, severity)
     generator = _generator('elastic_transform', severity, 0)
-    points = np.array(
-        [[26, 26], [26, 6], [6, 6]] if suite == 'cifar' else [[186, 186], [186, 38], [38, 38]], dtype=float
-    )
+    near, far = (6.0, 26.0) if suite == 'cifar' else (38.0, 186.0)
+    points = np.array([[far, far], [far, near], [near, near]])
     moved = points + generator.uniform(-affine, affine, (3, 2))
     matrix = np.linalg.solve(np.c_[moved, np.ones(3)], points).T  # back from the result (x, y, 1) to the image
     rows, columns = np.mgrid[:side, :side].astype(float)
@@ -677,47 +510,12 @@ def test_elastic_transform(suite: str, severity: int) -> None:
     assert np.abs(warped - image).mean() > 2  # or the gap would prove nothing
 
 
-@each_suite
-@each_severity
-def test_pixelate(suite: str, severity: int) -> None:
-    image = _image(suite)
-    side, small = SUITES[suite], SIDES[suite][severity - 1]
-    down = Image.fromarray(image).resize((small, small), Image.Resampling.BOX)
-    expected = np.asarray(down.resize((side, side), Image.Resampling.BOX))
-    np.testing.assert_array_equal(corrupt(image, 'pixelate', severity, suite), expected)
-
-
 def test_pixelate_by_a_quarter_leaves_the_means_of_4x4_blocks() -> None:
     image = _image('imagenet')
     blocks = corrupt(image, 'pixelate', 5, 'imagenet').reshape(56, 4, 56, 4, 3).swapaxes(1, 2)
     assert (blocks == blocks[:, :, :1, :1]).all()
     means = image.reshape(56, 4, 56, 4, 3).mean(axis=(1, 3))
     assert np.abs(blocks[:, :, 0, 0] - means).max() <= 1
-
-
-@each_suite
-@each_severity
-def test_jpeg_compression(suite: str, severity: int) -> None:
-    image = _image(suite)
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, 'JPEG', quality=int(*_expected('jpeg_compression', suite, severity)))
-    expected = np.asarray(Image.open(buffer))
-    np.testing.assert_array_equal(corrupt(image, 'jpeg_compression', severity, suite), expected)
-    assert not np.array_equal(expected, image)
-
-
-@each_suite
-@each_severity
-def test_saturate(suite: str, severity: int) -> None:
-    image = _image(suite)
-    rows = slice(None, None, SUITES[suite] // 32)
-    got = corrupt(image, 'saturate', severity, suite)[rows, rows]
-    factor, shift = _expected('saturate', suite, severity)
-    exact = []
-    for red, green, blue in (image[rows, rows].reshape(-1, 3) / 255).tolist():
-        hue, saturation, value = colorsys.rgb_to_hsv(red, green, blue)
-        exact.append(colorsys.hsv_to_rgb(hue, min(saturation * factor + shift, 1), value))
-    _assert_truncated(got.reshape(-1, 3), np.array(exact) * 255, lost=0.1)  # a third of the levels stays whole
 
 
 # All
@@ -760,43 +558,34 @@ def test_seeds_images_and_severities_have_noise_of_their_own() -> None:
     seeds: list[int | tuple[int, ...]] = [0, 1, (0, 0), (0, 1), (1, 0), (0, 0, 0)]
     noises = [corrupt(gray, 'gaussian_noise', 3, seed=seed) for seed in seeds]
     assert len({noise.tobytes() for noise in noises}) == len(seeds)
+    for seed in ([0, 1], np.array([0, 1]), (np.int64(0), 1)):  # the type does not matter
+        np.testing.assert_array_equal(corrupt(gray, 'gaussian_noise', 3, seed=seed), noises[3])
     standardized = [
         (corrupt(gray, 'gaussian_noise', severity) / 255.0 - 0.5) / deviation
-        for severity, deviation in enumerate(EXPECTED['gaussian_noise'][0], start=1)
+        for severity, (deviation,) in enumerate(DOCUMENTED['gaussian_noise']['cifar'], start=1)
     ]
     assert abs(np.corrcoef(standardized[3].ravel(), standardized[4].ravel())[0, 1]) < 0.1
 
 
-def test_seed_types_are_interchangeable() -> None:
-    image = _image('cifar')
-    expected = corrupt(image, 'gaussian_noise', 1, seed=(3, 4))
-    for seed in ([3, 4], np.array([3, 4]), (np.int64(3), 4)):
-        np.testing.assert_array_equal(corrupt(image, 'gaussian_noise', 1, seed=seed), expected)
-
-
 @pytest.mark.parametrize(
-    ('change', 'message'),
+    ('change', 'words'),
     [
-        ({'name': 'rain'}, r"Unknown corruption 'rain'; choose one of \['gaussian_noise'"),
-        ({'suite': 'mnist'}, r"Unknown suite 'mnist'; choose one of \['cifar', 'imagenet'\]"),
-        ({'severity': 0}, r'severity=0; it must be one of \[1, 2, 3, 4, 5\]'),
-        ({'severity': 6}, 'severity=6'),
-        ({'severity': 2.0}, r'severity=2\.0'),
-        ({'seed': -1}, r'seed=-1; it must be a non-negative integer'),
-        ({'seed': ()}, r'seed=\(\)'),
-        ({'seed': (0, 1.5)}, r'seed=\(0, 1\.5\)'),
-        ({'image': np.zeros((32, 32, 3))}, r'float64 array of shape \(32, 32, 3\)'),
-        ({'image': np.zeros((3, 32, 32), np.uint8)}, r'shape \(3, 32, 32\); corrupt takes uint8 levels'),
-        ({'image': np.zeros((32, 32), np.uint8)}, r"shape \(32, 32\).*convert\('RGB'\)"),
-        ({'image': Image.new('RGB', (32, 32))}, 'is a Image; corrupt takes'),
-        ({'image': np.zeros((224, 224, 3), np.uint8)}, r"224x224; the suite 'cifar'.*Use suite='imagenet'"),
-        ({'image': np.zeros((64, 32, 3), np.uint8)}, r'64x32; .* Resize or crop the image to 32x32 first'),
+        ({'name': 'rain'}, ("'rain'", "'gaussian_noise'")),
+        ({'suite': 'mnist'}, ("'mnist'", "['cifar', 'imagenet']")),
+        *(({'severity': severity}, (f'severity={severity}', '[1, 2, 3, 4, 5]')) for severity in (0, 6, 2.0)),
+        *(({'seed': seed}, (f'seed={seed}', 'non-negative integer')) for seed in (-1, (), (0, 1.5))),
+        ({'image': np.zeros((32, 32, 3))}, ('float64 array of shape (32, 32, 3)', 'uint8 levels')),
+        ({'image': np.zeros((3, 32, 32), np.uint8)}, ('shape (3, 32, 32)', '(H, W, 3)')),
+        ({'image': np.zeros((32, 32), np.uint8)}, ('shape (32, 32)', "convert('RGB')")),
+        ({'image': Image.new('RGB', (32, 32))}, ('is a Image', 'np.asarray')),
+        ({'image': np.zeros((224, 224, 3), np.uint8)}, ('224x224', "Use suite='imagenet'")),
+        ({'image': np.zeros((64, 32, 3), np.uint8)}, ('64x32', 'Resize or crop the image to 32x32')),
     ],
 )
-def test_bad_input(change: dict[str, object], message: str) -> None:
-    arguments: dict[str, object] = {'image': _image('cifar'), 'name': 'contrast', 'severity': 1, **change}
-    with pytest.raises(ValueError, match=message):
-        corrupt(**arguments)  # type: ignore[arg-type]
+def test_bad_input(change: dict[str, Any], words: tuple[str, str]) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011  the words are looked for below
+        corrupt(**{'image': _image('cifar'), 'name': 'contrast', 'severity': 1, **change})
+    assert all(word in str(caught.value) for word in words), caught.value
 
 
 def test_photographs_suffer_gradually(p2be_data: Path) -> None:
@@ -805,11 +594,10 @@ def test_photographs_suffer_gradually(p2be_data: Path) -> None:
     rows = parquet.read_table(min(p2be_data.glob('cifar10/test-*.parquet')))['img'][:20].to_pylist()
     images = [np.asarray(Image.open(io.BytesIO(row['bytes'])).convert('RGB')) for row in rows]
     for name in ALL:
-        errors = [
-            np.mean([np.abs(corrupt(image, name, severity, seed=(0, i)) - image.astype(float)).mean()
-                     for i, image in enumerate(images)])
-            for severity in range(1, 6)
-        ]  # fmt: skip
+        errors = []
+        for severity in range(1, 6):
+            pairs = [(corrupt(image, name, severity, seed=(0, i)), image) for i, image in enumerate(images)]
+            errors.append(np.mean([np.abs(got - image.astype(float)).mean() for got, image in pairs]))
         assert 0.3 < min(errors), name
         assert max(errors) < 100, name
         if name in MONOTONE:
@@ -833,10 +621,7 @@ def test_contact_sheet_shows_every_severity() -> None:
     assert contact_sheet(_image('imagenet'), 'imagenet', names=('fog',)).width > 6 * 112
 
 
-def test_contact_sheet_bad_input() -> None:
-    with pytest.raises(ValueError, match='no names of corruptions; choose from'):
-        contact_sheet(_image('cifar'), names=())
-    with pytest.raises(ValueError, match='scale=0; it must be positive'):
-        contact_sheet(_image('cifar'), scale=0)
-    with pytest.raises(ValueError, match='Unknown corruption'):
-        contact_sheet(_image('cifar'), names=('rain',))
+@pytest.mark.parametrize('change', [{'names': ()}, {'scale': 0}, {'names': ('rain',)}])
+def test_contact_sheet_bad_input(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r'no names of corruptions|scale=0|Unknown corruption'):
+        contact_sheet(_image('cifar'), **change)

@@ -195,6 +195,14 @@ def test_torchscript(backbone: str) -> None:
         _close(torch.jit.script(folded)(images), folded(images))
 
 
+def test_a_scripted_stem_of_uneven_geometry() -> None:
+    stem = FoldedConv2d(EncodedConv2d(3, 4, (3, 5), num_bits=4, padding=(1, 2), stride=(2, 1), bias=True))
+    images = torch.rand(2, 3, 9, 8)
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.filterwarnings('ignore', '.*torch.jit.*deprecated')
+        _close(torch.jit.script(stem)(images), stem(images))
+
+
 def test_gradient_to_the_image_is_refused() -> None:
     folded = fold(_create('wrn10_2_p2be'))
     images = _images(folded).requires_grad_()

@@ -20,7 +20,7 @@ from timm.models import list_models, model_entrypoint, save_for_hf
 from torch import Tensor, nn
 
 from timm_p2be.encodings import EmbeddingParameter
-from timm_p2be.hub.sources import SourceError
+from timm_p2be.hub.errors import FetchError
 from timm_p2be.stem import find_embedding
 from timm_p2be.training import run as train
 from timm_p2be.training.arguments import parse_args
@@ -153,7 +153,7 @@ def test_fixed_table_is_refused(tmp_path: Path) -> None:
 
 
 def test_errors_of_the_source_come_through(table: Path, tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match='HF_HUB_OFFLINE'):
+    with pytest.raises(FetchError, match='HF_HUB_OFFLINE'):
         timm.create_model('wrn10_2_p2be', embedding='nobody/nothing')
     config = json.loads((table / 'config.json').read_text())
     (table / 'config.json').write_text(json.dumps(config | {'format_version': 99}))
@@ -186,7 +186,7 @@ def test_saved_model_after_its_folder_is_gone(table: Path, tmp_path: Path) -> No
     shutil.rmtree(table)
     loaded = timm.create_model(f'local-dir:{tmp_path}/net', pretrained=True)
     assert same_bytes(latents(loaded), published.latents(BITS))
-    with pytest.raises(SourceError, match='no folder'):
+    with pytest.raises(FetchError, match='no folder'):
         timm.create_model(f'local-dir:{tmp_path}/net')
     with pytest.raises(ValueError, match='whose weights bring their own table'):
         timm.create_model(f'local-dir:{tmp_path}/net', pretrained=True, embedding='someone/other')

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 import ship
 from timm_p2be import PixelEmbedding, find_embedding
-from timm_p2be.hub.cards import embedding_card, model_card
-from timm_p2be.hub.repositories import read_record
+from timm_p2be.hub.card import embedding_card, model_card
+from timm_p2be.hub.repository import read_contents
 from timm_p2be.models import weights
 
 CARDS = Path(__file__).parents[1] / 'hub_cards'
@@ -22,13 +22,13 @@ FOLDERS = sorted(path for path in CARDS.iterdir() if path.is_dir()) if CARDS.is_
 
 
 def test_every_shipped_model_has_a_card() -> None:
-    models = {folder.name for folder in FOLDERS if read_record(folder).kind == 'model'}
+    models = {folder.name for folder in FOLDERS if read_contents(folder).kind == 'model'}
     assert models == set(weights.shipped_weights())
 
 
 @pytest.mark.parametrize('folder', FOLDERS, ids=lambda folder: folder.name)
 def test_a_card_describes_what_is_shipped(folder: Path) -> None:
-    record = read_record(folder)
+    record = read_contents(folder)
     config = json.loads((folder / 'config.json').read_text())
     text = (folder / 'README.md').read_text()
     name = re.search(r"'(?:hf-hub:)?([\w.-]+/[\w.-]+@[\w.-]+)'", text)

@@ -30,10 +30,10 @@ from timm_p2be import PixelEmbedding
 from timm_p2be.checkpoints import read_checkpoint
 from timm_p2be.cli import main
 from timm_p2be.files import write_json
-from timm_p2be.hub.provenance import check_provenance
 from timm_p2be.hub.publishing import publish
 from timm_p2be.hub.release import RELEASE_FILES, Release, prepare
-from timm_p2be.hub.run_record import Dataset
+from timm_p2be.hub.run_description import Dataset
+from timm_p2be.hub.training_record import check_training_record
 from timm_p2be.robustness.pixel_model import PixelModel
 from timm_p2be.training import run as train
 
@@ -155,7 +155,7 @@ def test_the_record_of_a_run(trained: Path, tmp_path: Path) -> None:
     config = json.loads((tmp_path / 'release/config.json').read_text())
     results = json.loads((tmp_path / 'release/results.json').read_text())
     ours, provenance = config['timm_p2be'], config['timm_p2be']['provenance']
-    check_provenance(provenance)
+    check_training_record(provenance)
     assert config['architecture'] == provenance['model'] == 'encoded'
     assert config['model_args'].items() >= {'backbone': 'test_resnet', 'num_bits': 8, 'num_classes': 2}.items()
     assert (ours['encoding'], ours['num_bits'], ours['package_version']) == ('p2be', 8, timm_p2be.__version__)
@@ -565,7 +565,7 @@ def test_a_run_from_a_hub_that_is_not_there(hub: HubServer, trained: Path, tmp_p
     ('words', 'message'),
     [
         (('--repo-id', REPO), 'args.yaml says where the data set was, not what it was. Pass --dataset-name'),
-        (('--repo-id', 'net', *NAMED[2:]), "write 'organization/name'"),
+        (('--repo-id', 'net', *NAMED[2:]), "write 'org/name'"),
         (('--repo-id', f'{REPO}@v1', *NAMED[2:]), 'name the repository alone, and the release by --tag'),
         ((*NAMED, '--tag', 'a..b'), "Got the revision 'a..b'"),
         ((*NAMED, '--tag', 'main'), "Got the tag 'main', which is the name of the branch"),
@@ -575,7 +575,7 @@ def test_a_run_from_a_hub_that_is_not_there(hub: HubServer, trained: Path, tmp_p
         ((*NAMED, '--license', 'MIT!'), "Got license 'MIT!'"),
         ((*NAMED, '--base-model', '/a/path'), "Got base_model='/a/path'"),
         ((*NAMED, '--dataset-id', 'a/b/c'), 'no id of the Hub'),
-        ((*NAMED, '--dataset-note', 'two\nlines'), 'provenance.dataset.note'),
+        ((*NAMED, '--dataset-note', 'two\nlines'), 'provenance.dataset: note'),
     ],
 )
 def test_unfit_flags_are_refused(

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 
 from timm_p2be.encodings.codes import binarize, onehot_codes, thermometer_codes
 from timm_p2be.encodings.statistics import code_statistics, latent_statistics
-from timm_p2be.hub.artifact import MAX_BYTES, codes_sha256
+from timm_p2be.encodings.table_file import MAX_TABLE_BYTES as MAX_BYTES
+from timm_p2be.encodings.table_file import codes_sha256
 from timm_p2be.hub.pictures import codes_picture
 from timm_p2be.stem import find_embedding
 
@@ -199,7 +200,7 @@ def test_weights_that_cannot_be_shown_are_not_downloaded(hub: HubServer, tmp_pat
     hub.put('tester/rgb', published.model(tmp_path / 'rgb', 'wrn10_2'))
     assert 'it has no table' in refused('show', 'tester/rgb')
     hub.put('tester/net', published.model(tmp_path / 'net', format_version=2))
-    assert 'format version 2' in refused('show', 'tester/net')
+    assert 'format_version is 2' in refused('show', 'tester/net')
     assert hub.count('config.json')
     assert not hub.count('model.safetensors')
 

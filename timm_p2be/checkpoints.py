@@ -39,9 +39,6 @@ def read_checkpoint(path: str | Path, *, what: str = 'checkpoint') -> Checkpoint
     Args:
         path: a checkpoint of train.py (.pth.tar), a state dict (.pth, .pt) or a .safetensors file.
         what: what messages call the file, such as the flag that named it.
-
-    Raises:
-        ValueError: the file is missing, cut off, no file of weights, or holds Python objects.
     """
     path, named = Path(path), f'{what} {path}'
     if not path.is_file():
@@ -90,13 +87,9 @@ def read_checkpoint(path: str | Path, *, what: str = 'checkpoint') -> Checkpoint
 
 
 def weights_sha256(state_dict: Mapping[str, Tensor]) -> str:
-    """Return the sha256 of names and values of all tensors, in their order; it does not depend on the kind of file.
+    """Return the sha256 of names and values of all tensors, in the order of their module, in hexadecimal.
 
-    Args:
-        state_dict: of a module, so that the order is the module's.
-
-    Returns:
-        64 hexadecimal digits.
+    It does not depend on the kind of file they come from.
     """
     digest = hashlib.sha256()
     for name, tensor in state_dict.items():

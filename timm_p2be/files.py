@@ -1,43 +1,37 @@
-"""Files and folders that are written whole or not at all, and the sha256 that tells whether a file is whole."""
+"""Files and folders written whole or not at all, JSON read within limits and held against a schema, and sha256."""
 
 import glob
 import hashlib
 import json
+import math
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+MAX_JSON_BYTES = 2**20
+_STALE_SECONDS = 24 * 3600
+
+Field = tuple[str, Callable[[Any], bool]]  # what is allowed, in words, and the test of it
+Schema = Mapping[str, Field]
+
 
 def temporary_beside(path: Path) -> Path:
-    """Return a name for what becomes `path` once complete, and delete what killed writers of this machine left."""
+    """Return a name for what becomes `path` once complete, and delete what writers left that were killed a day ago."""
     prefix = f'.{path.name}.{platform.node()}.'
     for other in path.parent.glob(f'{glob.escape(prefix)}*'):
-        if other.suffix[1:].isdigit() and not _is_running(int(other.suffix[1:])):
+        if time.time() - other.stat().st_mtime > _STALE_SECONDS:
             shutil.rmtree(other) if other.is_dir() else other.unlink(missing_ok=True)
     return path.with_name(f'{prefix}{os.getpid()}')
 
 
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)  # asks, sends nothing
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for writing; a reader, or a killed writer, finds the old file or the new one, never half of one.
-
-    Raises:
-        OSError: the disk is full or the folder is not writable; the old file is intact.
-    """
+    """Open a file for writing; a reader, or a killed writer, finds the old file or the new one, never half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
     try:
@@ -51,23 +45,73 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON, whole or not at all.
-
-    Raises:
-        OSError: the disk is full or the folder is not writable; the old file is intact.
-        ValueError: a value that JSON does not have, such as NaN.
-    """
+    """Write JSON, whole or not at all; a value that JSON does not have, such as NaN, is a ValueError."""
     text = json.dumps(content, indent=1, allow_nan=False)
     with atomic_write(path) as file:
         file.write(text.encode())
 
 
-def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file's bytes, in hexadecimal.
+def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """Return a JSON object, never reading more than `max_bytes` and one.
 
     Raises:
-        OSError: it cannot be read.
+        ValueError: the file is missing, larger, no JSON (which has no NaN and no infinity), or no object.
     """
+    try:
+        with path.open('rb') as file:
+            content = file.read(max_bytes + 1)
+        if len(content) > max_bytes:
+            raise ValueError(f'more than {max_bytes} bytes')
+        parsed = json.loads(content.decode(), parse_constant=_finite, parse_float=_finite)
+        if not isinstance(parsed, dict):
+            raise ValueError(f'a {type(parsed).__name__}, not an object')
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f'{path} cannot be read as JSON ({error}). Restore it, or get it again.') from error
+    return parsed
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f'{text} is no JSON value')
+    return number
+
+
+def check_schema(values: Any, schema: Schema, where: str, extra: bool = False) -> None:
+    """Raise unless `values` is an object with all keys of a schema, each as it may be.
+
+    Args:
+        values: as `read_json` returns it, or a part of that.
+        schema: key -> what is allowed.
+        where: what messages begin with.
+        extra: allow further keys, with any values.
+
+    Raises:
+        ValueError: a missing, unknown or wrong key; the message names it, what it holds and what it may hold.
+
+    Example:
+        >>> check_schema({'seed': 1}, {'seed': ('an integer', lambda value: isinstance(value, int))}, 'args')
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f'{where} is {shown(values)}; allowed is an object.')
+    missing, unknown = sorted(schema.keys() - values.keys()), sorted(map(str, values.keys() - schema.keys()))
+    if missing:
+        raise ValueError(f'{where} lacks {missing}; every key has to be there, null where unknown.')
+    if unknown and not extra:
+        raise ValueError(f'{where} has the unknown keys {shown(unknown)}; allowed are {sorted(schema)}.')
+    for name, (allowed, is_allowed) in schema.items():
+        if not is_allowed(values[name]):
+            raise ValueError(f'{where}: {name} is {shown(values[name])}; allowed is {allowed}.')
+
+
+def shown(value: Any) -> str:
+    """Return `value` for a message; a hostile file may hold a megabyte of it."""
+    text = repr(value)
+    return text if len(text) <= 100 else f'{text[:100]}...'
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file's bytes, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open('rb') as file:
         while block := file.read(1 << 20):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from timm_p2be.files import file_sha256, write_json
 from timm_p2be.hub.release import RELEASE_FILES
-from timm_p2be.hub.repositories import verify
+from timm_p2be.hub.repository import verify
 from timm_p2be.models import weights
 
 _CARDS = Path(__file__).parents[1] / 'hub_cards'
@@ -36,21 +36,21 @@ def ship(release: Path, name: str, cards: Path = _CARDS) -> None:
     """
     if not re.fullmatch(r'\w[\w-]*(\.[\w-]+)?', name, re.ASCII):
         raise ValueError(f'Got the name {name!r}; it becomes a folder: letters, digits, _, - and one dot.')
-    record = verify(release)
-    if record.kind == 'model' and record.architecture != name.partition('.')[0]:
-        raise ValueError(f'{release} is a {record.describe()}; a name for it begins with {record.architecture}.')
+    found = verify(release)
+    if found.kind == 'model' and found.architecture != name.partition('.')[0]:
+        raise ValueError(f'{release} is a {found.describe()}; a name for it begins with {found.architecture}.')
     folder = cards / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for file in RELEASE_FILES:
-        if (release / file).is_file() and not (record.kind == 'model' and file == _WEIGHTS):
+        if (release / file).is_file() and not (found.kind == 'model' and file == _WEIGHTS):
             shutil.copyfile(release / file, folder / file)
-    if record.kind == 'model':
+    if found.kind == 'model':
         target = Path(weights.weights_path(name))
         shutil.copyfile(release / _WEIGHTS, target)
         path = target.with_name('shipped.json')
         listed = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
-        listed[name] = {'sha256': file_sha256(target), 'provenance': record.provenance}
+        listed[name] = {'sha256': file_sha256(target), 'provenance': found.provenance}
         write_json(path, dict(sorted(listed.items())))
 
 

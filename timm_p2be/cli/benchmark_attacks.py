@@ -9,6 +9,7 @@ from typing import Any
 
 from timm_p2be.cli.flags import add_data_flags, add_model_flags, images_from, models_from
 from timm_p2be.cli.interruption import run_long
+from timm_p2be.extras import require
 from timm_p2be.robustness.attacks.attack import Attack
 from timm_p2be.robustness.attacks.surrogates import attack_view, surrogates_for
 from timm_p2be.robustness.evaluation.attack_benchmark import benchmark_attacks
@@ -18,7 +19,6 @@ from timm_p2be.robustness.evaluation.attack_probes import probe_binarization, pr
 from timm_p2be.robustness.evaluation.attack_report import attack_report
 from timm_p2be.robustness.evaluation.attack_results import AttackResults
 from timm_p2be.robustness.evaluation.attack_suite import FAMILIES, SUITES, build_suite, variant
-from timm_p2be.robustness.evaluation.figures import require_matplotlib
 from timm_p2be.robustness.evaluation.predictions import check_size
 from timm_p2be.robustness.evaluation.runner import connected_ranks
 from timm_p2be.robustness.images import ImageSet, as_batch
@@ -93,7 +93,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    require_matplotlib()
+    require('matplotlib', extra='robustness')  # the report's; not found out after hours
     models = models_from(args)
     sources = [load_model(spec, args.num_classes, args.device, args.mean, args.std) for spec in args.transfer_from]
     suites = [build_suite(model, args.eps, args.attacks, sources) for model in models]
@@ -146,7 +146,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def _print_budget(args: argparse.Namespace, model: PixelModel, data: ImageSet, attacks: Sequence[Attack]) -> None:
     levels, _ = as_batch(data, range(min(16, args.batch_size, len(data))))
-    text, _ = budget(attacks, min(max(args.alone, args.worst_case), len(data)), measure_speed(model, levels))
+    text = budget(attacks, min(max(args.alone, args.worst_case), len(data)), measure_speed(model, levels))
     print(f'{model.name}, eps {args.eps}:\n{text}', file=sys.stdout if args.budget else sys.stderr)
 
 

@@ -8,13 +8,13 @@ import torch
 
 from timm_p2be.cli.flags import add_data_flags, add_model_flags, images_from, models_from
 from timm_p2be.cli.interruption import run_long
+from timm_p2be.extras import require
 from timm_p2be.robustness.corruptions import SEVERITIES, SUITES
 from timm_p2be.robustness.corruptions.corrupted_sets import CorruptedSet
 from timm_p2be.robustness.corruptions.generated_set import GeneratedSet
 from timm_p2be.robustness.corruptions.stored_sets import open_corrupted
 from timm_p2be.robustness.evaluation.corruption_benchmark import benchmark_corruptions
 from timm_p2be.robustness.evaluation.corruption_report import corruption_report
-from timm_p2be.robustness.evaluation.figures import require_matplotlib
 from timm_p2be.robustness.evaluation.runner import connected_ranks
 from timm_p2be.robustness.images import RESIZE, ImageSet
 
@@ -78,7 +78,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace, unused: Sequence[str]) -> int:
-    require_matplotlib()
+    require('matplotlib', extra='robustness')  # the report's; not found out after hours
     data, clean = _data(args, unused)
     with connected_ranks() as ranks:
         content = benchmark_corruptions(

@@ -40,11 +40,7 @@ def add_data_flags(parser: argparse.ArgumentParser, title: str = 'data') -> None
 
 
 def models_from(args: argparse.Namespace) -> list[PixelModel]:
-    """Return the models that the flags name; their names are unique.
-
-    Raises:
-        ValueError: as `load_model`, two models of one name, an unknown device.
-    """
+    """Return the models that the flags name; their names are unique."""
     try:
         device = torch.device(args.device)
         torch.empty(1, device=device)
@@ -61,11 +57,7 @@ def models_from(args: argparse.Namespace) -> list[PixelModel]:
 
 
 def images_from(args: argparse.Namespace, size: int, resize: int | None = None) -> ImageSet:
-    """Return the images that the flags name, `size` x `size`.
-
-    Raises:
-        ValueError: no data named, or nothing to read there.
-    """
+    """Return the images that the flags name, `size` x `size`."""
     if not args.dataset and not args.data_dir:
         raise ValueError('No data: pass --data-dir DIR for an image folder, or --dataset NAME as in timm.')
     return read_images(

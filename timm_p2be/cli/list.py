@@ -66,12 +66,11 @@ def _table(entries: Sequence[Entry]) -> str:
 
 def _cells(entry: Entry) -> tuple[str, ...]:
     revision = ' '.join([*([entry.commit[:12]] if entry.commit else []), *entry.revisions])
-    record = entry.record
-    known = ('?', '', '', '', '')
-    if record is not None:
-        bits = '' if record.num_bits is None else str(record.num_bits)
-        error = '' if record.clean_error is None else f'{record.clean_error:.2f}'
-        known = (record.kind, record.encoding, bits, record.dataset or '', error)
+    found, known = entry.contents, ('?', '', '', '', '')
+    if found is not None:
+        bits = '' if found.num_bits is None else str(found.num_bits)
+        error = '' if found.clean_error is None else f'{found.clean_error:.2f}'
+        known = (found.kind, found.encoding, bits, found.dataset or '', error)
     tags = entry.problem or ' '.join(tag for tag in entry.tags if tag != TAG)
     cells = (entry.where, entry.name, *known, _size(entry.size), revision, tags)
     # what a stranger wrote must not move the cursor

@@ -8,12 +8,7 @@ from timm_p2be.files import atomic_write
 
 
 def save_picture(image: Image.Image, path: Path, overwrite: bool) -> None:
-    """Write a picture, whole or not at all, in the format that the file's name ends in.
-
-    Raises:
-        ValueError: the file is there and `overwrite` is False, or its name ends in no known kind of image.
-        OSError: the disk is full or the folder is not writable.
-    """
+    """Write a picture, whole or not at all, in the format that the file's name ends in."""
     if path.exists() and not overwrite:
         raise ValueError(f'{path} is there already. Choose another place, or pass --overwrite.')
     kind = Image.registered_extensions().get(path.suffix.lower())

@@ -9,10 +9,10 @@ from tempfile import TemporaryDirectory
 from timm_p2be.cli.flags import DATA_FLAGS, add_data_flags, images_from
 from timm_p2be.cli.interruption import terminated_as_interrupt
 from timm_p2be.files import file_sha256
-from timm_p2be.hub.cards import LICENSE
+from timm_p2be.hub.card import LICENSE
 from timm_p2be.hub.publishing import check_names, publish
 from timm_p2be.hub.release import RELEASE_FILES, Release, prepare
-from timm_p2be.hub.run_record import Dataset
+from timm_p2be.hub.run_description import Dataset
 
 _EPILOG = """\
 A release is model.safetensors, config.json, results.json and README.md, the card; a table has its results in

@@ -44,12 +44,12 @@ def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
 
 
 def _report(pulled: Pulled) -> str:
-    record = pulled.record
-    lines = [('what', record.describe()), ('commit', pulled.commit), ('pinned', pulled.pinned)]
+    found = pulled.contents
+    lines = [('what', found.describe()), ('commit', pulled.commit), ('pinned', pulled.pinned)]
     lines += [('sha256', f'{digest}  {name}') for name, digest in pulled.sha256.items()]
-    if record.codes_sha256 is not None:
-        lines.append(('sha256', f'{record.codes_sha256}  the codes'))
-    elif record.weights_sha256 is None:
+    if found.codes_sha256 is not None:
+        lines.append(('sha256', f'{found.codes_sha256}  the codes'))
+    elif found.weights_sha256 is None:
         lines.append(('note', 'config.json states no sha256 of the weights: they are readable and finite, no more'))
     lines.append(('folder', f'{pulled.folder}{"" if pulled.is_new else "  (there already, identical)"}'))
     lines += [('use', line) for line in _usage(pulled)]
@@ -59,7 +59,7 @@ def _report(pulled: Pulled) -> str:
 def _usage(pulled: Pulled) -> list[str]:
     """Return the lines of Python that load what was pulled."""
     from_cache = pulled.commit in pulled.folder.parts
-    if pulled.record.kind == 'embedding':
+    if pulled.contents.kind == 'embedding':
         name = pulled.repo_id if from_cache else str(pulled.folder)
         revision = f', revision={pulled.commit!r}' if from_cache else ''
         return ['import timm_p2be', f'embedding = timm_p2be.PixelEmbedding.from_pretrained({name!r}{revision})']

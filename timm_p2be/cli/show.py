@@ -9,8 +9,8 @@ from typing import Any
 
 from timm_p2be.cli.picture_files import save_picture
 from timm_p2be.encodings.statistics import CodeStatistics, code_statistics, latent_statistics
+from timm_p2be.hub.find_table import Table, find_table
 from timm_p2be.hub.pictures import codes_picture
-from timm_p2be.hub.tables import Table, find_table
 
 _APART = (1, 2, 4, 8, 16, 32, 64, 128)
 _EPILOG = """\

@@ -27,9 +27,6 @@ def pixel_levels(images: Tensor) -> Tensor:
         uint8 tensor of the same shape; floats become round(255 x), clamped to 0..255. Every k / 255 maps to k, also
         when it was rounded to float16 or bfloat16.
 
-    Raises:
-        ValueError: `images` has another dtype.
-
     Example:
         >>> pixel_levels(torch.tensor([0.0, 0.5, 1.0, 2.0])).tolist()
         [0, 128, 255, 255]
@@ -48,8 +45,7 @@ def pixel_levels(images: Tensor) -> Tensor:
 def warn_if_not_pixels(images: Tensor) -> bool:
     """Warn when float `images` lie far outside [0, 1], as an ImageNet-normalized batch does.
 
-    Args:
-        images: float tensor, nominally in [0, 1]; a margin of 0.5 is allowed to augmentations that overshoot.
+    A margin of 0.5 is allowed to augmentations that overshoot.
 
     Returns:
         True if the images were out of range and the warning was given.
@@ -70,11 +66,7 @@ def warn_if_not_pixels(images: Tensor) -> bool:
 
 
 def check_num_bits(num_bits: int) -> None:
-    """Raise unless `num_bits` can be a code length M.
-
-    Raises:
-        ValueError: `num_bits` is not a positive integer.
-    """
+    """Raise ValueError unless `num_bits` can be a code length M."""
     if isinstance(num_bits, bool) or not isinstance(num_bits, int) or num_bits < 1:
         raise ValueError(f'Got num_bits={num_bits!r}; it must be an integer of at least 1 (the paper uses 64).')
 
@@ -91,14 +83,8 @@ def onehot_codes(num_bits: int) -> Tensor:
     Eq. 1 of the paper with its last bin closed as in nutszebra/Pixel-to-Binary-Embedding, third_party/
     ResNeXt_DenseNet_s/models/onehot.py; the reasons are in docs/protocol.md.
 
-    Args:
-        num_bits: M, at least 1.
-
     Returns:
         (256, num_bits) float32 tensor of 0 and 1.
-
-    Raises:
-        ValueError: `num_bits` is not a positive integer.
 
     Example:
         >>> onehot_codes(4)[128].tolist()
@@ -114,14 +100,8 @@ def thermometer_codes(num_bits: int) -> Tensor:
     Eq. 2 of the paper with its last bin closed as in nutszebra/Pixel-to-Binary-Embedding, third_party/
     ResNeXt_DenseNet_s/models/thermometer.py; the reasons are in docs/protocol.md.
 
-    Args:
-        num_bits: M, at least 1.
-
     Returns:
         (256, num_bits) float32 tensor of 0 and 1.
-
-    Raises:
-        ValueError: `num_bits` is not a positive integer.
 
     Example:
         >>> thermometer_codes(4)[128].tolist()
@@ -141,14 +121,8 @@ def linear_codes(num_bits: int) -> Tensor:
     Neighboring levels differ in at most d + 1 bits: 8 for M = 9 (t = 1, d = 7), 3 for M = 64 (t = 60, d = 3), 1 for
     M = 256 (t = 255, d = 0). Beyond 256 bits some thermometer bits are equal.
 
-    Args:
-        num_bits: M, at least 9.
-
     Returns:
-        (256, num_bits) float32 tensor of 0 and 1.
-
-    Raises:
-        ValueError: fewer than 9 bits.
+        (256, num_bits) float32 tensor of 0 and 1, for num_bits of at least 9.
 
     Example:
         >>> linear_codes(9)[130].tolist()
@@ -171,15 +145,7 @@ def linear_codes(num_bits: int) -> Tensor:
 
 
 def fixed_codes(encoding: str, num_bits: int) -> Tensor:
-    """Return the table of a fixed encoding.
-
-    Args:
-        encoding: 'onehot' or 'thermometer'.
-        num_bits: M, at least 1.
-
-    Returns:
-        (256, num_bits) float32 tensor of 0 and 1.
-    """
+    """Return the (256, num_bits) table of the encoding 'onehot' or 'thermometer'."""
     return {'onehot': onehot_codes, 'thermometer': thermometer_codes}[encoding](num_bits)
 
 
@@ -188,9 +154,6 @@ def binarize(weight: Tensor) -> Tensor:
 
     Forward: exactly 1 where w >= 0 and exactly 0 elsewhere (Eq. 4 and 5). Backward: 0.5 (2 - 2 |w|) inside (-1, 1)
     and 0 outside, the product of the factor in Eq. 5 and the derivative in Eq. 6.
-
-    Args:
-        weight: latents, any shape, floating point.
 
     Returns:
         Tensor of 0 and 1 of the shape and dtype of `weight`.

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -20,9 +21,7 @@ from timm_p2be.encodings.codes import (
     linear_codes,
     thermometer_codes,
 )
-from timm_p2be.hub.artifact import Artifact, artifact_config, fetch_artifact, write_artifact
-from timm_p2be.hub.cards import embedding_card
-from timm_p2be.hub.sources import checked_token, clear_errors
+from timm_p2be.encodings.table_file import TableFile
 
 _LATENT = 0.5  # magnitude of latents that start from codes: the bit flips at 0, the gradient ends at 1
 _NOISE = {'normal': 1.0, 'thermometer': 0.05, 'linear': 0.0}  # standard deviation round that start
@@ -38,6 +37,13 @@ class EmbeddingParameter(nn.Parameter):
         return EmbeddingParameter, (self.detach(), self.requires_grad)
 
 
+def _hub_side() -> ModuleType:
+    """Return what reaches the Hub and writes cards, the one place where this layer does: late, as few need it."""
+    from timm_p2be.hub import embedding
+
+    return embedding
+
+
 class PixelEmbedding(
     nn.Module,
     ModelHubMixin,
@@ -49,7 +55,7 @@ class PixelEmbedding(
     """Table of binary codes, one for each of the 256 pixel levels.
 
     `save_pretrained(folder)` writes it, `push_to_hub('org/name')` publishes it and `from_pretrained` gets it back: as
-    safetensors and JSON, with a card, see `timm_p2be.hub.artifact`.
+    safetensors and JSON, with a card, see `timm_p2be.encodings.table_file`.
 
     Args:
         encoding: 'p2be' (learned), 'onehot' or 'thermometer' (fixed).
@@ -63,11 +69,8 @@ class PixelEmbedding(
         weight: latent table, `EmbeddingParameter` (256, num_bits) float32, or None for a fixed encoding. It stays
             float32 when the module is cast: float16 would turn -1e-9 into -0 and so a 0 into a 1, and a bfloat16
             latent does not move at the learning rates used here.
-        provenance: record of where the table came from, see `timm_p2be.hub.provenance.check_provenance`; None if
-            unknown. It is saved with the table and describes it as it was loaded: set it anew after training.
-
-    Raises:
-        ValueError: unknown `encoding` or `init`, `num_bits` below 1, or an `init` given to a fixed encoding.
+        provenance: training record, see `timm_p2be.hub.training_record`; None if unknown. It is saved with the table
+            and describes it as it was loaded: set it anew after training.
 
     Example:
         >>> PixelEmbedding('thermometer', num_bits=4).codes().shape
@@ -121,11 +124,7 @@ class PixelEmbedding(
         return self.table
 
     def freeze(self) -> 'PixelEmbedding':
-        """Exclude the table from training and return the module.
-
-        Raises:
-            ValueError: the encoding has no learned table.
-        """
+        """Exclude the learned table from training and return the module."""
         if self.weight is None:
             raise ValueError(f'Encoding {self.encoding!r} is fixed already; only a p2be table can be frozen.')
         self.weight.requires_grad_(False)
@@ -136,61 +135,41 @@ class PixelEmbedding(
         return nn.functional.embedding(levels.long(), self.codes())
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]  # no `model_kwargs`: the table is what the artifact says
-        cls,
-        path_or_id: str | Path,
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        token: str | bool | None = None,
-        local_files_only: bool = False,
-        force_download: bool = False,
+    def from_pretrained(  # type: ignore[override]  # no `model_kwargs`: the table is what its file says
+        cls, path_or_id: str | Path, revision: str | None = None, **options: Any
     ) -> 'PixelEmbedding':
         """Return a saved or published embedding, every part of which has been checked.
 
         Args:
             path_or_id: a folder, or 'org/name' or 'org/name@revision' on the Hub.
             revision: branch, tag or commit; pin a tag or commit for results to be repeatable.
-            cache_dir: of downloads; the Hub client's own by default.
-            token: of the Hub; the one of `hf auth login` by default.
-            local_files_only: use what has been downloaded before, ask nothing.
-            force_download: download again what has been downloaded before.
-
-        Raises:
-            SourceError: no such folder, repository, revision or file, no access, no connection, not in the cache.
-            ArtifactError: what is there is no embedding, damaged, or written by a newer version.
+            **options: `cache_dir`, `token`, `local_files_only`, `force_download`, as in huggingface_hub.
         """
-        artifact = fetch_artifact(
-            path_or_id,
-            revision,
-            cache_dir=cache_dir,
-            token=token,
-            local_files_only=local_files_only,
-            force_download=force_download,
-        )
-        embedding = cls(artifact.encoding, artifact.num_bits, artifact.init)
-        embedding.load_artifact(artifact)
+        file = _hub_side().fetch_table(path_or_id, revision, **options)
+        embedding = cls(file.encoding, file.codes.shape[1], file.init)
+        embedding.load_table_file(file)
         return embedding
 
-    def load_artifact(self, artifact: Artifact) -> None:
-        """Take over latents, `init` and provenance; the parameter stays the same object.
-
-        Raises:
-            ValueError: another encoding or code length, or a table without values (meta device).
-        """
-        got, allowed = (artifact.encoding, artifact.num_bits), (self.encoding, self.num_bits)
+    def load_table_file(self, file: TableFile) -> None:
+        """Take over latents, `init` and provenance; the parameter stays the same object."""
+        got, allowed = (file.encoding, file.codes.shape[1]), (self.encoding, self.num_bits)
         if got != allowed:
             raise ValueError(
                 f'Got a table of encoding {got[0]!r} and {got[1]} bits; allowed here is {allowed[0]!r} and '
                 f'{allowed[1]} bits. Create the model with encoding {got[0]!r} and num_bits={got[1]}, or choose '
                 'another table.'
             )
-        if self.weight is not None and artifact.latents is not None:
+        if self.weight is not None and file.latents is not None:
             if self.weight.is_meta:
                 raise ValueError('The table is on the meta device, which holds no values. Load it after to_empty().')
             with torch.no_grad():
-                self.weight.copy_(artifact.latents)
-        self.init = artifact.init
-        self.provenance = copy.deepcopy(artifact.provenance)
+                self.weight.copy_(file.latents)
+        self.init = file.init
+        self.provenance = copy.deepcopy(file.provenance)
+
+    def table_file(self) -> TableFile:
+        """Return the table as it would be saved."""
+        return TableFile(self.encoding, self.init, self.codes().detach(), self.weight, self.provenance)
 
     def save_pretrained(
         self,
@@ -201,7 +180,7 @@ class PixelEmbedding(
         model_card_kwargs: dict[str, Any] | None = None,
         **push_to_hub_kwargs: Any,
     ) -> str | None:
-        """Write the table with its record and its card; all of it is checked before anything is written.
+        """Write the table and its card; all of it is checked before anything is written.
 
         Args:
             save_directory: created if it is not there. An older table in it is replaced, other files stay, and so
@@ -210,12 +189,9 @@ class PixelEmbedding(
             repo_id: 'org/name'.
             model_card_kwargs: of `generate_model_card`.
             **push_to_hub_kwargs: of `push_to_hub`.
-
-        Raises:
-            ValueError: the table or its provenance is not fit to be saved.
         """
         card = self.generate_model_card(**(model_card_kwargs or {})).content
-        write_artifact(save_directory, self.codes(), self.weight, card=card, **self._record())
+        self.table_file().write(save_directory, card=card)
         return self.push_to_hub(repo_id or Path(save_directory).name, **push_to_hub_kwargs) if push_to_hub else None
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
@@ -225,30 +201,18 @@ class PixelEmbedding(
             repo_id: 'org/name', created if it does not exist.
             **kwargs: of `huggingface_hub.ModelHubMixin.push_to_hub`, such as `private`, `token`, `branch`,
                 `commit_message` and `create_pr`.
-
-        Raises:
-            ValueError: `repo_id` has no namespace, or the table or its provenance is not fit to be saved.
-            SourceError: the Hub cannot be reached, refused, or broke off.
         """
         if repo_id.count('/') != 1:
             raise ValueError(f"Got repo_id={repo_id!r}; the card shows how to load it, so write 'org/name'.")
-        checked_token(kwargs.get('token'))
         card = {'name': repo_id}
         with TemporaryDirectory() as folder:  # what cannot be saved fails before the mixin creates the repository
             self.save_pretrained(folder, model_card_kwargs=card)
-        with clear_errors(repo_id):
+        with _hub_side().uploading(repo_id, kwargs.get('token')):
             return super().push_to_hub(repo_id, model_card_kwargs=card, **kwargs)
 
     def generate_model_card(self, name: str | None = None) -> ModelCard:
-        """Return the card, README.md.
-
-        Args:
-            name: 'org/name' of the Hub repository; None for a folder.
-        """
-        return ModelCard(embedding_card(artifact_config(self.codes(), **self._record()), name))
-
-    def _record(self) -> dict[str, Any]:
-        return {'encoding': self.encoding, 'init': self.init, 'provenance': self.provenance}
+        """Return the card, README.md; `name` is 'org/name' of its Hub repository, None for a folder."""
+        return ModelCard(_hub_side().embedding_card(self.table_file().config(), name))
 
     def extra_repr(self) -> str:
         return f'{self.encoding!r}, num_bits={self.num_bits}'

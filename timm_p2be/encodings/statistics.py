@@ -46,13 +46,7 @@ class LatentStatistics:
 
 
 def hamming_distances(codes: Tensor) -> Tensor:
-    """Return the number of bits in which each pair of codes differs.
-
-    Args:
-        codes: (L, M) tensor of 0 and 1.
-
-    Returns:
-        (L, L) float32 tensor of whole numbers, on the CPU.
+    """Return the number of bits in which each pair of (L, M) codes differs, an (L, L) float32 tensor on the CPU.
 
     Example:
         >>> hamming_distances(torch.eye(256))[3, :5].tolist()
@@ -69,9 +63,6 @@ def code_statistics(codes: Tensor) -> CodeStatistics:
 
     Args:
         codes: (L, M) tensor of 0 and 1; level k is row k, L >= 2.
-
-    Raises:
-        ValueError: another shape, or values other than 0 and 1.
 
     Example:
         >>> statistics = code_statistics(torch.eye(256))

@@ -1,6 +1,5 @@
 """What there is: weights shipped with the package, repositories in the Hub cache, repositories on the Hub."""
 
-import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -9,9 +8,10 @@ from pathlib import Path
 import timm
 from huggingface_hub import CacheNotFound, HfApi, ModelInfo, constants, scan_cache_dir
 
-from timm_p2be.hub.artifact import FILES, MAX_CONFIG_BYTES
-from timm_p2be.hub.repositories import DEFAULT_BITS, Record, encoding_of, read_record
-from timm_p2be.hub.sources import SourceError, checked_token, fetch, sound_answers
+from timm_p2be.files import MAX_JSON_BYTES
+from timm_p2be.hub.errors import asking
+from timm_p2be.hub.fetch import fetch
+from timm_p2be.hub.repository import DEFAULT_BITS, FILES, Contents, encoding_of, read_contents
 from timm_p2be.models.weights import shipped_provenance, shipped_weights
 
 TAG = 'timm-p2be'  # of the cards of ours
@@ -25,7 +25,7 @@ class Entry:
     Attributes:
         where: 'package', 'cache' or 'hub'.
         name: what to type: a name of timm, or 'org/name'.
-        record: what is known of it; None if `problem` says why nothing is.
+        contents: what is known of it; None if `problem` says why nothing is.
         commit: 40 hexadecimal digits; None in the package.
         revisions: branches and tags that mean this commit, where known.
         size: bytes, where known.
@@ -35,7 +35,7 @@ class Entry:
 
     where: str
     name: str
-    record: Record | None = None
+    contents: Contents | None = None
     commit: str | None = None
     revisions: tuple[str, ...] = ()
     size: int | None = None
@@ -55,10 +55,9 @@ def shipped_entries() -> list[Entry]:
         encoding = encoding_of(architecture, {})
         num_bits = None if encoding == 'rgb' else DEFAULT_BITS
         provenance = shipped_provenance(name)
-        record = Record(
-            'model', architecture, encoding, num_bits, shipped_weights()[name], None, provenance, is_ours=True
-        )
-        entries.append(Entry('package', name, record, size=size, tags=(tag,) if tag else ()))
+        digest = shipped_weights()[name]
+        found = Contents('model', architecture, encoding, num_bits, digest, None, provenance, is_ours=True)
+        entries.append(Entry('package', name, found, size=size, tags=(tag,) if tag else ()))
     return entries
 
 
@@ -79,12 +78,14 @@ def cached_entries(cache_dir: Path | None = None) -> list[Entry]:
             if repo.repo_type != 'model' or not all((revision.snapshot_path / name).is_file() for name in FILES):
                 continue
             try:
-                record = read_record(revision.snapshot_path)
+                contents = read_contents(revision.snapshot_path)
             except ValueError:  # most caches are full of other people's models
                 continue
-            if record.is_ours:
+            if contents.is_ours:
                 refs = tuple(sorted(revision.refs))
-                entries.append(Entry('cache', repo.repo_id, record, revision.commit_hash, refs, revision.size_on_disk))
+                entries.append(
+                    Entry('cache', repo.repo_id, contents, revision.commit_hash, refs, revision.size_on_disk)
+                )
     return entries
 
 
@@ -98,13 +99,12 @@ def remote_entries(namespace: str) -> list[Entry]:
 
     Raises:
         ValueError: `namespace` is no name the Hub could have.
-        SourceError: the Hub cannot be reached or refuses, or the token is none.
+        FetchError: the Hub cannot be reached or refuses, or the token is none.
     """
     if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9_.-]{0,95}', namespace):
         raise ValueError(f"Got the namespace {namespace!r}; name a user or an organization, the 'org' of 'org/name'.")
-    token = checked_token(None)
-    with sound_answers(f'the models of {namespace}'):
-        found = list(HfApi(token=token).list_models(author=namespace, filter=TAG, full=True, limit=MAX_REMOTE))
+    with asking(f'the models of {namespace}'):
+        found = list(HfApi().list_models(author=namespace, filter=TAG, full=True, limit=MAX_REMOTE))
     with ThreadPoolExecutor(8) as pool:
         return list(pool.map(_remote_entry, sorted(found, key=lambda info: info.id)))
 
@@ -112,10 +112,7 @@ def remote_entries(namespace: str) -> list[Entry]:
 def _remote_entry(info: ModelInfo) -> Entry:
     entry = Entry('hub', info.id, commit=info.sha, tags=tuple(info.tags or ()))
     try:
-        folder = fetch(f'hf-hub:{info.id}', FILES[:1], info.sha, max_bytes=MAX_CONFIG_BYTES)
-    except SourceError as error:
-        return replace(entry, problem=str(error))
-    try:
-        return replace(entry, record=read_record(folder))
+        folder = fetch(f'hf-hub:{info.id}', FILES[:1], info.sha, max_bytes=MAX_JSON_BYTES)
+        return replace(entry, contents=read_contents(folder))
     except ValueError as error:
-        return replace(entry, problem=str(error).replace(f'{folder}{os.sep}', ''))
+        return replace(entry, problem=re.sub(r'\S*[/\\](?=config\.json)', '', str(error)))

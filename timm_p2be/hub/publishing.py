@@ -6,10 +6,11 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 
 import timm_p2be
-from timm_p2be.hub.cards import check_card
+from timm_p2be.hub.card import check_card
+from timm_p2be.hub.errors import FetchError, asking
+from timm_p2be.hub.fetch import split_revision
 from timm_p2be.hub.release import RELEASE_FILES
-from timm_p2be.hub.repositories import verify
-from timm_p2be.hub.sources import SourceError, checked_token, sound_answers, split_revision
+from timm_p2be.hub.repository import verify
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def publish(
 
     Raises:
         ValueError: the folder holds no sound release, the name or tag cannot be used, the card's metadata are refused.
-        SourceError: the Hub refused or could not be reached; the message says what to do.
+        FetchError: the Hub refused or could not be reached; the message says what to do.
     """
     check_names(repo_id, tag)
     verify(folder)
@@ -55,8 +56,8 @@ def publish(
         check_card(card)
     except ValueError as error:  # UnicodeDecodeError is one
         raise ValueError(f'{folder / "README.md"}: {error}') from error
-    api = HfApi(token=checked_token(token), library_name='timm-p2be', library_version=timm_p2be.__version__)
-    with sound_answers(repo_id):
+    api = HfApi(token=token, library_name='timm-p2be', library_version=timm_p2be.__version__)
+    with asking(repo_id, token):
         ModelCard(card).validate()
         url = api.create_repo(repo_id, private=private or None, exist_ok=True)  # None: as the namespace has it
         info = api.model_info(repo_id)
@@ -83,10 +84,10 @@ def publish(
 
 
 def check_names(repo_id: str, tag: str | None) -> None:
-    """Raise SourceError unless the Hub takes a repository and a tag of these names."""
+    """Raise FetchError unless the Hub takes a repository and a tag of these names."""
     if split_revision(repo_id)[1] is not None:
-        raise SourceError(f'Got {repo_id!r} with a revision; name the repository alone, and the release by --tag.')
+        raise FetchError(f'Got {repo_id!r} with a revision; name the repository alone, and the release by --tag.')
     if tag is not None:
         split_revision(f'{repo_id}@{tag}')
         if tag == 'main':
-            raise SourceError("Got the tag 'main', which is the name of the branch; choose another, such as v1.")
+            raise FetchError("Got the tag 'main', which is the name of the branch; choose another, such as v1.")

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,11 @@ import timm_p2be
 from timm_p2be.checkpoints import weights_sha256
 from timm_p2be.encodings.codes import thermometer_codes
 from timm_p2be.files import file_sha256, temporary_beside, write_json
-from timm_p2be.hub.artifact import artifact_config, write_artifact
-from timm_p2be.hub.cards import LICENSE, embedding_card, model_card
-from timm_p2be.hub.repositories import MODEL_FORMAT_VERSION, verify
+from timm_p2be.hub.card import LICENSE, embedding_card, model_card
+from timm_p2be.hub.repository import MODEL_FORMAT_VERSION, verify
 from timm_p2be.hub.results import PUBLISHED, ROUNDED, collect_results, measure_clean
+from timm_p2be.hub.run_description import Dataset, Origin, has_learned_table, origin_of, training_record
 from timm_p2be.hub.run_folder import Run, build_model, data_config, read_run
-from timm_p2be.hub.run_record import Dataset, Origin, has_learned_table, origin_of, record_of
 from timm_p2be.robustness.images import ImageSet
 from timm_p2be.robustness.pixel_model import PixelModel
 from timm_p2be.stem import encoded_stem
@@ -90,7 +89,6 @@ def prepare(run_folder: Path, output: Path, release: Release) -> None:
     Raises:
         ValueError: the run has no results, its weights are unsound, or the release cannot be made of it; `output` is
             as it was.
-        OSError: the disk is full or the folder is not writable.
     """
     run = read_run(run_folder, release.checkpoint)
     model = build_model(run)
@@ -123,7 +121,7 @@ def _write_model(run: Run, model: nn.Module, folder: Path, release: Release) -> 
     digest = file_sha256(folder / _WEIGHTS)
     known |= {digest: PUBLISHED, weights_sha256(model.float().state_dict()): PUBLISHED}
     results = _results(run, model, release, known, origin, PUBLISHED)
-    provenance = record_of(run, model, origin, release.dataset.note, release.base_model, results)
+    provenance = training_record(run, model, origin, release.dataset.note, release.base_model, results)
     path = folder / 'config.json'
     content: dict[str, Any] = json.loads(path.read_text(encoding='utf-8'))
     content['pretrained_cfg'].pop('tag', None)  # of the registered weights, which these are not
@@ -157,16 +155,13 @@ def _write_embedding(run: Run, model: nn.Module, folder: Path, release: Release)
     network = 'of the network the table was trained in'
     known = {run.sha256: network, weights_sha256(model.state_dict()): network}
     results = _results(run, model, release, known, origin, network)
-    record: dict[str, Any] = {
-        'encoding': embedding.encoding,
-        'init': run.flags.get('p2be_init') or embedding.init,
-        'provenance': record_of(run, model, origin, release.dataset.note, release.base_model, results),
-        'package_version': timm_p2be.__version__,
-    }
-    assert embedding.weight is not None
-    codes, latents = embedding.codes().detach(), embedding.weight.detach()
-    card = embedding_card(artifact_config(codes, **record), release.name, release.license)
-    write_artifact(folder, codes, latents, **record, card=card)
+    file = replace(
+        embedding.table_file(),
+        init=run.flags.get('p2be_init') or embedding.init,
+        provenance=training_record(run, model, origin, release.dataset.note, release.base_model, results),
+        package_version=timm_p2be.__version__,
+    )
+    file.write(folder, card=embedding_card(file.config(), release.name, release.license))
 
 
 def _results(
@@ -194,11 +189,7 @@ def _learned(model: nn.Module) -> dict[str, Any]:
 
 
 def _round(model: nn.Module) -> None:
-    """Round the weights of convolutions and linear layers to float16; everything else stays float32.
-
-    Raises:
-        ValueError: a weight is too large for float16.
-    """
+    """Round the weights of convolutions and linear layers to float16; everything else stays float32."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
             weight = module.weight.detach().half()

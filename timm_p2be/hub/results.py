@@ -89,9 +89,6 @@ def measure_clean(
         config: input size, interpolation, crop and mean, by which timm's validate.py resizes and crops them.
         split: what the card calls them.
         state: of the weights, in words.
-
-    Raises:
-        ValueError: labels that are no classes of the model, or logits that are not finite.
     """
     judge, transform = Judge(None, say=print), create_transform(**config, normalize=False)  # uint8 pixels
     wrong = 0

@@ -16,7 +16,7 @@ from torch import nn
 
 from timm_p2be.checkpoints import Checkpoint, read_checkpoint
 from timm_p2be.files import file_sha256
-from timm_p2be.hub.sources import checked_token, clear_errors
+from timm_p2be.hub.errors import asking
 
 _FILES = {'last': 'last.pth.tar', 'best': 'model_best.pth.tar'}
 # arguments of a model that say where its weights or its table came from, or only matter in training
@@ -52,10 +52,6 @@ def read_run(folder: Path, checkpoint: str = 'last') -> Run:
     Args:
         folder: output folder of train.py.
         checkpoint: 'last', 'best', or the path of another checkpoint of this run.
-
-    Raises:
-        ValueError: a file is missing or damaged, the checkpoint is of another model or no training checkpoint, or a
-            weight is not finite.
     """
     flags = _flags(folder / 'args.yaml')
     path = folder / _FILES[checkpoint] if checkpoint in _FILES else Path(checkpoint)
@@ -77,11 +73,7 @@ def read_run(folder: Path, checkpoint: str = 'last') -> Run:
 
 
 def build_model(run: Run) -> nn.Module:
-    """Return the run's network on the CPU, in float32 and evaluation mode, with the checkpoint's weights.
-
-    Raises:
-        ValueError: it cannot be built, or the weights do not fit it exactly.
-    """
+    """Return the run's network on the CPU, in float32 and evaluation mode, with the checkpoint's weights."""
     flags, state = run.flags, run.checkpoint.state_dict
     kwargs = {key: value for key, value in (flags.get('model_kwargs') or {}).items() if key not in _NOT_THE_MODEL}
     bits = {tensor.shape[1] for name, tensor in state.items() if name.endswith('.embedding.weight')}
@@ -96,7 +88,8 @@ def build_model(run: Run) -> nn.Module:
         **kwargs,
     }
     try:
-        with clear_errors(flags['model']):
+        sends_token = flags['model'].startswith('hf-hub:')
+        with asking(flags['model'], None if sends_token else False, trust_arguments=False):
             model = _create(flags['model'], arguments, size)
         model.load_state_dict(state)
     except (RuntimeError, TypeError, AssertionError) as error:
@@ -105,8 +98,6 @@ def build_model(run: Run) -> nn.Module:
 
 
 def _create(name: str, arguments: dict[str, Any], size: tuple[int, int] | None) -> nn.Module:
-    if name.startswith('hf-hub:'):
-        checked_token(None)  # timm's own download would fail inside the HTTP library
     if size:
         try:
             return timm.create_model(name, **arguments, img_size=size)
@@ -149,11 +140,7 @@ def _flags(path: Path) -> dict[str, Any]:
 
 
 def _error(path: Path, epoch: int) -> float | None:
-    """Return the validation error after an epoch, percent, or None if the run has no such figure.
-
-    Raises:
-        ValueError: the file cannot be read, or the figure is no percentage.
-    """
+    """Return the validation error after an epoch, percent, or None if the run has no such figure."""
     if not path.is_file():
         return None
     try:

@@ -35,7 +35,7 @@ class Kernels:
         """Return the channels in parts whose float32 tables are of bounded size: one part but for patch embeddings."""
         blocks = max(1, _TABLE_BYTES // (taps * llvm_ir.LEVELS * self.shape.block * 4))
         step = blocks * self.shape.block
-        return [slice(first, min(first + step, self.channels)) for first in range(0, self.channels, step)]
+        return [slice(first, first + step) for first in range(0, self.channels, step)]
 
     def gather_sum(self, window: Window, table: Tensor, features: Tensor) -> None:
         """Write to `features` the sums of the rows of `table` (kh, C, kw, 257, channels) under each window."""

@@ -140,9 +140,9 @@ def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    _, needs_codes, needs_weight, *_ = ctx.needs_input_grad
+    needs_codes = ctx.needs_input_grad[1]
     codes_grad, weight_grad = lookup_conv2d_backward(grad, *ctx.saved_tensors, *ctx.geometry, needs_codes)
-    return None, codes_grad if needs_codes else None, weight_grad if needs_weight else None, None, None, None, None
+    return None, codes_grad, weight_grad, None, None, None, None  # torch drops what nobody needs
 
 
 lookup_conv2d.register_autograd(_differentiate, setup_context=_save_inputs)

@@ -9,12 +9,12 @@ from typing import Any
 from timm.models import PretrainedCfg, build_model_with_cfg, resolve_pretrained_cfg
 from torch import Tensor, nn
 
-from timm_p2be.hub.repositories import verify
-from timm_p2be.hub.sources import SourceError, fetch, resolved_commit, split_revision
+from timm_p2be.hub.errors import FetchError
+from timm_p2be.hub.fetch import resolved_commit, split_revision
+from timm_p2be.hub.repository import fetch_repository, verify
 from timm_p2be.models.weights import is_shipped, verify_weights
 
 _WEIGHTS = 'model.safetensors'
-_CONFIG = 'config.json'
 
 
 def build_checked(model_cls: Callable[..., Any], variant: str, pretrained: bool, **kwargs: Any) -> Any:
@@ -22,16 +22,6 @@ def build_checked(model_cls: Callable[..., Any], variant: str, pretrained: bool,
 
     Shipped weights must have the sha256 they were released with. From a folder or the Hub only model.safetensors is
     ever opened, where timm alone would fall back to a pickle; what is loaded is the commit that was checked.
-
-    Args:
-        model_cls: class, or any callable that returns the network.
-        variant: registered name.
-        pretrained: load weights.
-        **kwargs: of timm's `build_model_with_cfg`.
-
-    Raises:
-        ValueError: weights that are missing, damaged or not as their repository states.
-        RuntimeError: `variant` has no weights.
     """
     if pretrained:
         given, overlay = kwargs.pop('pretrained_cfg', None), kwargs.pop('pretrained_cfg_overlay', None)
@@ -50,9 +40,6 @@ def _complete(
     """Return `state_dict`, fitted, if nothing of the model but its classifier is missing in it or of another shape.
 
     With another number of classes timm loads whatever fits, and the rest of the network would stay random.
-
-    Raises:
-        ValueError: the weights are of another network; one tensor is named.
     """
     fitted = state_dict if fit is None else fit(state_dict, model)
     heads, stems = _prefixes(cfg.classifier), _prefixes(cfg.first_conv)
@@ -96,8 +83,8 @@ def _checked(cfg: PretrainedCfg, cache_dir: str | Path | None) -> PretrainedCfg:
 def _fetch_weights(source: str, cache_dir: str | Path | None) -> Path:
     """Return a folder with config.json and model.safetensors, both checked as `timm-p2be pull` does."""
     try:
-        folder = fetch(source, (_CONFIG, _WEIGHTS), cache_dir=cache_dir)
-    except SourceError as error:
+        folder, _ = fetch_repository(source, cache_dir=cache_dir)
+    except FetchError as error:
         raise ValueError(
             f'{error} Weights are read from {_WEIGHTS} only, never from a pickle; timm writes it with '
             'safe_serialization=True.'

@@ -25,10 +25,6 @@ def published_table(
         embedding_init: start the caller asked for; a loaded table has no use for one.
         cache_dir: cache of the Hub's files, None for the usual one.
         device: the model's, None for torch's default.
-
-    Raises:
-        ValueError: `embedding` is no text or path, the model's encoding or the table's is fixed, another M, an
-            `embedding_init`, the meta device, or a table that cannot be fetched or is damaged.
     """
     if not isinstance(embedding, str | Path) or not str(embedding):
         raise ValueError(f"Got embedding={embedding!r}; write the path of a folder, 'org/name[@revision]', or None.")

@@ -19,7 +19,7 @@ RESIZE = {'cifar': None, 'imagenet': 256}  # suite of corruptions -> shorter sid
 
 
 class ImageSet(Dataset[tuple[Pixels, int]]):
-    """Images and labels, read one at a time.
+    """Images and labels, read one at a time: uint8 levels (size, size, 3), int.
 
     Args:
         source: sequence of (PIL image, label).
@@ -27,11 +27,6 @@ class ImageSet(Dataset[tuple[Pixels, int]]):
         size: side of the images in pixels.
         resize: shorter side before the central crop of `size`; None takes images only if they have `size` already.
         limit: the first `limit` images only; None takes all.
-
-    Attributes:
-        name: of the data.
-        transform: what is done to an image, in words.
-        limit: see the argument.
 
     Example:
         >>> data = ImageSet([(Image.new('RGB', (32, 32)), 3)], 'black', size=32)
@@ -61,12 +56,6 @@ class ImageSet(Dataset[tuple[Pixels, int]]):
         return len(self.source) if self.limit is None else min(self.limit, len(self.source))
 
     def __getitem__(self, index: int) -> tuple[Pixels, int]:
-        """Return image `index` as uint8 levels (size, size, 3), and its label.
-
-        Raises:
-            IndexError: beyond the last image.
-            ValueError: an image of another size.
-        """
         if not 0 <= index < len(self):
             raise IndexError(index)
         image, label = self.source[index]
@@ -107,23 +96,7 @@ def read_images(
     class_map: str = '',
     download: bool = False,
 ) -> ImageSet:
-    """Return the images that timm's flags name.
-
-    Args:
-        dataset: timm's name, such as 'torch/cifar10', 'hfds/FOLDER' or '' for an image folder.
-        data_dir: folder of the data.
-        split: of the data.
-        size: side in pixels.
-        resize: see `ImageSet`.
-        limit: see `ImageSet`.
-        input_key: column of the images (hfds).
-        target_key: column of the labels (hfds).
-        class_map: timm's file of class names.
-        download: fetch torchvision's data sets if they are missing.
-
-    Raises:
-        ValueError: nothing to read there.
-    """
+    """Return the `ImageSet` that timm's flags name: a data set, such as 'torch/cifar10', or '' for an image folder."""
     if dataset.lower().startswith('hfds/'):
         require('datasets', extra='data')
     try:

@@ -27,13 +27,8 @@ class PixelModel(nn.Module):
         model: timm classifier of 3-channel images; it is put into evaluation mode.
         mean: of the normalization, 3 values on the [0, 1] scale; None takes the model's own, of its `pretrained_cfg`.
         std: likewise.
-        name: what reports call the model; None takes the architecture's name.
-        sha256: digest of the checkpoint its weights came from, if any; reports store it.
-
-    Attributes:
-        num_classes: K.
-        input_size: (3, H, W) the model was made for.
-        encoding: 'p2be', 'onehot', 'thermometer', or None for a model of pixel values.
+        name: in reports; None takes the architecture's.
+        sha256: digest of the checkpoint its weights came from, if any.
 
     Example:
         >>> model = PixelModel(timm.create_model('resnet10t', num_classes=10))
@@ -51,7 +46,8 @@ class PixelModel(nn.Module):
     ) -> None:
         super().__init__()
         cfg = getattr(model, 'pretrained_cfg', None) or {}
-        self.name = name or cfg.get('architecture') or type(model).__name__
+        self.architecture = cfg.get('architecture') or type(model).__name__
+        self.name = name or self.architecture
         self.mean = _three(self.name, 'mean', mean if mean is not None else cfg.get('mean'))
         self.std = _three(self.name, 'std', std if std is not None else cfg.get('std'))
         if min(self.std) <= 0:
@@ -61,7 +57,7 @@ class PixelModel(nn.Module):
             raise ValueError(f'{self.name}: got a model of {self.num_classes} classes; a classifier has at least 2.')
         self.input_size = tuple(cfg.get('input_size') or (3, 224, 224))
         stem = next((module for module in model.modules() if isinstance(module, EncodedConv2d)), None)
-        self.encoding = stem.embedding.encoding if stem is not None else None
+        self.encoding = stem.embedding.encoding if stem is not None else None  # None: a model of pixel values
         if (stem.in_chans if stem is not None else self.input_size[0]) != 3:
             raise ValueError(f'{self.name}: the benchmarks have color images; create the model with in_chans=3.')
         self.sha256 = sha256
@@ -86,8 +82,7 @@ class PixelModel(nn.Module):
         """Return what reports say of the model, JSON values only."""
         return {
             'name': self.name,
-            'architecture': (getattr(self.model, 'pretrained_cfg', None) or {}).get('architecture')
-            or type(self.model).__name__,
+            'architecture': self.architecture,
             'encoding': self.encoding or 'rgb',
             'num_classes': self.num_classes,
             'mean': list(self.mean),
@@ -101,11 +96,6 @@ def as_pixel_model(model: nn.Module) -> PixelModel:
     """Return a model as attacks and benchmarks see it: a `PixelModel` is that already, any other one gets wrapped.
 
     The wrapper has a `tied_copy`: the model itself keeps its mode, and its training reaches the copy.
-
-    Example:
-        >>> model = timm.create_model('resnet10t', num_classes=10).train()
-        >>> as_pixel_model(model).mean == model.pretrained_cfg['mean'], model.training
-        (True, True)
     """
     return model if isinstance(model, PixelModel) else PixelModel(tied_copy(model))
 
@@ -126,16 +116,11 @@ def load_model(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> PixelModel:
-    """Return the model that a command line names.
+    """Return the model that a command line names; `mean`, `std` and `num_classes` override those of its file.
 
-    Args:
-        spec: 'NAME' for a model of timm with its pretrained weights, 'NAME=FILE' for weights of a file: a checkpoint
-            of train.py (.pth.tar; its averaged weights if it has some, and the mean and std it was trained with), a
-            state dict (.pth, .pt) or .safetensors. 'LABEL:NAME=FILE' gives it another name in reports.
-        num_classes: K; None takes the classifier's size in the file.
-        device: where it goes.
-        mean: overrides the model's own.
-        std: likewise.
+    `spec` is 'NAME' for a model of timm with its pretrained weights, 'NAME=FILE' for weights of a file: a checkpoint of
+    train.py (.pth.tar; its averaged weights if it has some, and the mean and std it was trained with), a state dict
+    (.pth, .pt) or .safetensors. 'LABEL:NAME=FILE' gives it another name in reports.
     """
     label, _, rest = spec.rpartition(':') if ':' in spec.partition('=')[0] else ('', '', spec)
     name, _, file = rest.partition('=')

@@ -8,8 +8,9 @@ from timm.models import resolve_model_input_args, split_model_name_tag
 from timm.utils import is_primary
 
 from timm_p2be.checkpoints import read_checkpoint
-from timm_p2be.hub.artifact import FILES, MAX_CONFIG_BYTES
-from timm_p2be.hub.sources import fetch, local_folder, resolved_commit
+from timm_p2be.files import MAX_JSON_BYTES
+from timm_p2be.hub.fetch import fetch, local_folder, resolved_commit
+from timm_p2be.hub.repository import FILES
 from timm_p2be.training.checkpoints import table_bits
 from timm_p2be.training.conflicts import TABLE_RULE, flag_name
 
@@ -95,7 +96,7 @@ def pinned(source: str) -> str:
     Raises:
         ValueError: there is no such table, or it cannot be fetched.
     """
-    folder = fetch(source, FILES[:1], max_bytes=MAX_CONFIG_BYTES)
+    folder = fetch(source, FILES[:1], max_bytes=MAX_JSON_BYTES)
     # a folder may be one in the Hub's cache, and is taken as it is all the same
     return source if local_folder(source) is not None else f'{_hub_name(source)}@{resolved_commit(folder)}'
 

@@ -25,9 +25,9 @@ import torch
 from timm_p2be import PixelEmbedding
 from timm_p2be.checkpoints import read_checkpoint
 from timm_p2be.cli.interruption import terminated_as_interrupt
+from timm_p2be.encodings.table_file import codes_sha256
 from timm_p2be.extras import require
 from timm_p2be.files import write_json
-from timm_p2be.hub.artifact import codes_sha256
 from timm_p2be.robustness.evaluation.results import environment
 from timm_p2be.training.arguments import flag_groups, parse_args
 from timm_p2be.training.checkpoints import newest_checkpoint

@@ -1,11 +1,10 @@
 """Weights of our own training that ship with the package; shipped.json has the sha256 and provenance of each."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from timm_p2be.files import file_sha256
+from timm_p2be.files import file_sha256, read_json
 
 FOLDER = Path(__file__).parent
 _SUFFIX = '.safetensors'
@@ -21,20 +20,12 @@ def weights_path(name: str) -> str:
 
 
 def shipped_weights() -> dict[str, str]:
-    """Return name (architecture and tag) -> sha256 of the weights that ship with this version.
-
-    Raises:
-        ValueError: the list is missing or damaged.
-    """
+    """Return name (architecture and tag) -> sha256 of the weights that ship with this version."""
     return {name: entry['sha256'] for name, entry in _shipped().items()}
 
 
 def shipped_provenance(name: str) -> dict[str, Any]:
-    """Return how the shipped weights `name` were trained and what they reach, see `timm_p2be.hub.provenance`.
-
-    Raises:
-        ValueError: the list is missing or damaged, or does not have them.
-    """
+    """Return how the shipped weights `name` were trained and what they reach, see `timm_p2be.hub.training_record`."""
     shipped = _shipped()
     if name not in shipped:
         raise _not_shipped(name, shipped)
@@ -45,11 +36,10 @@ def _shipped() -> dict[str, dict[str, Any]]:
     """Return the list of shipped weights: name -> sha256 and provenance."""
     path = FOLDER / 'shipped.json'
     try:
-        listed = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f'{path}, the list of shipped weights, cannot be read: {error}. {_REINSTALL}') from error
-    entries = listed.values() if isinstance(listed, dict) else [None]
-    if not all(isinstance(entry, dict) and entry.keys() == {'sha256', 'provenance'} for entry in entries):
+        listed = read_json(path)
+    except ValueError as error:
+        raise ValueError(f'The list of shipped weights, {error} {_REINSTALL}') from error
+    if not all(isinstance(entry, dict) and entry.keys() == {'sha256', 'provenance'} for entry in listed.values()):
         raise ValueError(f'{path}, the list of shipped weights, lacks their sha256 or provenance. {_REINSTALL}')
     return listed
 
@@ -64,14 +54,7 @@ def is_shipped(path: str) -> bool:
 
 
 def verify_weights(path: str) -> None:
-    """Check a shipped file against the sha256 that it was released with.
-
-    Args:
-        path: a result of `weights_path`.
-
-    Raises:
-        ValueError: it is missing, damaged, or not listed.
-    """
+    """Check a shipped file against the sha256 that it was released with."""
     name = Path(path).name.removesuffix(_SUFFIX)
     expected = shipped_weights().get(name)
     if expected is None:

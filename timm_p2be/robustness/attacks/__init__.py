@@ -1,4 +1,14 @@
-"""Attacks on images of pixel levels, each one file; `attack.py` says what they have in common."""
+"""Attacks on images of pixel levels, each one file; `attack.py` says what they have in common.
+
+Example:
+    >>> import timm, torch
+    >>> model, other = (timm.create_model(name, num_classes=10) for name in ('wrn10_2_p2be', 'resnet10t'))
+    >>> images, labels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8), torch.tensor([3, 1])
+    >>> attacks = [Noise(model), DGA(model), LSPGA(model), PGD(model, steps=4), APGD(model, steps=4)]
+    >>> attacks += [Square(model, queries=9), CoordinateSearch(model, queries=9), Transfer(model, 8, PGD(other, 8))]
+    >>> {int((attack(images, labels).int() - images.int()).abs().max()) for attack in attacks} <= set(range(9))
+    True
+"""
 
 from timm_p2be.robustness.attacks.apgd import APGD
 from timm_p2be.robustness.attacks.attack import Attack

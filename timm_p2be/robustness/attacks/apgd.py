@@ -9,20 +9,12 @@ from timm_p2be.robustness.attacks.pgd import PGD, Ascent
 
 
 class APGD(PGD):
-    """Auto-PGD (Croce and Hein, ICML 2020): momentum, and a step size that halves where the loss stops rising.
+    """Auto-PGD (Croce and Hein, ICML 2020, Algorithm 1): momentum, and a step size that halves where it is too large.
 
-    Step sizes and checkpoints are those of their Algorithm 1: the first step is 2 eps, an image's step is halved, and
-    the search goes on from its best point, when fewer than 75 % of the steps since the last checkpoint raised the loss
-    or when neither step nor best loss has changed. Checkpoints lie at .22, then ever closer, at least .06 of the steps
-    apart.
+    The first step is 2 eps. An image's step is halved, and the search goes on from its best point, when fewer than 75 %
+    of the steps since the last checkpoint raised the loss or when neither step nor best loss has changed.
 
     Args: as `PGD`, without `step_size`; at least 2 steps.
-
-    Example:
-        >>> import timm
-        >>> images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-        >>> APGD(timm.create_model('wrn10_2_p2be', num_classes=10), eps=8, steps=2)(images, torch.tensor([3, 1])).shape
-        torch.Size([2, 3, 32, 32])
     """
 
     algorithm = 'apgd'
@@ -89,7 +81,7 @@ class _AutoAscent(Ascent):
 
 
 def _checkpoints(steps: int) -> dict[int, int]:
-    """Return checkpoint -> the one before it."""
+    """Return checkpoint -> the one before it: at .22 of the steps, then ever closer, at least .06 apart."""
     result, last, share, gap = {}, 0, 0.22, 0.22
     while (step := math.ceil(round(share * steps, 6))) < steps:  # .57 * 100 is a little more than 57
         result[step] = last

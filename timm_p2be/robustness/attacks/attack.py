@@ -22,21 +22,15 @@ class Cost(NamedTuple):
 
 
 class Attack(ABC):
-    """An attack on one model with one bound, both fixed when it is built.
-
-    A new one is a file with a subclass that has a `kind`, `cost` and `_attack`, and a line in
-    `evaluation/attack_suite.py`.
+    """An attack on one model with one bound; a new one is a subclass here and a line in `evaluation/attack_suite.py`.
 
     Args:
         model: timm classifier, encoded or not, which the attack sees in evaluation mode, or a `PixelModel`.
         eps: largest change of a pixel value, in levels, 0 to 255.
-        name: unique in a benchmark, such as 'lspga-official'.
-
-    Attributes:
-        kind: one of `KINDS`.
+        name: in reports, unique in a benchmark.
     """
 
-    kind: str
+    kind: str  # one of KINDS
 
     def __init__(self, model: nn.Module, eps: int, name: str) -> None:
         check_eps(eps)
@@ -55,23 +49,19 @@ class Attack(ABC):
             levels: uint8 (B, 3, H, W) clean images, on the model's device.
             labels: int64 (B,) true labels.
             generator: CPU source of all randomness; None starts one from seed 0.
-
-        Raises:
-            ValueError: `levels` is not uint8 (B, 3, H, W).
         """
         check_images(levels)
         return self._attack(levels, labels, generator or torch.Generator().manual_seed(0))
 
     @abstractmethod
     def _attack(self, levels: Tensor, labels: Tensor, generator: Generator) -> Tensor:
-        """Return the attempts at checked images, which stay as they are."""
+        """Return the attempts at images that have been checked."""
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return by how much the label leads, (B,): its logit minus the largest other one.
+    """Return by how much the label leads, (B,): its logit minus the largest other one; negative where argmax is wrong.
 
-    Negative exactly where the model is wrong: a tie that argmax decides against the label counts as the smallest
-    negative number.
+    A tie that argmax decides against the label counts as the smallest negative number.
     """
     own = labels.unsqueeze(1)
     lead = logits.gather(1, own).squeeze(1) - logits.scatter(1, own, -math.inf).amax(dim=1)
@@ -80,7 +70,6 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def check_images(levels: Tensor) -> None:
-    """Raise ValueError unless `levels` is a uint8 batch of color images."""
     if levels.dtype != torch.uint8 or levels.ndim != 4 or levels.shape[1] != 3:
         raise ValueError(
             f'Got images of dtype {levels.dtype} and shape {list(levels.shape)}; attacks take uint8 levels (B, 3, H, '
@@ -89,7 +78,6 @@ def check_images(levels: Tensor) -> None:
 
 
 def check_eps(eps: int) -> None:
-    """Raise ValueError unless `eps` is a number of levels."""
     if not isinstance(eps, int) or isinstance(eps, bool) or not 0 <= eps <= 255:
         raise ValueError(
             f'Got eps={eps!r}; it is the largest change of a pixel value in levels, an integer from 0 to 255. '
@@ -98,6 +86,5 @@ def check_eps(eps: int) -> None:
 
 
 def check_count(argument: str, value: int, least: int = 1) -> None:
-    """Raise ValueError unless `value` is an integer of at least `least`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f'Got {argument}={value!r}; it must be an integer of at least {least}.')

@@ -8,17 +8,11 @@ from timm_p2be.robustness.pixel_model import PixelModel
 
 
 class Attempts:
-    """The best attempt at every image of a batch so far; images that the model gets wrong as they are have fallen.
-
-    Args:
-        model: attacked.
-        levels: uint8 (B, 3, H, W) clean images.
-        labels: int64 (B,) true labels.
-        batch_size: most images in one call of the model.
+    """The best attempt at every image of a batch so far, at first the image itself.
 
     Attributes:
-        levels: uint8 (B, 3, H, W) best attempts, the clean images at first.
-        margins: float32 (B,) of the best attempts.
+        levels: uint8 (B, 3, H, W) best attempts.
+        margins: float32 (B,) theirs.
     """
 
     def __init__(self, model: PixelModel, levels: Tensor, labels: Tensor, batch_size: int = 512) -> None:

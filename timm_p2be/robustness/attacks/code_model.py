@@ -11,17 +11,8 @@ from timm_p2be.stem import EncodedConv2d, encoded_stem
 class CodeModel(nn.Module):
     """A model of any code planes, also mixtures of codes, which attacks on a relaxed code need.
 
-    Shares its weights with the model it was made from and stays in evaluation mode whatever that one does. A model of
-    pixel values counts as one whose code is the single number k / 255, so that the same attacks run on it.
-
-    Args:
-        model: timm classifier, encoded or not, or a `PixelModel`.
-
-    Example:
-        >>> import timm
-        >>> network = CodeModel(timm.create_model('resnet10t', num_classes=10))
-        >>> network.table().shape, network(torch.rand(2, 32, 32, 3, 1)).shape
-        (torch.Size([256, 1]), torch.Size([2, 10]))
+    Shares its weights with the model it was made from. A model of pixel values counts as one whose code is the single
+    number k / 255, so that the same attacks run on it.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -1,9 +1,8 @@
 """Greedy search over blocks of pixel values among all legal levels, by queries alone.
 
-The coarse-to-fine blocks are those of Moon, An and Song, "Parsimonious Black-Box Adversarial Attacks via Efficient
-Combinatorial Optimization", ICML 2019 (snu-mllab/parsimonious-blackbox-attack, attacks/parsimonious_attack.py). Their
-values are only -eps and +eps, which suffices where the loss is monotone in a pixel. A table of codes need not be: two
-neighboring levels may differ in more bits than two distant ones, so that here any legal level can be taken.
+The coarse-to-fine blocks are those of Moon, An and Song, ICML 2019 (snu-mllab/parsimonious-blackbox-attack,
+attacks/parsimonious_attack.py). Their values are only -eps and +eps, which suffices where the loss is monotone in a
+pixel. A table of codes need not be, so that here any legal level can be taken.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,24 +19,14 @@ class CoordinateSearch(Attack):
     """Sets one block of one color after the other to the offset from the clean image with the lowest margin.
 
     Blocks are squares of `block` pixels at first, then of half the side, down to single pixels, then again from the
-    start until the queries are used up. Blocks larger than a pixel try +-eps in one round and +-eps/2 and +-1 in the
-    next, pixels all legal levels in one. Within a round the blocks come in order of how far the offsets moved the
-    margin when the area was last visited, so that few queries go where the model does not look; the first round's
-    order is random. Returns the first attempt that fools the model, else the one with the lowest margin.
+    start. Blocks larger than a pixel try +-eps in one round and +-eps/2 and +-1 in the next, pixels all legal levels.
+    Within a round the blocks come in order of how far the offsets moved the margin when the area was last visited, so
+    that few queries go where the model does not look; the first order is random.
 
-    Args:
-        model: attacked; only its logits are used.
-        eps: bound in levels, 0 to 255.
+    Args: as `Attack`, and
         queries: most an image can cost, the clean one included; at least 2.
         block: side of the first blocks in pixels, a power of 2.
         batch_size: most images in one call of the model.
-        name: in reports.
-
-    Example:
-        >>> import timm
-        >>> attack = CoordinateSearch(timm.create_model('resnet10t', num_classes=10), eps=8, queries=4)
-        >>> attack(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8), torch.tensor([3, 1])).shape
-        torch.Size([2, 3, 32, 32])
     """
 
     kind = 'score'
@@ -86,8 +75,8 @@ class CoordinateSearch(Attack):
             yield 1, _both_ways(range(self.eps, -1, -1))
 
     def _visit(self, levels: Tensor, attempts: Attempts, effect: Tensor, side: int, offsets: Tensor, left: int) -> int:
-        """Visit every block of one size once; update `attempts` and `effect`, the spread of the margin over the offsets
-        tried last at each value; return how many of the queries `left` to each standing image still are."""
+        """Visit every block of one size once; return how many of the `left` queries of each standing image remain."""
+        # effect: spread of the margin over the offsets tried last at each value, float32 (B, 3, H, W); updated
         sizes = max_pool2d(effect, side, ceil_mode=True)
         order = sizes.flatten(1).argsort(dim=1, descending=True)
         for visit in range(order.shape[1]):

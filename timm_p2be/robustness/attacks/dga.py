@@ -11,17 +11,10 @@ from timm_p2be.robustness.attacks.windows import Windows
 class DGA(Attack):
     """Discrete Gradient Ascent (Buckman et al., ICLR 2018) for any table of codes.
 
-    Starts at a random image within the bound. In each of `steps` steps every value jumps to the legal level j that, to
-    first order at the current codes e_k, raises the cross-entropy most: the largest <dL/de, e_j - e_k>; the first image
-    that is misclassified is kept. The published code (anishathalye/obfuscated-gradients,
-    thermometer/discretization_attacks.py) weighs single bits instead, which for thermometer codes is not the
-    first-order change (docs/protocol.md).
-
-    Example:
-        >>> import timm
-        >>> images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-        >>> DGA(timm.create_model('wrn10_2_p2be', num_classes=10), eps=8)(images, torch.tensor([3, 1])).shape
-        torch.Size([2, 3, 32, 32])
+    Starts at a random image within the bound. In each step every value jumps to the legal level j that, to first order
+    at the current codes e_k, raises the cross-entropy most: the largest <dL/de, e_j - e_k>; the first image that is
+    misclassified is kept. The published code (anishathalye/obfuscated-gradients, thermometer/discretization_attacks.py)
+    weighs single bits instead, which for thermometer codes is not the first-order change (docs/protocol.md).
     """
 
     kind = 'white-box'

@@ -1,9 +1,4 @@
-"""LS-PGA, the attack on discretised pixels of the paper's adversarial experiments, for any table of codes.
-
-Logit-Space Projected Gradient Ascent (Buckman et al., "Thermometer Encoding: One Hot Way to Resist Adversarial
-Examples", ICLR 2018) attacks a softmax over the legal levels of every pixel. The official P2BE code has it for binary
-codes (nutszebra/Pixel-to-Binary-Embedding, lspga.py); the two anneal in opposite directions (docs/protocol.md).
-"""
+"""LS-PGA, the attack on discretized pixels of the paper's adversarial experiments, for any table of codes."""
 
 import math
 
@@ -22,31 +17,25 @@ GRADIENTS = ('sign', 'raw')
 class LSPGA(Attack):
     """Gradient ascent in the logits u of a distribution over the at most 2 eps + 1 legal levels of every pixel value.
 
-    In each step the network sees the expected code z = sum_k softmax(u / T)_k e_k, and u moves by `step_size` times
-    the sign of the gradient of the cross-entropy; at the end every value takes its most probable level. Levels
-    outside the bound have probability 0 and are not stored: this window form gives the same images as the original
-    over all 256 levels, with a fifteenth of the memory at eps 8.
+    Logit-Space Projected Gradient Ascent of Buckman et al., ICLR 2018, and of the official P2BE code
+    (nutszebra/Pixel-to-Binary-Embedding, lspga.py), which anneals the other way (docs/protocol.md). In each step the
+    network sees the expected code z = sum_k softmax(u / T)_k e_k, and u moves by `step_size` times the sign of the
+    gradient of the cross-entropy; at the end every value takes its most probable level.
 
-    Args:
-        model: timm classifier, encoded or of pixel values, whose relaxed code is the expected pixel value.
-        eps: bound in levels, 0 to 255.
+    Args: as `Attack`, and
         steps: gradient steps, at least 1.
         step_size: xi, added to u in each step; above 0.
-        anneal_rate: delta, factor of the temperature in each step, at least 1 (1: constant temperature).
-        anneal: 'flatten' as the official P2BE code: T = 1, 1, delta, delta^2, ...; 'sharpen' as the original attack:
-            T = 1, 1/delta, 1/delta^2, ...
+        anneal_rate: delta, at least 1 (constant temperature).
+        anneal: 'flatten' as the P2BE code: T = 1, 1, delta, delta^2, ...; 'sharpen' as Buckman: T = 1, 1/delta, ...
         gradient: 'sign', or 'raw' (of the loss summed over images), as a bug in widespread copies of the original.
         restarts: random starts u ~ N(0, 1), at least 1; an image that has fallen is not attacked again.
         targeted: descend to a wrong class instead: the one given, or the r-th most likely one in restart r.
-        name: in reports.
 
     Example:
         >>> import timm
-        >>> model = timm.create_model('wrn10_2_p2be', num_classes=10)
         >>> images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-        >>> attacked = LSPGA(model, eps=8)(images, torch.tensor([3, 1]))
-        >>> attacked.dtype, bool((attacked.int() - images.int()).abs().max() <= 8)
-        (torch.uint8, True)
+        >>> LSPGA(timm.create_model('wrn10_2_p2be', num_classes=10), eps=8)(images, torch.tensor([3, 1])).dtype
+        torch.uint8
     """
 
     kind = 'white-box'
@@ -103,23 +92,15 @@ class LSPGA(Attack):
         return cls(model, eps, 100, 0.1, rate, anneal, restarts=10, name=f'lspga-strong-{anneal}')
 
     def cost(self) -> Cost:
-        """Return the most an image can cost: every restart ends with one forward pass of the attacked model."""
+        """Return the budget of one image: every restart ends with one forward pass of the attacked model."""
         return Cost(self.restarts + self.targeted, self.restarts * self.steps)
 
     def __call__(
         self, levels: Tensor, labels: Tensor, generator: Generator | None = None, targets: Tensor | None = None
     ) -> Tensor:
-        """Attack a batch, as every `Attack` does.
+        """Attack a batch, as every `Attack` does, or reach `targets`, int64 (B,) wrong classes, with a targeted one.
 
-        Args:
-            levels: uint8 (B, 3, H, W).
-            labels: int64 (B,) true labels.
-            generator: CPU source of the starts; None starts one from seed 0.
-            targets: int64 (B,) wrong classes to reach, for a targeted attack only; None tries likely ones and counts
-                any error as success.
-
-        Returns:
-            uint8 (B, 3, H, W): of the restarts the first that succeeds, else the one with the smallest margin.
+        Without `targets` a targeted attack tries likely classes and counts any error as success.
         """
         if targets is not None and not self.targeted:
             raise ValueError('Got targets for an untargeted attack; build it with targeted=True.')

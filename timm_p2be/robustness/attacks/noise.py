@@ -11,13 +11,6 @@ class Noise(Attack):
     """Independent integer noise on every pixel value; every second draw is at the corners of the bound, +-eps.
 
     A model that this fools has no need of an attack, and one on which a gradient attack does worse masks its gradients.
-    Returns the first draw that fools the model, else the one with the lowest margin.
-
-    Example:
-        >>> import timm
-        >>> images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-        >>> Noise(timm.create_model('resnet10t', num_classes=10), eps=8)(images, torch.tensor([3, 1])).shape
-        torch.Size([2, 3, 32, 32])
     """
 
     kind = 'noise'

@@ -18,9 +18,7 @@ class PGD(Attack):
     The iterate is a real number of levels; the network sees it rounded, so every step judges the image that would be
     returned, and the first that is misclassified is kept.
 
-    Args:
-        model: timm classifier, encoded or not, or a `PixelModel`.
-        eps: bound in levels, 0 to 255.
+    Args: as `Attack`, and
         surrogate: of `attack_view`.
         steps: at least 1; with 1 it is FGSM from the clean image, with a step of `eps`.
         step_size: in levels; None is 2.5 eps / steps, at least half a level.
@@ -29,13 +27,6 @@ class PGD(Attack):
         sigma: see `attack_view`.
         stop: at the first misclassified iterate; else climb on and keep the one of lowest margin, which transfers
             better to other models.
-        name: in reports; None is 'pgd-SURROGATE' or 'fgsm-SURROGATE'.
-
-    Example:
-        >>> import timm
-        >>> images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-        >>> PGD(timm.create_model('wrn10_2_p2be', num_classes=10), eps=8, steps=2)(images, torch.tensor([3, 1])).shape
-        torch.Size([2, 3, 32, 32])
     """
 
     algorithm = 'pgd'
@@ -131,13 +122,9 @@ class PGD(Attack):
 
 
 class Ascent:
-    """Steps of one size along the sign of the gradient; every tensor has a row for each image that still moves.
+    """Steps of one size along the sign of the gradient, from `start` in the ball round `clean`, float32 (N, 3, H, W).
 
-    Args:
-        start: float32 (N, 3, H, W), in levels.
-        clean: likewise, the center of the ball.
-        eps: its radius.
-        step: size of the steps in levels.
+    Every tensor has a row for each image that still moves.
     """
 
     def __init__(self, start: Tensor, clean: Tensor, eps: int, step: float) -> None:

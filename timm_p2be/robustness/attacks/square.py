@@ -1,8 +1,4 @@
-"""Square Attack under an L-infinity bound, on pixel levels.
-
-Andriushchenko, Croce, Flammarion and Hein, "Square Attack: a query-efficient black-box adversarial attack via random
-search", ECCV 2020, as in AutoAttack (fra31/auto-attack, autoattack/square.py) with the margin loss.
-"""
+"""Square Attack (Andriushchenko et al., ECCV 2020) on pixel levels, as in fra31/auto-attack, autoattack/square.py."""
 
 import math
 from bisect import bisect_left
@@ -22,22 +18,12 @@ class Square(Attack):
 
     Starts from vertical stripes of +-eps, one pixel wide. Every image has its own squares, whose area shrinks with the
     share of the queries that is spent, and drops out when it falls. All attempts lie at the corners of the bound; see
-    `CoordinateSearch` for the levels in between. Returns the first attempt that fools the model, else the one with the
-    lowest margin.
+    `CoordinateSearch` for the levels in between.
 
-    Args:
-        model: attacked; only its logits are used.
-        eps: bound in levels, 0 to 255.
+    Args: as `Attack`, and
         queries: most an image can cost, the clean one included; at least 2.
         p_init: share of the image that the first squares cover, in (0, 1]; 0.8 in AutoAttack.
         batch_size: most images in one call of the model.
-        name: in reports.
-
-    Example:
-        >>> import timm
-        >>> attack = Square(timm.create_model('resnet10t', num_classes=10), eps=8, queries=4)
-        >>> attack(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8), torch.tensor([3, 1])).shape
-        torch.Size([2, 3, 32, 32])
     """
 
     kind = 'score'

@@ -18,41 +18,27 @@ SURROGATES = ('linear', 'kernel', 'straight-through', 'ramp')
 
 
 def attack_view(model: nn.Module, surrogate: str = 'auto', sigma: float = 4.0) -> nn.Module:
-    """Return a differentiable stand-in of a model for gradient attacks.
+    """Return a differentiable stand-in of a model for gradient attacks: float images in [0, 1] to (B, K) logits.
 
-    Forward it is the model itself: an image in [0, 1] is rounded to levels, which on the pixel grid k / 255 changes
-    nothing, and the logits are the model's, bit for bit. Backward, the code of a pixel counts as a smooth function of
-    its value:
+    Forward it is the model itself: an image is rounded to levels, which on the pixel grid k / 255 changes nothing, and
+    the logits are the model's, bit for bit. Backward, the code of a pixel counts as a smooth function of its value:
 
     - 'linear': the codes of neighboring levels joined by straight lines; at a level the mean of the slopes on both
       sides. Zero where neighbors share a code.
-    - 'kernel': the mean of all codes under a Gaussian of `sigma` levels round the pixel. Sees the trend over several
-      levels, hence also across equal or noisy neighbors.
-    - 'straight-through': the line that fits each bit best over all 256 levels, whatever the pixel. The limit of
-      'kernel' for a large sigma.
+    - 'kernel': the mean of all codes under a Gaussian of `sigma` levels round the pixel, which sees the trend across
+      equal or noisy neighbors.
+    - 'straight-through': the line that fits each bit best over all 256 levels; 'kernel' with a large sigma.
     - 'ramp', thermometer codes only: every bit falls linearly over the bin below its threshold, as in the attack
       that broke thermometer encoding (anishathalye/obfuscated-gradients, thermometer/robustml_attack.py).
+    - 'auto': 'kernel', or 'straight-through' for a model of pixel values, whose only surrogate it is: the identity.
 
-    For a model of pixel values the codes are the values, every surrogate is the identity, and only 'straight-through'
-    is allowed. 'auto' is that one for them, and 'kernel' for codes.
-
-    The view shares weights with the model, follows its training, and is in evaluation mode at first.
-
-    Args:
-        model: an encoded or other timm classifier, or a `PixelModel` of one.
-        surrogate: 'auto' or another of the above.
-        sigma: width of 'kernel' in levels, above 0; half the usual bound of 8 by default. Other surrogates ignore it.
-
-    Returns:
-        Module of float images in [0, 1], (B, 3, H, W), to (B, K) logits. Mean and std are inside.
+    Mean and std are inside. The view shares weights with the model, follows its training, and is in evaluation mode.
 
     Example:
         >>> import timm
-        >>> from timm_p2be import convert
-        >>> model = convert(timm.create_model('resnet10t', num_classes=10), 'thermometer').eval()
+        >>> view = attack_view(timm.create_model('wrn10_2_p2be', num_classes=10))
         >>> images = torch.rand(2, 3, 32, 32, requires_grad=True)
-        >>> attack_view(model)(images).sum().backward()
-        >>> bool(images.grad.abs().sum() > 0)
+        >>> bool(torch.autograd.grad(view(images).sum(), images)[0].abs().sum() > 0)
         True
     """
     pixel_model = as_pixel_model(model)
@@ -68,11 +54,7 @@ def attack_view(model: nn.Module, surrogate: str = 'auto', sigma: float = 4.0) -
 
 
 def choose_surrogate(model: PixelModel, surrogate: str = 'auto') -> str:
-    """Return a surrogate that fits a model; 'auto' becomes the best one.
-
-    Raises:
-        ValueError: an unknown surrogate, or one that does not fit.
-    """
+    """Return a surrogate that fits a model; 'auto' becomes the best one."""
     if surrogate == 'auto':
         return 'kernel' if model.encoding else 'straight-through'
     if surrogate not in SURROGATES:

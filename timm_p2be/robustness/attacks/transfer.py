@@ -9,21 +9,8 @@ from timm_p2be.robustness.attacks.attempts import Attempts
 class Transfer(Attack):
     """An attack on a source model whose images are handed to the attacked one, whatever that makes of them.
 
-    As strong as the source: an attack that stops at the source's decision boundary transfers badly.
-
-    Args:
-        model: attacked; only asked which images it gets wrong anyway.
-        eps: bound in levels, 0 to 255, that of `source`.
-        source: attack built on another model.
-        name: in reports; None is 'transfer-' and the name of the source's model.
-
-    Example:
-        >>> import timm, torch
-        >>> from timm_p2be.robustness.attacks import PGD
-        >>> attacked, other = (timm.create_model('resnet10t', num_classes=10) for _ in range(2))
-        >>> images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-        >>> Transfer(attacked, 8, PGD(other, 8, steps=2, stop=False))(images, torch.tensor([3, 1])).shape
-        torch.Size([2, 3, 32, 32])
+    As strong as the source, an attack of the same bound built on another model: one that stops at that model's decision
+    boundary transfers badly. The attacked model is only asked which images it gets wrong anyway.
     """
 
     kind = 'transfer'

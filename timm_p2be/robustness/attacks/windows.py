@@ -7,24 +7,15 @@ from timm_p2be.encodings import LEVELS
 
 
 class Windows:
-    """For each value of a batch of images the levels within `eps` of it, as entries of one table of fixed width.
+    """The levels within `eps` of each value of uint8 images (B, 3, H, W), as entries of one table of fixed width.
 
-    Candidate j of a value x is the level `start + j`; `start` is x - eps, moved inside 0..255 where that is outside, so
-    that no level occurs twice. Values are kept sorted by `start`: those with the same candidates form one block, and
-    mixing or comparing codes is one small matrix product a block instead of one over all 256 levels.
-
-    Args:
-        levels: uint8 (B, 3, H, W).
-        eps: 0 to 255.
+    Candidate j of a value x is the level `start + j`; `start` is x - eps, moved inside 0..255 where that is outside.
+    Values are kept sorted by `start`: those with the same candidates form one block, and mixing or comparing codes is
+    one small matrix product a block instead of one over all 256 levels.
 
     Attributes:
         width: K = min(2 eps + 1, 256), candidates of a value.
         legal: (P, K) bool in sorted order, P = 3 B H W; candidates more than `eps` away are not.
-
-    Example:
-        >>> windows = Windows(torch.tensor([3, 250, 128], dtype=torch.uint8).view(1, 3, 1, 1), eps=8)
-        >>> windows.width, windows.legal.sum(1).tolist()
-        (17, [12, 17, 14])
     """
 
     def __init__(self, levels: Tensor, eps: int) -> None:

@@ -1,9 +1,8 @@
-"""The common corruptions of CIFAR-C and ImageNet-C, seeded per image.
+"""The common corruptions of CIFAR-C and ImageNet-C (Hendrycks & Dietterich, arXiv 1903.12261), seeded per image.
 
-Hendrycks & Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations"
-(arXiv 1903.12261). Operations and parameters are those of hendrycks/robustness, ImageNet-C/create_c/make_cifar_c.py
-and make_imagenet_c.py, which fix no seed: images made here are in the style of the published ones, not equal to them.
-Where the two scripts and other implementations differ is in docs/protocol.md.
+Operations and parameters are those of hendrycks/robustness, ImageNet-C/create_c/make_cifar_c.py and make_imagenet_c.py,
+which fix no seed: images made here are in the style of the published ones, not equal to them. Where the two scripts and
+other implementations differ is in docs/protocol.md.
 """
 
 import zlib
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from timm_p2be.robustness.corruptions import blur, digital, noise, weather
-from timm_p2be.robustness.corruptions.parameters import PARAMETERS
+from timm_p2be.robustness.corruptions.parameters import BLUR, DIGITAL, NOISE, PARAMETERS, WEATHER
 
 __all__ = ['CATEGORIES', 'CORRUPTIONS', 'EXTRA_CORRUPTIONS', 'SEVERITIES', 'SUITES', 'corrupt']
 
@@ -30,27 +29,11 @@ CATEGORIES = {
 CORRUPTIONS = tuple(name for names in CATEGORIES.values() for name in names)  # in the order of the benchmark
 EXTRA_CORRUPTIONS = ('speckle_noise', 'gaussian_blur', 'spatter', 'saturate')  # left for validation by the benchmark
 
-# (uint8 image, generator, keywords of parameters.py) -> values on the 0..255 scale, which `corrupt` cuts to integers
+# (uint8 image (H, W, 3), generator, keywords of parameters.py) -> values on the 0..255 scale, fractions included
 _FUNCTIONS: dict[str, Callable[..., NDArray[Any]]] = {
-    'gaussian_noise': noise.gaussian_noise,
-    'shot_noise': noise.shot_noise,
-    'impulse_noise': noise.impulse_noise,
-    'defocus_blur': blur.defocus_blur,
-    'glass_blur': blur.glass_blur,
-    'motion_blur': blur.motion_blur,
-    'zoom_blur': blur.zoom_blur,
-    'snow': weather.snow,
-    'frost': weather.frost,
-    'fog': weather.fog,
-    'brightness': weather.brightness,
-    'contrast': digital.contrast,
-    'elastic_transform': digital.elastic_transform,
-    'pixelate': digital.pixelate,
-    'jpeg_compression': digital.jpeg_compression,
-    'speckle_noise': noise.speckle_noise,
-    'gaussian_blur': blur.gaussian_blur,
-    'spatter': weather.spatter,
-    'saturate': digital.saturate,
+    name: getattr(module, name)
+    for module, table in ((noise, NOISE), (blur, BLUR), (weather, WEATHER), (digital, DIGITAL))
+    for name in table
 }
 
 
@@ -61,6 +44,7 @@ def corrupt(
 
     The random numbers depend on `name`, `severity` and `seed` alone. Pass `seed=(seed, image_index)` when corrupting a
     data set: each image then has noise of its own, and any subset, order or number of workers gives the same pixels.
+    As in the original scripts fractions are cut off, not rounded.
 
     Args:
         image: uint8 levels (H, W, 3), 32x32 for the suite 'cifar' and 224x224 for 'imagenet'.
@@ -68,13 +52,6 @@ def corrupt(
         severity: 1 to 5.
         suite: 'cifar' or 'imagenet'; the two have different parameters.
         seed: a non-negative integer, or a sequence of them.
-
-    Returns:
-        uint8 levels of the same shape; as in the original scripts fractions are cut off, not rounded.
-
-    Raises:
-        ValueError: an unknown name, severity or suite, a bad seed, or an image of another dtype or shape.
-        ModuleNotFoundError: 'frost' without the package imagecorruptions-imaug, which has its photographs.
 
     Example:
         >>> corrupt(np.full((32, 32, 3), 100, np.uint8), 'brightness', severity=5)[0, 0].tolist()

@@ -1,8 +1,4 @@
-"""Blur: defocus, frosted glass, motion, zoom, and the Gaussian of the extra corruptions.
-
-Each corruption takes uint8 levels (H, W, 3), a generator and its row of parameters.py, and returns values on the 0..255
-scale, fractions included.
-"""
+"""Blur: defocus, frosted glass, motion, zoom, and the Gaussian of the extra corruptions."""
 
 import functools
 import math
@@ -19,32 +15,15 @@ ndimage = require('scipy.ndimage', extra='robustness')
 
 
 def gaussian_filter(x: NDArray[Any], deviation: float) -> NDArray[Any]:
-    """Return `x` smoothed over its first two axes, as skimage.filters.gaussian does: edge repeated, cut at 4 sigma.
-
-    Args:
-        x: float image (H, W) or (H, W, C).
-        deviation: standard deviation in pixels; 0 changes nothing.
-
-    Returns:
-        Array of the same shape and dtype.
-    """
+    """Return `x` smoothed over its first two axes, as skimage.filters.gaussian does: edge repeated, cut at 4 sigma."""
     return ndimage.gaussian_filter(x, (deviation, deviation, 0)[: x.ndim], mode='nearest', truncate=4)
 
 
 def directed_blur(levels: NDArray[np.uint8], radius: int, deviation: float, angle: float) -> NDArray[np.uint8]:
-    """Smear an image to one side, as ImageMagick's motion blur does.
+    """Smear an image (H, W) or (H, W, C) to one side, as ImageMagick 6.9.11's motion blur does.
 
     Half a Gaussian of 2 * radius + 1 taps is laid along a line; each tap reads the pixel nearest to its place, or the
-    nearest one on the edge.
-
-    Args:
-        levels: uint8 image (H, W) or (H, W, C).
-        radius: half the number of taps beyond the first.
-        deviation: standard deviation of the Gaussian, in pixels.
-        angle: direction in degrees; at 0 a bright dot leaves a trace to its left, at 90 one above.
-
-    Returns:
-        uint8 levels of the same shape. ImageMagick 6.9.11 rounds to 16 bits, where a level is 257, and cuts those to 8.
+    nearest one on the edge. At an angle of 0 degrees a bright dot leaves a trace to its left, at 90 one above.
     """
     taps = np.arange(2 * radius + 1)
     weights = np.exp(-(taps**2) / (2 * deviation**2))
@@ -60,7 +39,7 @@ def directed_blur(levels: NDArray[np.uint8], radius: int, deviation: float, angl
     for weight, down, right in zip(weights.tolist(), downs, rights, strict=True):
         top, left = margin + down, margin + right
         total += weight * padded[top : top + height, left : left + width]
-    return np.floor(total + 0.5 / 257).astype(np.uint8)
+    return np.floor(total + 0.5 / 257).astype(np.uint8)  # it rounds to 16 bits, where a level is 257, and cuts those
 
 
 def gaussian_blur(image: NDArray[np.uint8], generator: np.random.Generator, *, deviation: float) -> NDArray[Any]:
@@ -70,15 +49,9 @@ def gaussian_blur(image: NDArray[np.uint8], generator: np.random.Generator, *, d
 
 @functools.cache
 def disk_kernel(radius: float, alias: float) -> NDArray[np.float32]:
-    """Return the kernel of an out-of-focus lens: a disk of `radius`, softened by a Gaussian.
+    """Return the kernel of an out-of-focus lens: the pixels whose centers lie within `radius`, softened by a Gaussian.
 
-    Args:
-        radius: in pixels; a pixel belongs to the disk if its center does.
-        alias: standard deviation of the Gaussian, which has 3 x 3 taps, or 5 x 5 for a radius beyond 8.
-
-    Returns:
-        Read-only float32 kernel, 17 x 17 or, beyond a radius of 8, (2 radius + 1) square. Disks that touch its edge sum
-        to a little more than 1, since the Gaussian mirrors there.
+    Disks that touch the kernel's edge sum to a little more than 1, since the Gaussian mirrors there.
     """
     reach, taps = (8, 3) if radius <= 8 else (int(radius), 5)
     across = np.arange(-reach, reach + 1)
@@ -100,8 +73,7 @@ def glass_blur(
 ) -> NDArray[Any]:
     """Smooth, scatter pixels locally, smooth again.
 
-    The scripts mean to swap each pixel with a neighbor at -reach..reach-1, from the bottom right corner on. Their swap
-    of two NumPy views copies the neighbor and loses the pixel; so does this.
+    The scripts' swap of a pixel with a neighbor at -reach..reach-1, two NumPy views, copies the neighbor; so does this.
     """
     levels = (gaussian_filter(image / 255.0, deviation) * 255).astype(np.uint8)
     height, width = levels.shape[:2]
@@ -125,13 +97,26 @@ def motion_blur(
     return directed_blur(image, radius, deviation, angle=generator.uniform(-45, 45))
 
 
-def clipped_zoom(layer: NDArray[np.float64], factor: float) -> NDArray[np.float64]:
-    """Magnify the center of a square layer (S, S) by linear interpolation and cut it to its size."""
-    side = len(layer)
-    crop, offset = _crop(side, factor)
-    zoomed = ndimage.zoom(layer[offset : offset + crop, offset : offset + crop], factor, order=1)
-    trim = (len(zoomed) - side) // 2
-    return zoomed[trim : trim + side, trim : trim + side]
+def magnified(x: NDArray[np.float64], factor: float) -> NDArray[np.float64]:
+    """Return the center of a square image (S, S, C), magnified by linear interpolation as scipy.ndimage.zoom does."""
+    left, weight = _interpolation(len(x), factor)
+    down, across = weight[:, None, None], weight[:, None]
+    upper, lower = x[left] * (1 - down), x[left + 1] * down
+    return (
+        upper[:, left] * (1 - across) + upper[:, left + 1] * across
+        + lower[:, left] * (1 - across) + lower[:, left + 1] * across
+    )  # fmt: skip
+
+
+@functools.cache
+def _interpolation(side: int, factor: float) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """Return, for each pixel of a magnified axis, its left source pixel and the weight of the next one."""
+    crop = math.ceil(side / factor)
+    zoomed = round(crop * factor)
+    trim = (zoomed - side) // 2
+    places = np.arange(trim, trim + side) * ((crop - 1) / (zoomed - 1))
+    left = np.minimum(np.floor(places).astype(np.intp), crop - 2)
+    return left + (side - crop) // 2, places - left
 
 
 def zoom_blur(image: NDArray[np.uint8], generator: np.random.Generator, *, factors: Sequence[float]) -> NDArray[Any]:
@@ -140,33 +125,5 @@ def zoom_blur(image: NDArray[np.uint8], generator: np.random.Generator, *, facto
     exact = x.astype(np.float64)
     total = np.zeros_like(x)
     for factor in factors:
-        total += _magnified(exact, factor).astype(np.float32)
+        total += magnified(exact, factor).astype(np.float32)
     return np.clip((x + total) / np.float32(len(factors) + 1), 0, 1) * 255
-
-
-def _crop(side: int, factor: float) -> tuple[int, int]:
-    """Return side and offset of the square that fills the image when magnified."""
-    crop = math.ceil(side / factor)
-    return crop, (side - crop) // 2
-
-
-@functools.cache
-def _interpolation(side: int, factor: float) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """Return, for each pixel of a magnified axis, its left source pixel and the weight of the next one."""
-    crop, offset = _crop(side, factor)
-    zoomed = round(crop * factor)
-    trim = (zoomed - side) // 2
-    places = np.arange(trim, trim + side) * ((crop - 1) / (zoomed - 1))
-    left = np.minimum(np.floor(places).astype(np.intp), crop - 2)
-    return left + offset, places - left
-
-
-def _magnified(x: NDArray[np.float64], factor: float) -> NDArray[np.float64]:
-    """Return `clipped_zoom` of every channel, equal to the last bit and faster for few pixels."""
-    left, weight = _interpolation(len(x), factor)
-    down, across = weight[:, None, None], weight[:, None]
-    upper, lower = x[left] * (1 - down), x[left + 1] * down
-    return (
-        upper[:, left] * (1 - across) + upper[:, left + 1] * across
-        + lower[:, left] * (1 - across) + lower[:, left + 1] * across
-    )  # fmt: skip

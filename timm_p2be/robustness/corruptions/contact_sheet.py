@@ -20,7 +20,7 @@ def contact_sheet(
     names: Sequence[str] = (*CORRUPTIONS, *EXTRA_CORRUPTIONS),
     scale: float | None = None,
 ) -> Image.Image:
-    """Return a sheet with one row per corruption: its name, the clean image and severities 1 to 5.
+    """Return a sheet, an RGB image, with one row per corruption: its name, the clean image and severities 1 to 5.
 
     Args:
         image: uint8 levels (H, W, 3) of the suite's size, see `corrupt`.
@@ -29,12 +29,6 @@ def contact_sheet(
         names: corruptions, from top to bottom.
         scale: size of a picture relative to the image; by default 2 for 'cifar' (pixels stay visible as squares), else
             1/2 (by averaging).
-
-    Returns:
-        RGB image on white.
-
-    Raises:
-        ValueError: as from `corrupt`; no names, or a scale that is not positive.
     """
     if not names:
         raise ValueError(f'Got no names of corruptions; choose from {[*CORRUPTIONS, *EXTRA_CORRUPTIONS]}.')

@@ -1,7 +1,7 @@
 """What a benchmark asks of corrupted images: the same ones under several corruptions, as uint8 levels."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -9,18 +9,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from timm_p2be.extras import require
 from timm_p2be.robustness.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES
 
 Batch = tuple[Tensor, Tensor]  # uint8 levels (B, 3, H, W), int64 labels (B,)
+Images = Dataset[tuple[NDArray[np.uint8], int]]  # uint8 levels (H, W, 3) and their label
+
+
+class Choice(NamedTuple):
+    """What is wanted of a set: corruptions (None: the 15 of the benchmark), severities, and the four extra ones."""
+
+    names: Sequence[str] | None = None
+    severities: Sequence[int] = SEVERITIES
+    extra: bool = False
 
 
 class CorruptedSet:
     """The same images under several corruptions and severities.
 
     Args:
-        names: corruptions to use; None takes the 15 of the benchmark, or all that is `found` if it has none of these.
-        severities: of 1 to 5.
-        extra: add the four extra corruptions.
+        choice: of what is there.
         found: corruptions that are there; None if any of the benchmark can be made.
         where: what errors call the place.
 
@@ -36,24 +44,21 @@ class CorruptedSet:
     num_classes: int | None = None
     labels: NDArray[np.int64]
 
-    def __init__(
-        self,
-        names: Sequence[str] | None,
-        severities: Sequence[int],
-        extra: bool,
-        found: set[str] | None = None,
-        where: str = 'The benchmark',
-    ) -> None:
-        self.names = choose_names(names, extra, found, where)
-        self.severities = check_severities(severities)
+    def __init__(self, choice: Choice, found: set[str] | None = None, where: str = 'The benchmark') -> None:
+        self.names = choose_names(choice.names, choice.extra, found, where)
+        self.severities = check_severities(choice.severities)
 
     def __len__(self) -> int:
         """Return the number of images at each severity of each corruption."""
         return len(self.labels)
 
-    def batches(self, name: str, severity: int, spans: Sequence[range], workers: int = 0) -> Iterator[Batch]:
-        """Yield one batch for each range of indices."""
+    def images(self, name: str, severity: int) -> Images:
+        """Return the images of one corruption and severity."""
         raise NotImplementedError
+
+    def batches(self, name: str, severity: int, spans: Sequence[range], workers: int = 0) -> Iterator[Batch]:
+        """Yield one batch for each range of indices; see `load_batches`."""
+        return load_batches(self.images(name, severity), spans, workers)
 
     def prepare(self, name: str, workers: int = 0, beat: Callable[[str], None] = print) -> None:
         """Do what must be done once, by one process, before `batches` of a corruption; `beat` is told now and then."""
@@ -66,10 +71,9 @@ class CorruptedSet:
 def choose_names(
     names: Sequence[str] | None, extra: bool = False, found: set[str] | None = None, where: str = 'The benchmark'
 ) -> tuple[str, ...]:
-    """Return the corruptions to use, in the order of the benchmark, others by name; arguments as of `CorruptedSet`.
+    """Return the corruptions to use, in the order of the benchmark, others by name; see `Choice` and `CorruptedSet`.
 
-    Raises:
-        ValueError: a corruption that is not there, or no corruption.
+    Without names, a set that has none of the benchmark's corruptions is used whole.
     """
     known = (*CORRUPTIONS, *EXTRA_CORRUPTIONS)
     there = set(known) if found is None else found
@@ -89,11 +93,7 @@ def choose_names(
 
 
 def check_severities(severities: Sequence[int]) -> tuple[int, ...]:
-    """Return the severities in order.
-
-    Raises:
-        ValueError: none, or not of 1 to 5.
-    """
+    """Return the severities in order."""
     if not severities or not set(severities) <= set(SEVERITIES):
         raise ValueError(f'Got severities {list(severities)}; choose from {list(SEVERITIES)}.')
     return tuple(sorted(set(severities)))
@@ -109,33 +109,24 @@ def spans_of(count: int, batch_size: int) -> list[range]:
     return [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
 
 
-def image_tensor(pixels: NDArray[np.uint8]) -> Tensor:
-    """Return an image (H, W, 3) as (3, H, W)."""
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+class Rows(Dataset[tuple[NDArray[np.uint8], int]]):
+    """Images of an array (rows, H, W, 3), from row `start` on."""
+
+    def __init__(self, array: NDArray[np.uint8], labels: NDArray[np.int64], start: int) -> None:
+        self.array, self.labels, self.start = array, labels, start
+
+    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
+        return self.array[self.start + index], int(self.labels[index])
 
 
-def array_batches(
-    array: NDArray[np.uint8], labels: NDArray[np.int64], start: int, spans: Sequence[range]
-) -> Iterator[Batch]:
-    """Yield one batch for each range of indices, counted from row `start` of an array (rows, H, W, 3)."""
-    for span in spans:
-        pixels = np.array(array[start + span.start : start + span.stop])
-        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
-        yield images, torch.from_numpy(labels[span.start : span.stop])
-
-
-def load_batches(
-    dataset: Dataset[tuple[Tensor, int]],
-    spans: Sequence[range],
-    workers: int,
-    worker_init: Callable[[int], None] | None = None,
-) -> Iterator[Batch]:
-    """Yield one batch for each range of indices, read by `workers` processes (0: by this one)."""
+def load_batches(images: Images, spans: Sequence[range], workers: int) -> Iterator[Batch]:
+    """Yield one batch for each range of indices, read by `workers` processes (0: by this one, as `Rows` always are)."""
     loader = DataLoader(
-        dataset,
+        images,
         batch_sampler=[list(span) for span in spans],
-        num_workers=min(workers, len(spans)),
-        worker_init_fn=worker_init,
+        num_workers=0 if isinstance(images, Rows) else min(workers, len(spans)),
+        worker_init_fn=_one_thread,
+        collate_fn=_collate,
     )
     try:
         yield from loader
@@ -147,3 +138,13 @@ def load_batches(
         raise ValueError(
             f'A process that reads images died ({error}). Pass fewer --workers if memory is short.'
         ) from None
+
+
+def _collate(pairs: list[tuple[NDArray[np.uint8], int]]) -> Batch:
+    images = torch.from_numpy(np.stack([image for image, _ in pairs])).permute(0, 3, 1, 2).contiguous()
+    return images, torch.tensor([label for _, label in pairs])
+
+
+def _one_thread(worker: int) -> None:
+    # OpenCV's threads do not survive a fork, and workers share the cores already
+    require('cv2', extra='robustness').setNumThreads(0)

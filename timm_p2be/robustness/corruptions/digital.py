@@ -1,8 +1,4 @@
-"""Digital: contrast, elastic deformation, pixelation and JPEG, and the saturation of the extra corruptions.
-
-Each corruption takes uint8 levels (H, W, 3), a generator and its row of parameters.py, and returns values on the 0..255
-scale, fractions included.
-"""
+"""Digital: contrast, elastic deformation, pixelation and JPEG, and the saturation of the extra corruptions."""
 
 import io
 from typing import Any
@@ -29,18 +25,7 @@ def contrast(image: NDArray[np.uint8], generator: np.random.Generator, *, factor
 def elastic_transform(
     image: NDArray[np.uint8], generator: np.random.Generator, *, amplitude: float, deviation: float, affine: float
 ) -> NDArray[Any]:
-    """Warp affinely, then shift every pixel by smoothed noise; edges are mirrored.
-
-    Args:
-        image: uint8 levels (S, S, 3).
-        generator: source of the warp and the shifts.
-        amplitude: factor of the shifts.
-        deviation: standard deviation of the Gaussian that smooths them.
-        affine: each coordinate of the three points that define the warp moves by up to this.
-
-    Returns:
-        Values in 0..255, (S, S, 3).
-    """
+    """Warp by three points moved by up to `affine`, then shift every pixel by smoothed noise; edges are mirrored."""
     x = np.asarray(image, dtype=np.float32) / np.float32(255)
     side = len(x)
     near, far = side // 2 - side // 3, side // 2 + side // 3

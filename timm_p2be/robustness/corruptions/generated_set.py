@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,19 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from timm_p2be.files import atomic_write, temporary_beside, write_json
 from timm_p2be.robustness.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES, SUITES, corrupt
-from timm_p2be.robustness.corruptions.corrupted_sets import (
-    Batch,
-    CorruptedSet,
-    array_batches,
-    image_tensor,
-    load_batches,
-    spans_of,
-)
+from timm_p2be.robustness.corruptions.corrupted_sets import Choice, CorruptedSet, Images, Rows, spans_of
 from timm_p2be.robustness.corruptions.stored_sets import DESCRIPTION, open_array, read_description
 from timm_p2be.robustness.evaluation.results import environment
 from timm_p2be.robustness.images import ImageSet
@@ -38,14 +30,9 @@ class GeneratedSet(CorruptedSet):
     Args:
         clean: images of the suite's size.
         suite: 'cifar' or 'imagenet'.
-        names: corruptions; None takes the 15 of the benchmark.
-        severities: of 1 to 5.
-        extra: add the four extra corruptions.
+        names, severities, extra: see `Choice`.
         seed: a non-negative integer.
         cache: folder that keeps the images, one array per corruption; None makes them anew each time.
-
-    Raises:
-        ValueError: unknown corruption, severity or suite, images of another size, or frost without its photographs.
 
     Example:
         >>> from PIL import Image
@@ -71,7 +58,7 @@ class GeneratedSet(CorruptedSet):
                 f'Got suite={suite!r} for images of {clean.size} pixels and seed={seed}; allowed are the suites (and '
                 f'sizes) {SUITES} and seeds from 0.'
             )
-        super().__init__(names, severities, extra)
+        super().__init__(Choice(names, severities, extra))
         self.clean, self.suite, self.seed, self.cache = clean, suite, seed, cache
         self._cached: dict[str, NDArray[np.uint8]] = {}
         if 'frost' in self.names:
@@ -88,19 +75,14 @@ class GeneratedSet(CorruptedSet):
         """The labels (N,); this reads all clean images once."""
         return np.array([self.clean[index][1] for index in range(len(self))], np.int64)
 
-    def batches(self, name: str, severity: int, spans: Sequence[range], workers: int = 0) -> Iterator[Batch]:
-        """Yield one batch for each range of indices, corrupted by `workers` processes or read from the cache."""
+    def images(self, name: str, severity: int) -> Images:
+        """Return the images of one corruption and severity, of the cache if they are there."""
         if name in self._cached:
-            start = self.severities.index(severity) * len(self)
-            return array_batches(self._cached[name], self.labels, start, spans)
-        return load_batches(_Corrupted(self, name, severity), spans, workers, _one_thread)
+            return Rows(self._cached[name], self.labels, self.severities.index(severity) * len(self))
+        return _Corrupted(self, name, severity)
 
     def prepare(self, name: str, workers: int = 0, beat: Callable[[str], None] = print) -> None:
-        """Fill the cache with a corruption, unless it is there.
-
-        Raises:
-            OSError: the disk is full or the folder is not writable; no part of a file is left.
-        """
+        """Fill the cache with a corruption, unless it is there; no part of a file is left when that fails."""
         if self.cache is None or name in self._cached:
             return
         made = self.describe() | {'corruption': name, 'severities': list(self.severities)}
@@ -129,21 +111,15 @@ class GeneratedSet(CorruptedSet):
         }
 
 
-class _Corrupted(Dataset[tuple[Tensor, int]]):
+class _Corrupted(Dataset[tuple[NDArray[np.uint8], int]]):
     """One corruption and severity of clean images."""
 
     def __init__(self, data: GeneratedSet, name: str, severity: int) -> None:
         self.clean, self.parameters, self.seed = data.clean, (name, severity, data.suite), data.seed
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
         pixels, label = self.clean[index]
-        return image_tensor(corrupt(pixels, *self.parameters, (self.seed, index))), label
-
-
-def _one_thread(worker: int) -> None:
-    import cv2
-
-    cv2.setNumThreads(0)  # OpenCV's threads do not survive a fork, and workers share the cores already
+        return corrupt(pixels, *self.parameters, (self.seed, index)), label
 
 
 def write_set(
@@ -166,7 +142,7 @@ def write_set(
 
     Raises:
         ValueError: the folder has other data, or the suite 'cifar' without one of its severities.
-        OSError: the disk is full or the folder is not writable; finished parts are kept, no half ones.
+        OSError: the disk is full; finished parts are kept, no half ones.
     """
     arrays = data.suite == 'cifar'
     if arrays and data.severities != SEVERITIES:

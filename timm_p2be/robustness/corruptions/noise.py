@@ -1,8 +1,4 @@
-"""Noise: independent random changes of every level.
-
-Each function takes uint8 levels (H, W, 3), a generator and its row of parameters.py, and returns values on the 0..255
-scale, fractions included.
-"""
+"""Noise: independent random changes of every level."""
 
 from typing import Any
 

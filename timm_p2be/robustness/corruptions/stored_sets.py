@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from timm.data.readers.class_map import load_class_map
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from timm_p2be.robustness.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES, SUITES
-from timm_p2be.robustness.corruptions.corrupted_sets import (
-    Batch,
-    CorruptedSet,
-    array_batches,
-    image_tensor,
-    load_batches,
-)
+from timm_p2be.robustness.corruptions.corrupted_sets import Choice, CorruptedSet, Images, Rows
 
 DESCRIPTION = 'corrupted.json'  # beside sets that this package wrote: how they were made
 _EXTENSIONS = ('.jpeg', '.jpg', '.png')
@@ -35,61 +28,54 @@ def open_corrupted(
     limit: int | None = None,
     class_map: str = '',
 ) -> 'StoredSet':
-    """Return the corrupted images of a folder, of whichever layout it has; see the two classes.
+    """Return the corrupted images of a folder, of whichever layout it has.
 
     Args:
         folder: of the images.
-        names: corruptions, see `CorruptedSet`; as in ImageNet-C-bar, any names are allowed.
+        names: corruptions; None takes the 15 of the benchmark, or all if there is none of these (ImageNet-C-bar).
         severities: of 1 to 5.
         extra: add the four extra corruptions.
         limit: first images of each severity only.
         class_map: of ImageNet-C, timm's file of class names, one a line; without it classes are the sorted folders.
 
     Raises:
-        ValueError: none of the two layouts; missing, truncated or unsuitable files.
+        ValueError: neither layout; missing, truncated or unsuitable files.
     """
-    folder = Path(folder)
+    folder, choice = Path(folder), Choice(names, severities, extra)
     if not folder.is_dir():
         raise ValueError(f'No folder {folder}; name the folder that holds the corrupted images.')
     if limit is not None and limit < 1:
         raise ValueError(f'Got limit={limit}; take at least 1 image.')
     if any(folder.glob('*.npy')):
-        return CorruptedArrays(folder, names, severities, extra, limit)
-    if _corruption_folders(folder):
-        return CorruptedFolders(folder, names, severities, extra, limit, class_map)
-    raise ValueError(
-        f'{folder} has neither <corruption>.npy and labels.npy (CIFAR-C) nor <corruption>/<1..5>/<class>/ '
-        '(ImageNet-C). Unpack the published archive, and name the folder that holds the corruptions.'
-    )
+        return CorruptedArrays(folder, choice, limit)
+    return CorruptedFolders(folder, choice, limit, class_map)
 
 
 class StoredSet(CorruptedSet):
-    """Images of a folder.
+    """Images of a folder, of which the first `limit` of each severity are used."""
 
-    Attributes:
-        folder: see `open_corrupted`.
-        total: images at each severity, used or not.
-    """
+    all_labels: NDArray[np.int64]
 
-    folder: Path
-    total: int
-    made: dict[str, Any] | None  # how it was made, if this package wrote it
+    def __init__(self, folder: Path, choice: Choice, found: set[str]) -> None:
+        super().__init__(choice, found, str(folder))
+        self.folder = folder
+        self.made = read_description(folder)
 
-    def _describe(self, label: str | None, digest: str) -> dict[str, Any]:
-        """Return the description; `label` is that of the published set which has the layout and size, if any."""
-        made, side, count = self.made or {}, SUITES[self.suite], len(self)
+    def _describe(self, published: str | None, fingerprint: str) -> dict[str, Any]:
+        """Return the description; `published` is the label of the set that has this layout and size, if any."""
+        made, side, count, total = self.made or {}, SUITES[self.suite], len(self), len(self.all_labels)
         return {
-            'label': made.get('label') or label or f'{self.folder.resolve().name} ({self.suite} layout)',
+            'label': made.get('label') or published or f'{self.folder.resolve().name} ({self.suite} layout)',
             'suite': self.suite,
             'source': 'stored, written by timm-p2be' if made else 'stored',
-            'official': label is not None and not made,
+            'official': published is not None and not made,
             'images': count,
             'classes': len(np.unique(self.labels)),
-            'subset': 'all' if count == self.total else f'first {count} of {self.total} at each severity',
+            'subset': 'all' if count == total else f'first {count} of {total} at each severity',
             'transform': f'none: stored {side}x{side} pixels as they are',
             'seed': made.get('seed'),
             'record': self.made,
-            'fingerprint': digest,
+            'fingerprint': fingerprint,
         }
 
 
@@ -101,52 +87,32 @@ class CorruptedArrays(StoredSet):
 
     suite = 'cifar'
 
-    def __init__(
-        self,
-        folder: Path,
-        names: Sequence[str] | None = None,
-        severities: Sequence[int] = SEVERITIES,
-        extra: bool = False,
-        limit: int | None = None,
-    ) -> None:
-        found = {path.stem for path in folder.glob('[!.]*.npy')} - {'labels'}
-        super().__init__(names, severities, extra, found, str(folder))
-        self.folder, self.made = folder, read_description(folder)
-        labels = self._read_labels()
-        self.total, self.labels = len(labels), labels[:limit]
-        shape = (len(SEVERITIES) * self.total, *(SUITES[self.suite],) * 2, 3)
-        self._arrays = {name: open_array(folder / f'{name}.npy', shape) for name in self.names}
-        self.num_classes = int(labels.max()) + 1 if self.made is None and self.total == 10_000 else None
+    def __init__(self, folder: Path, choice: Choice, limit: int | None) -> None:
+        super().__init__(folder, choice, {path.stem for path in folder.glob('[!.]*.npy')} - {'labels'})
+        labels = open_array(folder / 'labels.npy')
+        rows = labels.reshape(5, -1) if labels.ndim == 1 and len(labels) and len(labels) % 5 == 0 else None
+        if rows is None or labels.dtype.kind not in 'iu' or (rows != rows[0]).any() or rows.min() < 0:
+            raise ValueError(
+                f'{folder / "labels.npy"} holds {labels.dtype} of shape {labels.shape}; allowed are integers from 0, '
+                '(5 N,): the labels of the N images, the same for each severity. Take the file that came with them.'
+            )
+        self.all_labels = rows[0].astype(np.int64)
+        self.labels = self.all_labels[:limit]
+        total, side = len(self.all_labels), SUITES[self.suite]
+        self._arrays = {name: open_array(folder / f'{name}.npy', (5 * total, side, side, 3)) for name in self.names}
+        self.num_classes = int(self.all_labels.max()) + 1 if self.made is None and total == 10_000 else None
 
-    def batches(self, name: str, severity: int, spans: Sequence[range], workers: int = 0) -> Iterator[Batch]:
-        """Yield one batch for each range of indices, read from the file without workers."""
-        return array_batches(self._arrays[name], self.labels, (severity - 1) * self.total, spans)
+    def images(self, name: str, severity: int) -> Images:
+        """Return the images of one corruption and severity."""
+        return Rows(self._arrays[name], self.labels, (severity - 1) * len(self.all_labels))
 
     def describe(self) -> dict[str, Any]:
         """Return what reports say of the data; the fingerprint covers labels, and first and last image of each file."""
-        digest = hashlib.sha256(self._read_labels().tobytes())
+        digest = hashlib.sha256(self.all_labels.tobytes())
         for array in self._arrays.values():
             digest.update(array[0].tobytes() + array[-1].tobytes())
-        label = {10: 'CIFAR-10-C', 100: 'CIFAR-100-C'}.get(self.num_classes or 0)
-        return self._describe(label, digest.hexdigest())
-
-    def _read_labels(self) -> NDArray[np.int64]:
-        path = self.folder / 'labels.npy'
-        labels = open_array(path)
-        if labels.ndim != 1 or labels.dtype.kind not in 'iu' or len(labels) == 0 or len(labels) % len(SEVERITIES):
-            raise ValueError(
-                f'{path} holds {labels.dtype} of shape {labels.shape}; allowed are integers (5 N,), the labels of '
-                'the N images once per severity. Take the labels.npy that came with the images.'
-            )
-        rows = np.asarray(labels, np.int64).reshape(len(SEVERITIES), -1)
-        if (rows != rows[0]).any():
-            raise ValueError(
-                f'The labels of {path} differ between severities; each severity has the same images in the same order. '
-                'Take the labels.npy that came with the images.'
-            )
-        if rows.min() < 0:
-            raise ValueError(f'{path} has the label {rows.min()}; labels count from 0.')
-        return rows[0].copy()
+        published = {10: 'CIFAR-10-C', 100: 'CIFAR-100-C'}.get(self.num_classes or 0)
+        return self._describe(published, digest.hexdigest())
 
 
 class CorruptedFolders(StoredSet):
@@ -158,40 +124,27 @@ class CorruptedFolders(StoredSet):
 
     suite = 'imagenet'
 
-    def __init__(
-        self,
-        folder: Path,
-        names: Sequence[str] | None = None,
-        severities: Sequence[int] = SEVERITIES,
-        extra: bool = False,
-        limit: int | None = None,
-        class_map: str = '',
-    ) -> None:
+    def __init__(self, folder: Path, choice: Choice, limit: int | None, class_map: str) -> None:
         found = _corruption_folders(folder)
-        super().__init__(names, severities, extra, set(found), str(folder))
-        self.folder, self.made = folder, read_description(folder)
+        super().__init__(folder, choice, set(found))
         self._roots = {(n, severity): found[n] / str(severity) for n in self.names for severity in self.severities}
         self._files = self._list_files()
         index = self._class_index(class_map)
-        self._all_labels = np.array([index[file.partition('/')[0]] for file in self._files], np.int64)
-        self.total, self.labels = len(self._files), self._all_labels[:limit]
+        self.all_labels = np.array([index[file.partition('/')[0]] for file in self._files], np.int64)
+        self.labels = self.all_labels[:limit]
 
-    def batches(self, name: str, severity: int, spans: Sequence[range], workers: int = 0) -> Iterator[Batch]:
-        """Yield one batch for each range of indices.
-
-        Raises:
-            ValueError: an image that cannot be read or has another size than 224x224.
-        """
-        return load_batches(_Files(self._roots[name, severity], self._files, self.labels), spans, workers)
+    def images(self, name: str, severity: int) -> Images:
+        """Return the images of one corruption and severity."""
+        return _Files(self._roots[name, severity], self._files, self.labels)
 
     def describe(self) -> dict[str, Any]:
         """Return what reports say of the data; the fingerprint covers file names, first and last image of each set."""
-        digest = hashlib.sha256('\n'.join(self._files).encode() + self._all_labels.tobytes())
+        digest = hashlib.sha256('\n'.join(self._files).encode() + self.all_labels.tobytes())
         for root in self._roots.values():
             for file in (self._files[0], self._files[-1]):
                 digest.update((root / file).read_bytes())
         known = set(self.names) <= {*CORRUPTIONS, *EXTRA_CORRUPTIONS}
-        published = known and self.total == 50_000 and self.num_classes == 1000
+        published = known and len(self._files) == 50_000 and self.num_classes == 1000
         return self._describe('ImageNet-C' if published else None, digest.hexdigest())
 
     def _list_files(self) -> list[str]:
@@ -199,13 +152,11 @@ class CorruptedFolders(StoredSet):
         first, *others = self._roots.values()
         reference = _images_below(first)
         for root in others:
-            files = _images_below(root)
-            if files != reference:
-                odd = min(set(files) ^ set(reference))
-                where = 'only there' if odd in files else 'missing there'
+            odd = set(files := _images_below(root)) ^ set(reference)
+            if odd:
                 raise ValueError(
-                    f'{root} has {len(files)} images, {first} has {len(reference)}; {odd} is {where}. All '
-                    'severities must have the same classes and images. Unpack the archive again.'
+                    f'{root} has {len(files)} images, {first} has {len(reference)}; {min(odd)} is missing in one of '
+                    'them. All severities must have the same classes and images. Unpack the archive again.'
                 )
         return reference
 
@@ -230,13 +181,13 @@ class CorruptedFolders(StoredSet):
         return index
 
 
-class _Files(Dataset[tuple[Tensor, int]]):
+class _Files(Dataset[tuple[NDArray[np.uint8], int]]):
     """Stored images by index."""
 
     def __init__(self, root: Path, files: Sequence[str], labels: NDArray[np.int64]) -> None:
         self.root, self.files, self.labels = root, files, labels
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
         path, side = self.root / self.files[index], SUITES['imagenet']
         try:
             with Image.open(path) as image:
@@ -249,15 +200,11 @@ class _Files(Dataset[tuple[Tensor, int]]):
                 'resizing, since resizing after the corruption changes its strength. Take the published images, or '
                 'write a set with `timm-p2be corrupt --suite imagenet`.'
             )
-        return image_tensor(pixels), int(self.labels[index])
+        return pixels, int(self.labels[index])
 
 
 def read_description(folder: Path) -> dict[str, Any] | None:
-    """Return how a set that this package wrote was made, or None beside any other set.
-
-    Raises:
-        ValueError: a damaged file.
-    """
+    """Return how a set that this package wrote was made, or None beside any other set."""
     path = folder / DESCRIPTION
     if not path.exists():
         return None
@@ -271,11 +218,7 @@ def read_description(folder: Path) -> dict[str, Any] | None:
 
 
 def open_array(path: Path, shape: tuple[int, ...] | None = None) -> NDArray[Any]:
-    """Return the array of a .npy file; with a `shape`, uint8 pixels mapped into memory.
-
-    Raises:
-        ValueError: missing, truncated, no array, or another dtype or shape.
-    """
+    """Return the array of a .npy file; with a `shape`, uint8 pixels mapped into memory."""
     if not path.is_file():
         raise ValueError(f'No file {path}; CIFAR-C has labels.npy and one .npy per corruption. Download it again.')
     try:
@@ -302,6 +245,11 @@ def _corruption_folders(folder: Path) -> dict[str, Path]:
             if place.name in found:
                 raise ValueError(f'{place.name} is there twice, {found[place.name]} and {place}; move one away.')
             found[place.name] = place
+    if not found:
+        raise ValueError(
+            f'{folder} has neither <corruption>.npy and labels.npy (CIFAR-C) nor <corruption>/<1..5>/<class>/ '
+            '(ImageNet-C). Unpack the published archive, and name the folder that holds the corruptions.'
+        )
     return found
 
 

@@ -1,8 +1,4 @@
-"""Weather: snow, frost, fog and brightness, and the spatter of the extra corruptions.
-
-Each corruption takes uint8 levels (H, W, 3), a generator and its row of parameters.py, and returns values on the 0..255
-scale, fractions included.
-"""
+"""Weather: snow, frost, fog and brightness, and the spatter of the extra corruptions."""
 
 import functools
 import importlib.util
@@ -13,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from timm_p2be.extras import require
-from timm_p2be.robustness.corruptions.blur import clipped_zoom, directed_blur, gaussian_filter
+from timm_p2be.robustness.corruptions.blur import directed_blur, gaussian_filter, magnified
 
 cv2 = require('cv2', extra='robustness')
 hsv2rgb = require('skimage.color', extra='robustness').hsv2rgb
@@ -37,24 +33,12 @@ def snow(
     streak: float,
     clarity: float,
 ) -> NDArray[Any]:
-    """Whiten the image and add flakes, which are noise above a threshold, magnified and smeared downwards.
+    """Whiten the image (the more, the less `clarity`) and add flakes twice, once turned by 180 degrees.
 
-    Args:
-        image: uint8 levels (S, S, 3).
-        generator: source of flakes and direction.
-        mean: of the noise.
-        deviation: of the noise.
-        zoom: magnification of the noise.
-        threshold: noise below it is no flake.
-        radius: of the smear, see `directed_blur`.
-        streak: standard deviation of the smear.
-        clarity: weight of the image; the rest goes to a whitened copy.
-
-    Returns:
-        Values in 0..255, (S, S, 3). The flakes are added twice, once turned by 180 degrees.
+    Flakes are noise above a threshold, magnified by `zoom` and smeared downwards (`radius`, `streak`).
     """
     x = np.asarray(image, dtype=np.float32) / np.float32(255)
-    flakes = clipped_zoom(generator.normal(size=x.shape[:2], loc=mean, scale=deviation), zoom)
+    flakes = magnified(generator.normal(size=(*x.shape[:2], 1), loc=mean, scale=deviation), zoom)[..., 0]
     flakes[flakes < threshold] = 0
     levels = (np.clip(flakes, 0, 1) * 255).astype(np.uint8)
     fallen = directed_blur(levels, radius, streak, angle=generator.uniform(-135, -45))[..., None] / 255.0
@@ -71,11 +55,7 @@ def frost(
     frost_weight: float,
     scale: float,
 ) -> NDArray[Any]:
-    """Add a random crop of one of five photographs of frost.
-
-    Raises:
-        ModuleNotFoundError: imagecorruptions-imaug, which has the photographs, is not installed.
-    """
+    """Add a random crop of one of five photographs of frost."""
     picture = frost_picture(FROST_PICTURES[generator.integers(len(FROST_PICTURES))], scale)
     height, width = image.shape[:2]
     top = generator.integers(0, picture.shape[0] - height)
@@ -86,12 +66,7 @@ def frost(
 
 @functools.cache
 def frost_picture(name: str, scale: float) -> NDArray[np.uint8]:
-    """Return a photograph of the benchmark, RGB (H, W, 3), read-only, resized linearly by `scale`.
-
-    Raises:
-        ModuleNotFoundError: imagecorruptions-imaug, which has the photographs, is not installed.
-        FileNotFoundError: it is, but lacks this photograph.
-    """
+    """Return a photograph of the benchmark, RGB (H, W, 3), read-only, resized linearly by `scale`."""
     package = importlib.util.find_spec('imagecorruptions')  # found, not imported: that would load numba
     if package is None or package.origin is None:
         raise ModuleNotFoundError(
@@ -119,15 +94,9 @@ def fog(image: NDArray[np.uint8], generator: np.random.Generator, *, density: fl
 
 
 def plasma(side: int, decay: float, generator: np.random.Generator) -> NDArray[np.float64]:
-    """Return a cloud made by the diamond-square algorithm on a torus.
+    """Return a cloud that spans [0, 1], made by the diamond-square algorithm on a torus; `side` is a power of two.
 
-    Args:
-        side: a power of two.
-        decay: the noise is w * U(-w, w); w is 100 at first and is divided by this from one scale to the next.
-        generator: source of the noise.
-
-    Returns:
-        (side, side) array that spans [0, 1].
+    The noise is w * U(-w, w); w is 100 at first and is divided by `decay` from one scale to the next.
     """
     cloud = np.zeros((side, side))
     wibble = 100.0
@@ -170,20 +139,10 @@ def spatter(
     strength: float,
     mud: bool,
 ) -> NDArray[Any]:
-    """Put drops of water or mud on the lens.
+    """Put drops on the lens: noise, smoothed by a Gaussian of deviation `drop`, above a threshold.
 
-    Args:
-        image: uint8 levels (H, W, 3).
-        generator: source of the drops.
-        mean: of the noise that becomes drops.
-        deviation: of that noise.
-        drop: standard deviation of the Gaussian that makes drops of it.
-        threshold: what is below it is no drop.
-        strength: opacity of the thickest water, or standard deviation of the Gaussian that rounds off mud.
-        mud: brown drops that hide the image, instead of turquoise ones that are added to it.
-
-    Returns:
-        Values in 0..255, (H, W, 3).
+    Water is added to the image, `strength` is the opacity of its thickest drop. Mud hides it, `strength` is the
+    deviation of the Gaussian that rounds it off.
     """
     x = np.asarray(image, dtype=np.float32) / np.float32(255)
     liquid = gaussian_filter(generator.normal(size=x.shape[:2], loc=mean, scale=deviation), drop)

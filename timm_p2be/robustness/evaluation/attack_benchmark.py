@@ -21,7 +21,7 @@ from timm_p2be.robustness.evaluation.attack_results import AttackResults
 from timm_p2be.robustness.evaluation.predictions import check_labels
 from timm_p2be.robustness.evaluation.runner import Runner, runner
 from timm_p2be.robustness.images import ImageSet, as_batch
-from timm_p2be.robustness.pixel_model import PixelModel
+from timm_p2be.robustness.pixel_model import PixelModel, as_pixel_model
 
 
 def benchmark_attacks(
@@ -43,9 +43,8 @@ def benchmark_attacks(
 
     Each attack runs alone on the first `alone` images, all of them. The worst case covers the first `worst_case`
     images: the attacks run in the order given, each on those that no earlier one felled; where an image is in both
-    sets, its result alone is taken over. Randomness depends on the seed, the attack and the first image of a batch;
-    which images share a batch in the worst case depends on the attacks before. Started by torchrun, the ranks share
-    the batches, which are halved where memory runs out.
+    sets, its result alone is taken over. Randomness depends on the seed, the attack and the first image of a batch.
+    Started by torchrun, the ranks share the batches, which are halved where memory runs out.
 
     Args:
         model: judged in evaluation mode; the attacks hold whatever model they attack.
@@ -65,11 +64,10 @@ def benchmark_attacks(
         show: print progress and one line per attack on stderr.
 
     Raises:
-        ValueError: an argument out of range, or an earlier result of another configuration.
         BrokenAttackError: an attack broke its contract or changed the model.
         OSError: the disk is full; the result file holds all batches before.
     """
-    model = model if isinstance(model, PixelModel) else PixelModel(model)
+    model = as_pixel_model(model)
     settings = {'eps': eps, 'alone': alone, 'worst_case': worst_case, 'probed': probed}
     settings.update(batch_size=batch_size, seed=seed, save_images=save_images)
     with runner('call', show) as run:

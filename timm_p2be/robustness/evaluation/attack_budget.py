@@ -1,7 +1,7 @@
 """What an attack benchmark will cost, before it starts: calls of the model, and time from a few timed passes."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,12 +19,9 @@ class Speed(NamedTuple):
 
 
 def measure_speed(model: PixelModel, levels: Tensor, repeats: int = 3) -> Speed:
-    """Return the time of a pass through the model, without and with a backward pass to its features.
+    """Time passes of uint8 images (B, 3, H, W), backward to the weights, since levels of codes have no gradient.
 
-    Args:
-        model: timed; a model of codes is timed up to its weights, since its levels have no gradient.
-        levels: uint8 (B, 3, H, W).
-        repeats: passes of each sort, of which the fastest counts; one more warms up.
+    One pass of each sort warms up, and the fastest of the others counts.
     """
     levels = levels.to(model.device)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
@@ -39,7 +36,7 @@ def measure_speed(model: PixelModel, levels: Tensor, repeats: int = 3) -> Speed:
     return Speed(*(_fastest(run, repeats) / len(levels) for run in (forward, backward)))
 
 
-def _fastest(run, repeats: int) -> float:  # type: ignore[no-untyped-def]
+def _fastest(run: Callable[[], object], repeats: int) -> float:
     run()
     seconds = []
     for _ in range(repeats):
@@ -49,13 +46,10 @@ def _fastest(run, repeats: int) -> float:  # type: ignore[no-untyped-def]
     return min(seconds)
 
 
-def budget(attacks: Sequence[Attack], images: int, speed: Speed) -> tuple[str, float]:
-    """Return the budget of a benchmark as text, one line an attack, and the seconds it takes at most.
+def budget(attacks: Sequence[Attack], images: int, speed: Speed) -> str:
+    """Return the budget of a benchmark, one line an attack, and the time it takes at most.
 
-    Args:
-        attacks: of the benchmark.
-        images: in the larger of the two sets; nobody knows before how many fall early and cost less.
-        speed: of the model.
+    Nobody knows before how many of the `images`, those of the larger set, fall early and cost less.
     """
     lines, total = [], 0.0
     for attack in attacks:
@@ -66,7 +60,7 @@ def budget(attacks: Sequence[Attack], images: int, speed: Speed) -> tuple[str, f
             f'  {attack.name:28} {attack.kind:10} {forwards:7,} passes, {backwards:6,} with gradient per image  '
             f'{duration(seconds):>10}'
         )
-    return '\n'.join([*lines, f'  {images} images, at most {duration(total)}, much less if they fall early']), total
+    return '\n'.join([*lines, f'  {images} images, at most {duration(total)}, much less if they fall early'])
 
 
 def duration(seconds: float) -> str:

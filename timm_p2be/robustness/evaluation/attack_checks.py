@@ -31,21 +31,13 @@ PASSED, FAILED, NOT_RUN = 'passed', 'failed', 'not run'
 
 
 class Check(NamedTuple):
-    """One check.
+    """One check, as it stands in a result file."""
 
-    Attributes:
-        name: what should hold.
-        result: 'passed', 'failed' or 'not run'.
-        figure: what was measured.
-        explanation: what a failure means.
-        masking: whether a failure points to masked gradients; else it points to an attack that was stopped early.
-    """
-
-    name: str
-    result: str
-    figure: str
-    explanation: str
-    masking: bool = True
+    name: str  # what should hold
+    result: str  # 'passed', 'failed' or 'not run'
+    figure: str  # what was measured
+    explanation: str  # what a failure means
+    masking: bool = True  # whether a failure points to masked gradients, else to an attack that was stopped early
 
 
 class Outcome(NamedTuple):

@@ -27,13 +27,9 @@ BINARIZATION_STEPS = 100
 def probe_gradients(
     model: PixelModel, data: ImageSet, results: AttackResults, views: Mapping[str, Callable[[], nn.Module]]
 ) -> None:
-    """Add, for each surrogate, the shares of the input gradient that are 0 or not finite, and of images without any.
+    """Add `content['probes']['gradients']`: for each surrogate, the `gradient_shares`.
 
-    Args:
-        model: of the results.
-        data: of the results.
-        results: get `content['probes']['gradients']`.
-        views: name of a surrogate -> builds the model on float images in [0, 1] whose gradient is looked at.
+    The values of `views` build models on float images in [0, 1], whose gradient is looked at.
     """
     gradients = _probes(results).setdefault('gradients', {})
     for name, build in views.items():
@@ -44,16 +40,9 @@ def probe_gradients(
 
 
 def gradient_shares(view: nn.Module, levels: Tensor, labels: Tensor, batch_size: int = 50) -> dict[str, float]:
-    """Return shares, 0 to 1, of the gradient of the cross-entropy for the pixel values.
+    """Return shares, 0 to 1, of the gradient of the cross-entropy for the pixels of uint8 images (B, 3, H, W).
 
-    Args:
-        view: takes float images in [0, 1].
-        levels: uint8 (B, 3, H, W).
-        labels: int64 (B,).
-        batch_size: images at once.
-
-    Returns:
-        'zero' and 'nonfinite' of all values; 'no_gradient' of images whose values are all 0 or not finite.
+    They are 'zero' and 'nonfinite' of all values, and 'no_gradient' of images whose values are all 0 or not finite.
     """
     zero = nonfinite = nothing = 0
     for images, truth in zip(levels.split(batch_size), labels.split(batch_size), strict=True):
@@ -72,12 +61,8 @@ def probe_curves(
 ) -> None:
     """Add accuracy over the bound and over the number of steps, each point in a run of its own.
 
-    Args:
-        model: of the results.
-        data: of the results.
-        results: get `content['probes']['curves'][name]['eps' or 'steps']`, points with `x` and a proportion.
-        variants: name of an attack -> builds it for another bound and number of steps.
-        show: print progress on stderr.
+    `content['probes']['curves'][name]['eps' or 'steps']` gets points with `x` and a proportion, for attacks that
+    `variants` build with another bound and number of steps.
     """
     curves = _probes(results).setdefault('curves', {})
     jobs: list[tuple[str, str, int, int, int]] = []  # attack, axis, x, eps, steps

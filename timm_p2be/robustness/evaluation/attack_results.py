@@ -19,10 +19,8 @@ class AttackResults(ResultFile):
     """Results so far. Every method that adds to them writes the file, if there is one.
 
     Bits have one place an image, in the order of the data. `success` and `felled` mark images that the model gets
-    wrong under an attack; `clean` and `standing` those that it gets right. All settings are attributes, too.
-
-    Attributes:
-        count: images in either set.
+    wrong under an attack; `clean` and `standing` those that it gets right. The settings are attributes, see
+    `benchmark_attacks`; `count` images are in either set.
     """
 
     kind = 'attacks'
@@ -54,17 +52,7 @@ class AttackResults(ResultFile):
     ) -> 'AttackResults':
         """Return the results of a configuration: an earlier run's if its file is in the folder, else new ones.
 
-        Args:
-            model: of the benchmark.
-            data: of the benchmark; `alone`, `worst_case` and `probed` are cut to its length.
-            attacks: in order.
-            settings: eps, alone, worst_case, probed, batch_size, seed, save_images.
-            folder: of the file, or None.
-            overwrite: drop an earlier file and the images beside it.
-
-        Raises:
-            ValueError: a setting out of range, no attacks, two of one name, one that exceeds the bound, or an earlier
-                file of another configuration.
+        The settings are the attributes; `overwrite` drops an earlier file and the images beside it.
         """
         settings = {**settings, **{x: min(settings[x], len(data)) for x in ('alone', 'worst_case', 'probed')}}
         _check(settings, attacks)

@@ -29,17 +29,11 @@ _BATCH = 100
 
 
 class BinarizationTrial(NamedTuple):
-    """What came of one image.
+    """What came of one image; if it is not separable, the rest is False."""
 
-    Attributes:
-        separable: a linear classifier tells the corner from the inner points; if not, the rest is False.
-        attack: the attack found an image on the corner's side.
-        random: random corners did.
-    """
-
-    separable: bool
-    attack: bool
-    random: bool
+    separable: bool  # a linear classifier tells the corner from the inner points
+    attack: bool  # the attack found an image on the corner's side
+    random: bool  # random corners did
 
 
 def binarize(
@@ -54,16 +48,13 @@ def binarize(
     """Build the two-class problem of one image and let an attack and a random search solve it.
 
     Args:
-        model: whose features are classified; unchanged.
+        model: whose features are classified; unchanged. Its last layer is linear.
         image: uint8 (3, H, W) clean image.
         make_attack: builds the attack on a model of two classes.
         eps: bound in levels, 2 to 255.
         generator: CPU source of all randomness.
         points: inner points, besides the clean image.
         draws: corners that the random search tries.
-
-    Raises:
-        ValueError: `eps` is too small for points inside the bound, or the model has no linear classifier.
     """
     if not 2 <= eps <= 255:
         raise ValueError(f'Got eps={eps}; points inside the bound need 2 to 255 levels.')
@@ -105,12 +96,7 @@ def _features(model: PixelModel, levels: Tensor) -> Tensor:
 
 
 def _separate(inner: Tensor, corner: Tensor) -> tuple[Tensor, float] | None:
-    """Return weight (D,) and bias of a readout that is positive on the corner's side only, None if there is none.
-
-    Args:
-        inner: float64 (N, D).
-        corner: float64 (1, D).
-    """
+    """Return weight (D,) and bias of a readout positive at corner (1, D) only, not at inner (N, D), if there is one."""
     center = inner.mean(dim=0)
     spread = torch.cov(inner.T)
     ridge = 1e-3 * spread.diagonal().mean() + 1e-12

@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import Dataset
 
 from timm_p2be.robustness.corruptions import SUITES
 from timm_p2be.robustness.corruptions.corrupted_sets import (
@@ -15,7 +13,6 @@ from timm_p2be.robustness.corruptions.corrupted_sets import (
     CorruptedSet,
     check_severities,
     choose_names,
-    image_tensor,
     load_batches,
     spans_of,
 )
@@ -23,7 +20,7 @@ from timm_p2be.robustness.evaluation.corruption_results import CLEAN, Corruption
 from timm_p2be.robustness.evaluation.predictions import Judge, Outcome, check_size
 from timm_p2be.robustness.evaluation.runner import Runner, runner
 from timm_p2be.robustness.images import ImageSet
-from timm_p2be.robustness.pixel_model import PixelModel
+from timm_p2be.robustness.pixel_model import PixelModel, as_pixel_model
 
 
 def benchmark_corruptions(
@@ -61,12 +58,11 @@ def benchmark_corruptions(
         The content of the file, as docs/protocol.md describes.
 
     Raises:
-        ValueError: classes that do not match, results of another configuration, a model that gives no finite numbers.
         OSError: the results cannot be written; those of the sets before are intact.
     """
     if batch_size < 1 or workers < 0:
         raise ValueError(f'Got batch_size={batch_size}, workers={workers}; take at least 1 image and 0 workers.')
-    wrapped = [model if isinstance(model, PixelModel) else PixelModel(model) for model in models]
+    wrapped = [as_pixel_model(model) for model in models]
     label = data.describe()['label']
     names = data.names if corruptions is None else choose_names(corruptions, False, set(data.names), label)
     levels = data.severities if severities is None else check_severities(severities)
@@ -93,7 +89,7 @@ def benchmark_corruptions(
         judge = Judge(amp_dtype, run.progress.say)
         for name, severity in jobs:
             if name == CLEAN and clean is not None:
-                batches = load_batches(_Clean(clean), spans[name], workers)
+                batches = load_batches(clean, spans[name], workers)
             else:
                 _prepare(data, name, workers, run)
                 batches = data.batches(name, severity, spans[name], workers)
@@ -122,17 +118,6 @@ def _measure(
         correct, confidence = zip(*run.ranks.gather(own), strict=True)
         figures[name] = figures_of(np.concatenate(correct), np.concatenate(confidence))
     return figures
-
-
-class _Clean(Dataset[tuple[Tensor, int]]):
-    """Clean images as tensors."""
-
-    def __init__(self, images: ImageSet) -> None:
-        self.images = images
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        pixels, label = self.images[index]
-        return image_tensor(np.array(pixels)), label
 
 
 def _check_models(models: Sequence[PixelModel], data: CorruptedSet) -> None:

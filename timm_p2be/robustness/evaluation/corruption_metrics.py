@@ -36,27 +36,10 @@ BINS = 15
 Errors = Mapping[str, Mapping[int, float]]  # corruption -> severity -> error, a fraction
 
 
-def corruption_error(name: str, error: float) -> float:
-    """Return CE, an error relative to AlexNet's.
-
-    Args:
-        name: one of the 15 corruptions.
-        error: mean of the errors at the five severities, a fraction.
-
-    Example:
-        >>> round(corruption_error('brightness', 0.282296), 3)
-        0.5
-    """
-    return error / ALEXNET_ERRORS[name]
-
-
 def summarize(errors: Errors) -> dict[str, Any]:
     """Return the figures of one model, JSON values only.
 
     The extra corruptions enter none of the means. mCE exists only over all 15 corruptions at all 5 severities.
-
-    Args:
-        errors: measured errors.
 
     Returns:
         `corruptions` (name -> mean over severities), `mean_corruption_error` (None if no corruption counts) and
@@ -71,7 +54,7 @@ def summarize(errors: Errors) -> dict[str, Any]:
     means = {name: sum(levels.values()) / len(levels) for name, levels in errors.items()}
     counted = [name for name in means if name not in EXTRA_CORRUPTIONS]
     complete = {name for name in means if set(SEVERITIES) <= set(errors[name])}
-    ce = {name: corruption_error(name, means[name]) for name in CORRUPTIONS if name in complete}
+    ce = {name: means[name] / ALEXNET_ERRORS[name] for name in CORRUPTIONS if name in complete}
     lacking = [name for name in CORRUPTIONS if name not in complete]
     shown = ', '.join(lacking[:3]) + (f' and {len(lacking) - 3} more' if len(lacking) > 3 else '')
     return {
@@ -91,11 +74,7 @@ def summarize(errors: Errors) -> dict[str, Any]:
 def calibration_gaps(confidences: NDArray[np.floating[Any]], correct: NDArray[np.bool_]) -> list[float]:
     """Return, per confidence bin, the sum of (correct - confidence) over its examples.
 
-    The bins are (0, 1/15], (1/15, 2/15], ... (Guo et al., arXiv 1706.04599).
-
-    Args:
-        confidences: (N,) largest softmax probabilities.
-        correct: (N,) bool.
+    The bins of the largest probabilities are (0, 1/15], (1/15, 2/15], ... (Guo et al., arXiv 1706.04599).
     """
     bins = np.clip(np.ceil(confidences.astype(np.float64) * BINS).astype(int) - 1, 0, BINS - 1)
     gaps = np.bincount(bins, weights=correct - confidences.astype(np.float64), minlength=BINS)

@@ -75,22 +75,15 @@ class HeatMap(NamedTuple):
         axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
 
 
-def require_matplotlib() -> None:
-    """Raise a ValueError if figures cannot be drawn, before somebody has waited for them."""
-    require('matplotlib', extra='robustness')
-
-
 def _svg(width: float, height: float, paint: Callable[['Axes'], None]) -> str:
     """Return what `paint` draws on axes of a size in inches."""
-    require_matplotlib()
-    import matplotlib
-    from matplotlib.figure import Figure  # without pyplot there is no window, whatever the backend
-
+    matplotlib = require('matplotlib', extra='robustness')
+    figures = require('matplotlib.figure', extra='robustness')  # without pyplot there is no window
     style: dict[Any, Any] = {'svg.hashsalt': 'timm-p2be', 'svg.fonttype': 'none', 'text.parse_math': False}
     style |= {'font.size': 9, 'font.sans-serif': ['DejaVu Sans']}  # comes with matplotlib
     buffer = io.BytesIO()
     with matplotlib.rc_context(style):  # the same data give the same bytes
-        figure = Figure(figsize=(width, height))
+        figure = figures.Figure(figsize=(width, height))
         paint(figure.add_subplot())
         figure.savefig(buffer, format='svg', bbox_inches='tight', metadata={'Date': None})
     return 'data:image/svg+xml;base64,' + base64.b64encode(buffer.getvalue()).decode()

@@ -26,11 +26,7 @@ class Judge:
         self.amp_dtype, self.memory = amp_dtype, Memory(say)
 
     def __call__(self, model: PixelModel, images: Tensor, labels: Tensor) -> Outcome:
-        """Return correctness and confidence of uint8 images (B, 3, H, W) with int64 labels (B,).
-
-        Raises:
-            ValueError: a label that is no class of the model, logits that are not finite, one image is too much.
-        """
+        """Return correctness and confidence of uint8 images (B, 3, H, W) with int64 labels (B,)."""
         check_labels(model, labels)
         count = len(images)
         scores = torch.cat(

@@ -27,12 +27,13 @@ class ResultFile:
     Attributes:
         content: JSON values, as in the file: `schema_version`, `kind`, the configuration, `environment`, the results.
         path: of the file, or None.
+        writes: whether this process writes it.
     """
 
     kind: str  # of a subclass
 
     def __init__(self, content: dict[str, Any], path: Path | None = None) -> None:
-        self.content, self.path = content, path
+        self.content, self.path, self.writes = content, path, True
 
     @classmethod
     def open(
@@ -49,9 +50,6 @@ class ResultFile:
             configuration: all that the figures depend on.
             results: those of a run that has found nothing yet.
             overwrite: start afresh whatever is there.
-
-        Raises:
-            ValueError: the earlier run had another configuration or other versions, or its file cannot be read.
         """
         head = {'schema_version': SCHEMA_VERSION, 'kind': cls.kind}
         content = {**head, **configuration, 'environment': environment(), **results}
@@ -59,7 +57,10 @@ class ResultFile:
         if path is None or overwrite or not path.exists():
             return cls(content, path)
         earlier = read_json(path, cls.kind)
-        now, then = ({**{key: it.get(key) for key in configuration}, **_versions(it)} for it in (content, earlier))
+        then, now = (
+            {'versions': of.get('environment', {}).get('versions'), **{key: of.get(key) for key in configuration}}
+            for of in (earlier, content)
+        )
         changes = list(_differences(then, now))
         if changes:
             shown = '; '.join(changes[:4]) + (f'; and {len(changes) - 4} more' if len(changes) > 4 else '')
@@ -71,16 +72,12 @@ class ResultFile:
 
     def write(self) -> None:
         """Write the file, if there is one, whole or not at all."""
-        if self.path is not None:
+        if self.path is not None and self.writes:
             write_json(self.path, self.content)
 
 
 def read_json(path: Path, kind: str) -> dict[str, Any]:
-    """Return the content of a result file of `kind` ('corruptions' or 'attacks').
-
-    Raises:
-        ValueError: no JSON, another kind, or a schema this version does not know.
-    """
+    """Return the content of a result file of `kind` ('corruptions' or 'attacks')."""
     try:
         content = json.loads(path.read_text(encoding='utf-8'))
     except (OSError, ValueError) as error:
@@ -121,11 +118,7 @@ def pack_bits(bits: Bits) -> str:
 
 
 def unpack_bits(text: str, count: int) -> Bits:
-    """Return the `count` bits that `pack_bits` wrote.
-
-    Raises:
-        ValueError: the text holds another number of bits, or is no base64.
-    """
+    """Return the `count` bits that `pack_bits` wrote."""
     raw = np.frombuffer(base64.b64decode(text, validate=True), np.uint8)
     if len(raw) != (count + 7) // 8:
         raise ValueError(f'Got {len(raw)} bytes for {count} bits; the result file is damaged. Compute it again.')
@@ -151,10 +144,6 @@ def wilson(successes: int, count: int, z: float = 1.959964) -> tuple[float, floa
     center = (rate + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count * count))
     return max(0.0, center - half), min(1.0, center + half)
-
-
-def _versions(content: Mapping[str, Any]) -> dict[str, Any]:
-    return {'versions': content.get('environment', {}).get('versions')}
 
 
 def _differences(then: Any, now: Any, path: str = '') -> Iterator[str]:

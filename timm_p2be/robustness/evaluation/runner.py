@@ -89,13 +89,12 @@ class Ranks:
         return [parts[i % self.size][i // self.size] for i in range(sum(len(part) for part in parts))]
 
     def open(self, open_file: Callable[[], File]) -> File:
-        """Return the result file that the first rank opens; the others get its content, and write nothing."""
+        """Return the result file that the first rank opens; it alone will write it."""
         box = [open_file() if self.first else None]
         if self.size > 1:
             dist.broadcast_object_list(box)
         assert box[0] is not None
-        if not self.first:
-            box[0].path = None
+        box[0].writes = self.first
         return box[0]
 
     def wait(self) -> None:

@@ -1,4 +1,4 @@
-"""Provenance of a run: what train.py was told, without anything that says where or by whom it was run."""
+"""The training record of a run: what train.py was told, without anything that says where or by whom it was run."""
 
 import re
 from dataclasses import dataclass
@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import nn
 
+from timm_p2be.hub.errors import FetchError
+from timm_p2be.hub.fetch import split_revision
 from timm_p2be.hub.run_folder import Run
-from timm_p2be.hub.sources import SourceError, split_revision
 from timm_p2be.stem import encoded_stem
 
 # flags of train.py that are published, and on which flag each depends to have had an effect
@@ -103,11 +104,7 @@ class Origin:
 
 
 def origin_of(run: Run, given: Dataset) -> Origin:
-    """Return what a run was trained and validated on.
-
-    Raises:
-        ValueError: the data set's name is not known.
-    """
+    """Return what a run was trained and validated on."""
     name, hub_id, split, images = _KNOWN_DATASETS.get(run.flags.get('dataset') or '', (None, None, None, None))
     if run.flags.get('val_num_samples'):
         images = None
@@ -125,10 +122,10 @@ def origin_of(run: Run, given: Dataset) -> Origin:
     )
 
 
-def record_of(
+def training_record(
     run: Run, model: nn.Module, origin: Origin, note: str | None, base_model: str | None, results: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return the provenance of what a run trained, see `timm_p2be.hub.provenance.check_provenance`.
+    """Return the training record of what a run trained, see `timm_p2be.hub.training_record`.
 
     Args:
         run: the run.
@@ -137,9 +134,6 @@ def record_of(
         note: what is particular about that copy of the data.
         base_model: what it started from, or was cut out of; None if nothing.
         results: of the card.
-
-    Raises:
-        ValueError: it started from other weights and `base_model` does not say which, or that is no name.
     """
     flags, name = run.flags, run.flags['model']
     if base_model is None and flags.get('pretrained') and name.startswith('hf-hub:'):
@@ -197,7 +191,7 @@ def _hub_name(source: str) -> str | None:
     """Return 'org/name@revision' if that is what a source is; a path says nothing to others."""
     try:
         _, revision = split_revision(source.removeprefix('hf-hub:'))
-    except SourceError:
+    except FetchError:
         return None
     return source.removeprefix('hf-hub:') if revision else None  # train.py pins ids, so the rest are folders
 

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from timm_p2be.checkpoints import read_checkpoint
 from timm_p2be.encodings.codes import LEVELS, binarize, check_num_bits, fixed_codes
-from timm_p2be.hub.artifact import FILES, codes_sha256, read_artifact
-from timm_p2be.hub.pulling import fetch_record, fetch_weights
-from timm_p2be.hub.repositories import DEFAULT_BITS, verified_weights
-from timm_p2be.hub.sources import resolved_commit
+from timm_p2be.encodings.table_file import codes_sha256, read_table_file
+from timm_p2be.hub.fetch import resolved_commit
+from timm_p2be.hub.repository import DEFAULT_BITS, FILES, Contents, fetch_repository, verified_weights
 from timm_p2be.models.weights import shipped_provenance
 from timm_p2be.stem import find_embedding
 
@@ -29,7 +28,7 @@ class Table:
         encoding: 'p2be', 'onehot' or 'thermometer'.
         codes: (256, M) float32 tensor of 0 and 1.
         latents: (256, M) float32 tensor; None for a fixed encoding.
-        provenance: see `timm_p2be.hub.provenance.check_provenance`; None if unknown.
+        provenance: training record, see `timm_p2be.hub.training_record`; None if unknown.
         commit: of a Hub repository.
     """
 
@@ -61,7 +60,7 @@ def find_table(source: str, num_bits: int | None = None) -> Table:
         num_bits: M of a fixed table, 64 by default; for nothing else.
 
     Raises:
-        ValueError: nothing fits, there is no table in it, or it fails its check; see `timm_p2be.hub.sources.fetch`.
+        ValueError: nothing fits, there is no table in it, or it fails its check; see `timm_p2be.hub.fetch.fetch`.
     """
     if source in _FIXED:
         bits = DEFAULT_BITS if num_bits is None else num_bits
@@ -95,21 +94,21 @@ def _of_checkpoint(path: Path) -> Table:
 
 
 def _of_repository(source: str) -> Table:
-    pinned, record = fetch_record(source)
-    if record.num_bits is None:
-        raise ValueError(f'{source} is a {record.describe()}: it has no table. Name an encoded model.')
-    folder = fetch_weights(pinned, record)
-    commit = resolved_commit(folder)
-    if record.kind == 'embedding':
-        found = read_artifact(folder)
-        return Table(source, record.describe(), found.encoding, found.codes, found.latents, found.provenance, commit)
-    state = verified_weights(folder, record)
-    if record.encoding in _FIXED:
-        codes, latents = fixed_codes(record.encoding, record.num_bits), None
+    def has_table(found: Contents) -> None:
+        if found.num_bits is None:
+            raise ValueError(f'{source} is a {found.describe()}: it has no table. Name an encoded model.')
+
+    folder, found = fetch_repository(source, check=has_table)
+    latents: Tensor | None
+    if found.kind == 'embedding':
+        file = read_table_file(folder)
+        codes, latents = file.codes, file.latents
     else:
-        latents = _learned_table(state, source)
-        codes = binarize(latents)
-    return Table(source, record.describe(), record.encoding, codes, latents, record.provenance, commit)
+        state = verified_weights(folder, found)
+        latents = None if found.encoding in _FIXED else _learned_table(state, source)
+        codes = fixed_codes(found.encoding, found.num_bits or 0) if latents is None else binarize(latents)
+    commit = resolved_commit(folder)
+    return Table(source, found.describe(), found.encoding, codes, latents, found.provenance, commit)
 
 
 def _of_registered(name: str) -> Table:

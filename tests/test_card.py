@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from published import PROVENANCE
 
-from timm_p2be.hub.cards import check_card, embedding_card, model_card
+from timm_p2be.hub.card import check_card, embedding_card, model_card
 
 DIGEST = '0123456789abcdef' * 4
 NAME = 'someone/net'
@@ -233,8 +233,8 @@ def test_any_text_stays_text(text: str) -> None:
         (network(), 'a--b/c', 'no id of the Hub'),
         (network(changed(dataset_id='a/b/c')), NAME, 'no id of the Hub'),
         (network(changed(base_model='a/b c')), NAME, 'no id of the Hub'),
-        (network(None), NAME, 'a model needs one to have a card'),
-        (network(changed(dataset_note='two\nlines')), NAME, 'provenance.dataset.note'),
+        (network(None), NAME, 'a model needs one for a card'),
+        (network(changed(dataset_note='two\nlines')), NAME, 'provenance.dataset: note'),
         ({'architecture': 'wrn10_2'}, NAME, "no entry 'timm_p2be'"),
     ],
 )

@@ -1,0 +1,87 @@
+"""The training record of a table or a model: every key there, every value of its type."""
+
+import copy
+import re
+from typing import Any
+
+import pytest
+from published import PROVENANCE
+
+from timm_p2be.hub.training_record import check_training_record
+
+
+def _refused(record: Any, *words: str) -> None:
+    with pytest.raises(ValueError, match='.*'.join(map(re.escape, words))):
+        check_training_record(record)
+
+
+def test_every_part_may_be_unknown() -> None:
+    check_training_record(None)
+    check_training_record(PROVENANCE)
+    check_training_record(dict.fromkeys(PROVENANCE))
+    check_training_record({**PROVENANCE, 'dataset': dict.fromkeys(PROVENANCE['dataset'])})
+    check_training_record({**PROVENANCE, 'results': {'clean': None, 'corruptions': None, 'attacks': None, 'more': 1}})
+    check_training_record({**PROVENANCE, 'flags': {'anything': {'at': ['all']}}, 'reduction': 'sum'})
+
+
+@pytest.mark.parametrize(
+    ('path', 'value', 'allowed'),
+    [
+        ('model', 3, 'one line of printable text'),
+        ('model', 'two\nlines', 'one line of printable text'),
+        ('model', '\x1b[2J', 'one line of printable text'),
+        ('model', 'x' * 1001, '...; allowed is one line'),
+        ('recipe', '/home/someone/recipe.yaml', 'a file name without its folder'),
+        ('recipe', '..\\recipe.yaml', 'a file name without its folder'),
+        ('recipe', 3, 'a file name'),
+        ('flags', [], 'an object'),
+        ('seed', 1.5, 'an integer'),
+        ('seed', True, 'an integer'),
+        ('epochs', -1, 'an integer of at least 0'),
+        ('smoothness', '1', 'a finite number'),
+        ('smoothness', float('inf'), 'a finite number'),
+        ('smoothness', float('nan'), 'a finite number'),
+        ('smoothness', 10**400, 'a finite number'),
+        ('reduction', 'max', "'mean' or 'sum'"),
+        ('reduction', ['mean'], "'mean' or 'sum'"),
+        ('base_model', {}, 'one line'),
+        ('dataset', 'CIFAR-10', 'an object'),
+        ('dataset.name', 10, 'one line'),
+        ('results', [], 'an object'),
+        ('results.clean', 8.4, 'an object'),
+        ('results.clean.error', 101, 'a percentage in 0..100'),
+        ('results.clean.images', 2.5, 'an integer'),
+        ('results.corruptions.mean_corruption_error', 'low', 'a percentage'),
+        ('results.attacks', {}, 'a list'),
+    ],
+)
+def test_every_value_is_checked(path: str, value: Any, allowed: str) -> None:
+    record = copy.deepcopy(PROVENANCE)
+    *parents, key = path.split('.')
+    part = record
+    for parent in parents:
+        part = part[parent]
+    part[key] = value
+    _refused(record, '.'.join(['provenance', *parents]), f'{key} is', allowed)
+
+
+def test_unknown_keys_and_attacks() -> None:
+    _refused({**PROVENANCE, 'host': 'a'}, "unknown keys ['host']", 'base_model')
+    _refused({**PROVENANCE, 'dataset': {**PROVENANCE['dataset'], 'path': '/data'}}, "unknown keys ['path']")
+    results = PROVENANCE['results']
+    _refused({**PROVENANCE, 'results': {**results, 'attacks': [3]}}, 'attacks[0] is 3', 'an object')
+    _refused({**PROVENANCE, 'results': {**results, 'attacks': [{'name': 'pgd'}]}}, 'attacks[0] lacks', 'accuracy')
+
+
+@pytest.mark.parametrize('names', [[], ['dataset'], ['results'], ['results', 'clean'], ['results', 'corruptions']])
+def test_every_key_is_needed(names: list[str]) -> None:
+    part = PROVENANCE
+    for name in names:
+        part = part[name]
+    for key in part:
+        damaged = copy.deepcopy(PROVENANCE)
+        inner = damaged
+        for name in names:
+            inner = inner[name]
+        del inner[key]
+        _refused(damaged, '.'.join(['provenance', *names]), f"lacks ['{key}']")

@@ -1,0 +1,251 @@
+"""Model cards, rendered by card.md.jinja from the `config.json` of a table or a model and from nothing else."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from timm_p2be.encodings.table_file import is_sha256
+from timm_p2be.hub.training_record import RECORD, check_training_record, part_of
+
+LICENSE = 'apache-2.0'
+
+_TEMPLATE = Path(__file__).with_name('card.md.jinja')
+_AGAIN = 'Render it again with `timm-p2be publish --dry-run`.'
+_HERE = 'path/to/this/folder'  # of a card that belongs to no repository
+_PLAIN_CODE = re.compile(r'(?! )[\w .,:+=/@()\[\]{}"\'%-]+(?<! )', re.ASCII)  # cannot end a code span or a cell
+_CODES = {
+    'p2be': 'the learned binary codes of P2BE',
+    'onehot': 'fixed one-hot codes, a baseline of P2BE',
+    'thermometer': 'fixed thermometer codes, a baseline of P2BE',
+    'rgb': 'pixel values, the baseline of P2BE without codes',
+}
+_FIXED: dict[str, Any] = {
+    'paper': (
+        '[Pixel to Binary Embedding Towards Robustness for CNNs](https://arxiv.org/abs/2206.05898) '
+        '(Kishida and Nakayama, 2022)'
+    ),
+    'paper_epochs': 180,  # the shorter of its two trainings, on ImageNet (docs/protocol.md)
+    'hardly': 0.05,  # a table with fewer bits of its own, as a share of all
+}
+
+
+def text(words: Any) -> str:
+    """Return one line of Markdown that shows `words` and nothing else; '' for what is no text."""
+    line = ''.join(letter if letter.isprintable() else ' ' for letter in (words if isinstance(words, str) else ''))
+    line = line.replace('&', '&amp;').replace('<', '&lt;').replace('>', '&gt;')
+    return re.sub(r'([\\`*_\[\]|~$!])', r'\\\1', line).strip()
+
+
+def code(value: Any) -> str:
+    """Return a JSON value as code, or escaped where it has characters that could end the code; '' for None."""
+    if value is None:
+        return ''
+    shown = value if isinstance(value, str) else json.dumps(value)
+    return f'`{shown}`' if _PLAIN_CODE.fullmatch(shown) else text(shown)
+
+
+def embedding_card(config: Mapping[str, Any], name: str | None = None, license: str = LICENSE) -> str:
+    """Return the card of a table: Markdown with YAML metadata in front, texts of `config` escaped.
+
+    Args:
+        config: its `config.json`.
+        name: 'org/name' or 'org/name@revision', for the usage block; None for a folder that is not on the Hub.
+        license: identifier as the Hub spells it.
+
+    Raises:
+        ValueError: malformed `config`, `name` or `license`.
+    """
+    record = config.get('provenance')
+    check_training_record(record)
+    return _render(
+        'P2BE table' if config.get('encoding') == 'p2be' else 'Code table',
+        config,
+        record,
+        name,
+        license,
+        'image-feature-extraction',
+        is_table=True,
+        source=_literal(name or _HERE),
+        network=_architecture(part_of(record, 'model') or 'wrn40_2_p2be'),
+        digest=_digest(config, 'codes_sha256'),
+    )
+
+
+def model_card(config: Mapping[str, Any], name: str | None = None, license: str = LICENSE) -> str:
+    """Return the card of a model, as `embedding_card` does; its `config.json` needs a training record.
+
+    Raises:
+        ValueError: malformed `config`, `name` or `license`.
+    """
+    ours = config.get('timm_p2be')
+    if not isinstance(ours, dict) or not isinstance(record := ours.get('provenance'), dict):
+        raise ValueError("The config.json has no entry 'timm_p2be' with a provenance; a model needs one for a card.")
+    check_training_record(record)
+    backbone = part_of(config.get('model_args'), 'backbone')
+    return _render(
+        'Model',
+        ours,
+        record,
+        name,
+        license,
+        'image-classification',
+        is_table=False,
+        source=_literal(f'hf-hub:{name}' if name else f'local-dir:{_HERE}'),
+        network=_architecture(config.get('architecture')),
+        backbone=_architecture(backbone) if backbone else None,
+        digest=_digest(ours, 'weights_sha256'),
+    )
+
+
+def check_card(content: str) -> None:
+    """Raise unless `content` is a card as rendered here: complete metadata and a usable first example.
+
+    Nothing is sent anywhere; on upload the Hub checks the metadata once more.
+
+    Raises:
+        ValueError: what is missing or malformed.
+    """
+    try:
+        data = ModelCard(content).data.to_dict()
+    except (yaml.YAMLError, TypeError, ValueError) as error:
+        reason = ' '.join(str(error).split())  # PyYAML's takes several lines
+        raise ValueError(f"The card's metadata cannot be read: {reason}. {_AGAIN}") from error
+    missing = [key for key in ('license', 'library_name', 'tags', 'pipeline_tag') if not data.get(key)]
+    if missing:
+        raise ValueError(f'The card lacks the metadata {missing}. {_AGAIN}')
+    if '```python\nimport timm_p2be\n' not in content:
+        raise ValueError(
+            f"The card's example does not begin with `import timm_p2be`, so it would not run as it is. {_AGAIN}"
+        )
+
+
+def _render(
+    kind: str,
+    config: Mapping[str, Any],
+    record: dict[str, Any] | None,
+    name: str | None,
+    license: str,
+    pipeline: str,
+    **values: Any,
+) -> str:
+    encoding, bits = config.get('encoding'), config.get('num_bits')
+    if not isinstance(encoding, str) or encoding not in _CODES:
+        raise ValueError(f'Got the encoding {encoding!r}; allowed are {list(_CODES)}.')
+    if encoding != 'rgb' and (type(bits) is not int or bits < 1):
+        raise ValueError(f'Got num_bits={bits!r}; allowed is an integer of at least 1.')
+    repo = _repo_id(name) if name else None
+    attacks = [entry for entry in part_of(record, 'results', 'attacks') or () if entry['accuracy'] is not None]
+    card = ModelCard.from_template(
+        _metadata(record, encoding, (repo or kind).rpartition('/')[2], license, pipeline),
+        template_path=str(_TEMPLATE),
+        **_FIXED,
+        **values,
+        kind=kind,
+        record=record or dict.fromkeys(RECORD),
+        known=record is not None,
+        repo=repo,
+        codes=_CODES[encoding],
+        learned=encoding == 'p2be',
+        num_bits=None if encoding == 'rgb' else bits,
+        attacks=attacks,
+        states=sorted({text(entry.get('weights')) for entry in attacks} - {''}),
+        counts=_counts(part_of(record, 'results', 'codes')),
+        license=license,
+        text=text,
+        code=code,
+    )
+    content = f'{card.content}\n'
+    check_card(content)
+    return content
+
+
+def _counts(counts: Any) -> dict[str, int] | None:
+    """Return what is known of a learned table; further keys of results may hold anything."""
+    names = ('distinct', 'bits', 'unlike_thermometer')
+    known = all(type(part_of(counts, name)) is int and counts[name] >= 0 for name in names)
+    return {name: counts[name] for name in names} if known else None
+
+
+def _metadata(record: dict[str, Any] | None, encoding: str, name: str, license: str, pipeline: str) -> ModelCardData:
+    """Return the metadata, which the Hub searches and shows."""
+    if not re.fullmatch(r'[a-z0-9][a-z0-9.-]{0,40}', license):
+        raise ValueError(f"Got license {license!r}; write it as the Hub does, for example 'apache-2.0' or 'cc-by-4.0'.")
+    dataset, base, evaluations = part_of(record, 'dataset', 'id'), part_of(record, 'base_model'), _evaluations(record)
+    kind = ('robustness',) if encoding == 'rgb' else (encoding, 'robustness', 'binary-embedding')
+    return ModelCardData(
+        license=license,
+        library_name='timm-p2be',
+        pipeline_tag=pipeline,
+        tags=['timm-p2be', 'timm', *kind, pipeline],
+        datasets=[_repo_id(dataset)] if dataset else None,
+        metrics=['accuracy'] if evaluations else None,
+        base_model=_repo_id(base) if base and '/' in base else None,
+        model_name=name if evaluations else None,
+        eval_results=evaluations or None,
+    )
+
+
+def _evaluations(record: dict[str, Any] | None) -> list[EvalResult]:
+    """Return the results for the Hub's model-index; percentages, as their names say."""
+    results, dataset = part_of(record, 'results'), part_of(record, 'dataset') or {}
+    clean, corruptions = part_of(results, 'clean'), part_of(results, 'corruptions')
+    shown = dataset.get('name') or 'unknown'
+    metrics: list[tuple[str, str, float | None]] = []
+    if part_of(clean, 'error') is not None:
+        metrics.append(('accuracy', 'Clean accuracy, %', round(100 - clean['error'], 6)))
+    corrupted = part_of(corruptions, 'label') or 'corrupted images'
+    for key, title in (('mean_corruption_error', 'Mean corruption error'), ('mce', 'mCE relative to AlexNet')):
+        metrics.append((key, f'{title} on {corrupted}, %', part_of(corruptions, key)))
+    for attack in part_of(results, 'attacks') or ():
+        title = f'Accuracy under {attack["name"]}, eps {attack["eps"]}/255, %'
+        metrics.append(('accuracy', title, attack['accuracy']))
+    return [
+        EvalResult(
+            task_type='image-classification',
+            # where there is no id: the Hub asks for one, and takes any word
+            dataset_type=dataset.get('id') or re.sub('[^a-z0-9]+', '-', shown.lower()).strip('-') or 'unknown',
+            dataset_name=shown,
+            dataset_split=part_of(clean, 'split'),
+            metric_type=kind,
+            metric_name=title,
+            metric_value=value,
+        )
+        for kind, title, value in metrics
+        if value is not None
+    ]
+
+
+def _architecture(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r'\w[\w.-]{0,127}', value, re.ASCII):
+        raise ValueError(f'Got the architecture {value!r}; allowed is a name of timm.list_models().')
+    return value
+
+
+def _repo_id(value: str) -> str:
+    """Return the id of a repository of the Hub, without a revision."""
+    repo = value.partition('@')[0]
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise ValueError(f"Got {value!r}, which is no id of the Hub such as 'org/name': {error}") from error
+    return repo
+
+
+def _literal(source: str) -> str:
+    """Return the Python string of a repository or folder."""
+    if not re.fullmatch(r'[\w./:@-]+', source, re.ASCII):
+        raise ValueError(f"Got the name {source!r}; write 'org/name' or 'org/name@revision'.")
+    return f"'{source}'"
+
+
+def _digest(config: Mapping[str, Any], key: str) -> str:
+    if not is_sha256(config.get(key)):
+        raise ValueError(f'Got {key} {config.get(key)!r}; allowed are 64 hexadecimal digits.')
+    return config[key]

@@ -1,0 +1,241 @@
+"""What a folder or a Hub repository of ours holds, checked: a table of codes, or a model that timm builds."""
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import PretrainedCfg
+from torch import Tensor
+
+from timm_p2be.checkpoints import read_checkpoint
+from timm_p2be.encodings.codes import ENCODINGS, LEVELS
+from timm_p2be.encodings.table_file import (
+    CONFIG_FILE,
+    MAX_BITS,
+    MAX_TABLE_BYTES,
+    WEIGHTS_FILE,
+    check_config,
+    is_sha256,
+    read_table_file,
+)
+from timm_p2be.files import Schema, check_schema, file_sha256, read_json, shown
+from timm_p2be.hub.fetch import MAX_BYTES, fetch, local_folder, resolved_commit, split_revision
+from timm_p2be.hub.training_record import check_training_record, part_of
+
+FILES = (CONFIG_FILE, WEIGHTS_FILE)
+MODEL_FORMAT_VERSION = 1
+DEFAULT_BITS = 64  # of the models' entrypoints
+
+# arguments of timm.create_model and build_model_with_cfg that are for whoever loads a model; timm hands them all that
+# model_args names
+LOADING_ARGS = frozenset(
+    'cache_dir checkpoint_path device dtype exportable feature_cfg features_only kwargs_filter model_cfg model_cls '
+    'model_name no_jit pretrained pretrained_cfg pretrained_cfg_overlay pretrained_filter_fn pretrained_model_args '
+    'pretrained_strict pruned scriptable variant'.split()
+)
+_CFG_FIELDS = {field.name for field in fields(PretrainedCfg)}
+_LEGACY_FIELDS = {'labels', 'num_features'}  # timm takes these out where config.json itself is the pretrained_cfg
+_MODEL: Schema = {
+    'architecture': (
+        'a name of timm.list_models() (update by: pip install -U timm timm-p2be)',
+        lambda value: (
+            isinstance(value, str)
+            and re.fullmatch(r'\w[\w.-]{0,127}', value, re.ASCII) is not None
+            and timm.is_model(value)
+        ),
+    ),
+    'model_args': ('an object', lambda value: isinstance(value, dict)),
+    'timm_p2be': ('an object or null', lambda value: value is None or isinstance(value, dict)),
+}
+_OURS: Schema = {
+    'format_version': (
+        f'{MODEL_FORMAT_VERSION} (update by: pip install -U timm-p2be)',
+        lambda value: type(value) is int and value == MODEL_FORMAT_VERSION,
+    ),
+    'weights_sha256': ('64 hexadecimal digits or null', lambda value: value is None or is_sha256(value)),
+}
+_MAX_TEXT_BYTES = 2**24  # of cards and results; config.json has a lower limit
+_AGAIN = 'Pull or save it again, or ask its publisher.'
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What config.json says of a repository.
+
+    Attributes:
+        kind: 'embedding' or 'model'.
+        architecture: timm name of a model; None for an embedding.
+        encoding: 'p2be', 'onehot', 'thermometer' or, for a model of pixel values, 'rgb'.
+        num_bits: M; None for 'rgb'.
+        weights_sha256: that of a model's model.safetensors, None if not stated.
+        codes_sha256: that of an embedding's packed codes; None for a model.
+        provenance: training record, see `timm_p2be.hub.training_record`; None if unknown.
+        is_ours: whether this package wrote it: timm's own config.json of a model lacks the key 'timm_p2be'.
+    """
+
+    kind: str
+    architecture: str | None
+    encoding: str
+    num_bits: int | None
+    weights_sha256: str | None
+    codes_sha256: str | None
+    provenance: dict[str, Any] | None
+    is_ours: bool
+
+    @property
+    def dataset(self) -> str | None:
+        """Name of the data set it was trained on, if known."""
+        return part_of(self.provenance, 'dataset', 'name')
+
+    @property
+    def clean_error(self) -> float | None:
+        """Error on clean test images in percent, if known."""
+        return part_of(self.provenance, 'results', 'clean', 'error')
+
+    def describe(self) -> str:
+        """Return kind, architecture, encoding and code length in a few words."""
+        codes = 'pixel values' if self.encoding == 'rgb' else f'{self.encoding} codes of {self.num_bits} bits'
+        return f'embedding, {codes}' if self.kind == 'embedding' else f'model {self.architecture} on {codes}'
+
+
+def read_contents(folder: Path) -> Contents:
+    """Return what a folder's config.json says, checked; the weights are not looked at."""
+    path = folder / CONFIG_FILE
+    config = read_json(path)
+    if 'format' in config:
+        check_config(config, str(path))
+        check_training_record(config['provenance'], f'{path}: provenance')
+        return Contents(
+            kind='embedding',
+            architecture=None,
+            encoding=config['encoding'],
+            num_bits=config['num_bits'],
+            weights_sha256=None,
+            codes_sha256=config['codes_sha256'],
+            provenance=config['provenance'],
+            is_ours=True,
+        )
+    if 'architecture' not in config:
+        raise ValueError(
+            f'{path} describes neither an embedding (format timm-p2be-embedding) nor a model of timm (architecture). '
+            'Name a repository that timm-p2be publish wrote; timm-p2be list --remote NAMESPACE shows some.'
+        )
+    return _model_contents(config, str(path))
+
+
+def _model_contents(config: dict[str, Any], where: str) -> Contents:
+    """Return what the config.json of a model says: timm's own, with the key 'timm_p2be' if we wrote it."""
+    check_schema({'model_args': {}, 'timm_p2be': None, **config}, _MODEL, where, extra=True)
+    architecture, args, ours = config['architecture'], config.get('model_args', {}), config.get('timm_p2be')
+    stated = {'format_version': MODEL_FORMAT_VERSION, 'weights_sha256': None, 'provenance': None, **(ours or {})}
+    check_schema(stated, _OURS, f'{where}: timm_p2be', extra=True)
+    check_training_record(stated['provenance'], f'{where}: provenance')
+    refused = args.keys() & LOADING_ARGS
+    if architecture != 'encoded':  # of which both are part of the name
+        refused |= args.keys() & {'backbone', 'encoding'}
+    if ours is not None:  # whose table is in the weights alone; what timm saves by itself may name one
+        refused |= args.keys() & {'embedding'}
+    if refused:
+        raise ValueError(
+            f'{where}: model_args must not name {", ".join(sorted(refused))}; allowed is what the network itself is '
+            f'made from. {_AGAIN}'
+        )
+    _check_cfg(config, where)
+    encoding, num_bits = encoding_of(architecture, args), args.get('num_bits', DEFAULT_BITS)
+    if encoding not in (*ENCODINGS, 'rgb'):
+        raise ValueError(f'{where}: encoding is {shown(encoding)}; allowed are {list(ENCODINGS)}. {_AGAIN}')
+    if type(num_bits) is not int or not 1 <= num_bits <= MAX_BITS:
+        raise ValueError(f'{where}: num_bits is {shown(num_bits)}; allowed is an integer in 1..{MAX_BITS}. {_AGAIN}')
+    return Contents(
+        kind='model',
+        architecture=architecture,
+        encoding=encoding,
+        num_bits=None if encoding == 'rgb' else num_bits,
+        weights_sha256=stated['weights_sha256'],
+        codes_sha256=None,
+        provenance=stated['provenance'],
+        is_ours=ours is not None,
+    )
+
+
+def _check_cfg(config: dict[str, Any], where: str) -> None:
+    """Raise unless timm takes the pretrained_cfg, and loads model.safetensors with it."""
+    cfg = config.get('pretrained_cfg', config)
+    if not isinstance(cfg, dict) or cfg.get('hf_hub_filename') is not None:  # which leads to another file
+        raise ValueError(f'{where}: pretrained_cfg must be an object without hf_hub_filename. {_AGAIN}')
+    unknown = sorted(cfg.keys() - _CFG_FIELDS - (_LEGACY_FIELDS if cfg is config else set()))
+    if unknown:
+        raise ValueError(
+            f'{where}: pretrained_cfg has {shown(unknown)}, unknown to timm here. Update: '
+            'pip install -U timm timm-p2be.'
+        )
+
+
+def encoding_of(architecture: str, model_args: dict[str, Any]) -> Any:
+    """Return what a model reads: the encoding in its arguments, or at the end of its name, or 'rgb'."""
+    architecture = architecture.partition('.')[0]  # without a tag
+    named = next((name for name in ENCODINGS if architecture.endswith(f'_{name}')), 'rgb')
+    return model_args.get('encoding', named if architecture != 'encoded' else ENCODINGS[0])
+
+
+def fetch_repository(
+    source: str | os.PathLike[str],
+    revision: str | None = None,
+    *,
+    optional: Sequence[str] = (),
+    check: Callable[[Contents], None] | None = None,
+    **options: Any,
+) -> tuple[Path, Contents]:
+    """Return a folder with config.json and model.safetensors of one commit, and what the first says of it.
+
+    config.json comes first: what it says decides how large the weights may be. They are not verified.
+
+    Args:
+        source: as in `timm_p2be.hub.fetch.fetch`.
+        revision: likewise.
+        optional: texts that are fetched if they exist.
+        check: raises before the weights are fetched, if they are not wanted.
+        **options: of `timm_p2be.hub.fetch.fetch`.
+    """
+    folder = fetch(source, FILES[:1], revision, optional=optional, max_bytes=_MAX_TEXT_BYTES, **options)
+    contents = read_contents(folder)
+    if check is not None:
+        check(contents)
+    pinned: str | Path = folder
+    if local_folder(source) is None:
+        pinned = f'hf-hub:{split_revision(str(source).removeprefix("hf-hub:"))[0]}@{resolved_commit(folder)}'
+    limit = MAX_TABLE_BYTES if contents.kind == 'embedding' else MAX_BYTES
+    return fetch(pinned, FILES, max_bytes=limit, **options), contents
+
+
+def verified_weights(folder: Path, contents: Contents) -> dict[str, Tensor]:
+    """Return the weights of a model's repository."""
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise ValueError(f'{path} does not exist; weights are read from there only, never from a pickle. {_AGAIN}')
+    if contents.weights_sha256 not in (None, found := file_sha256(path)):
+        raise ValueError(f'{path} has sha256 {found}, but config.json states {contents.weights_sha256}. {_AGAIN}')
+    state = read_checkpoint(path, what='weights').state_dict
+    for name, tensor in state.items():
+        if not bool(tensor.float().isfinite().all()):
+            raise ValueError(f'{path}: {name} holds values that are not finite. Ask the publisher for sound weights.')
+        got, allowed = (tensor.dtype, list(tensor.shape)), (torch.float32, [LEVELS, contents.num_bits])
+        # float16 turns -1e-9 into -0, a 0 into a 1
+        if name.endswith('embedding.weight') and contents.encoding == 'p2be' and got != allowed:
+            raise ValueError(f'{path}: {name} is {got}; allowed is {allowed}. Ask the publisher for sound weights.')
+    return state
+
+
+def verify(folder: Path) -> Contents:
+    """Return what a folder's config.json says, after checking it and the weights beside it."""
+    contents = read_contents(folder)
+    if contents.kind == 'embedding':
+        read_table_file(folder)
+    else:
+        verified_weights(folder, contents)
+    return contents
