@@ -1,6 +1,7 @@
 import contextlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,7 +12,6 @@ from typing import Any
 import published
 import pytest
 import torch
-import yaml
 from hub_server import HubServer
 from PIL import Image
 from runs import CPU, SHORT, write_images
@@ -107,20 +107,18 @@ def test_an_interrupted_run_is_resumed_from_a_whole_checkpoint(tmp_path: Path, t
 
 
 def test_flags_of_the_table_go_to_the_runs_that_they_apply_to(tmp_path: Path, table: Path) -> None:
-    recipe = tmp_path / 'recipe.yaml'
-    recipe.write_text('p2be_init: thermometer\np2be_lr: 0.001\n')
-    argv = _argv(write_images(tmp_path / 'data'), table, tmp_path / 'out')
-    argv[1] += f' -c {recipe} --p2be-init normal --p2be-lr 0.01 --p2be-betas 0.9 0.99'
-    assert transfer.main(argv) == 0
-
-    def flags(cell: str) -> dict[str, Any]:
-        return yaml.safe_load((tmp_path / 'out' / cell / 'args.yaml').read_text())
-
-    for name in ('own', 'given'):
-        learned, fixed = flags(f'noise-{name}-learned-42'), flags(f'noise-{name}-fixed-42')
-        assert (learned['p2be_lr'], learned['p2be_betas']) == (0.01, [0.9, 0.99])
-        assert (fixed['p2be_lr'], fixed['p2be_betas'], fixed['p2be_smoothness']) == (None, None, None)
-        assert learned['p2be_init'] == fixed['p2be_init'] == ('normal' if name == 'own' else None)
+    target = shlex.split('--data-dir data --p2be-init normal --p2be-lr 0.01 --p2be-betas 0.9 0.99')
+    tables = transfer.load_tables([f'given={table}'], tmp_path / 'tables.json')
+    experiment = transfer.Transfer({'noise': target}, tables, 'wrn10_2_p2be', ['learned', 'fixed'], [1], tmp_path)
+    found = {(cell.table, cell.mode): ' '.join(experiment.words(cell)) for cell in experiment.cells}
+    run = '--data-dir data{} --model wrn10_2_p2be --seed 1'
+    rule, source = ' --p2be-lr 0.01 --p2be-betas 0.9 0.99', f' --p2be-embedding {table}'
+    assert found == {
+        ('own', 'learned'): run.format(' --p2be-init normal' + rule),
+        ('own', 'fixed'): run.format(' --p2be-init normal') + ' --p2be-freeze',
+        ('given', 'learned'): run.format(rule) + source,
+        ('given', 'fixed'): run.format('') + source + ' --p2be-freeze',
+    }
 
 
 @pytest.mark.parametrize(
