@@ -41,7 +41,7 @@ def _plain(name: str) -> nn.Module:
     return timm_p2be.convert(model, encoding) if encoding else model
 
 
-def _images(count: int = 4, side: int = 16) -> Tensor:
+def _images(count: int = 2, side: int = 8) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (count, 3, side, side), generator=generator, dtype=torch.uint8)
     images[0, 0, 0, :6] = torch.tensor([0, 1, 5, 250, 254, 255])
@@ -49,7 +49,7 @@ def _images(count: int = 4, side: int = 16) -> Tensor:
 
 
 @each_attack
-@pytest.mark.parametrize('name', ['wrn10_2_p2be', 'wrn10_2_thermometer', 'wrn10_2', 'resnet10t', 'resnet10t+p2be'])
+@pytest.mark.parametrize('name', ['wrn10_2_p2be', 'wrn10_2', 'resnet10t', 'resnet10t+thermometer'])
 def test_a_plain_model_is_attacked_as_a_wrapped_one(name: str, build: Callable[[nn.Module, int], Attack]) -> None:
     model, levels = _plain(name), _images()
     wrapped = PixelModel(copy.deepcopy(model))  # its own mean and std, those of ImageNet for resnet10t
@@ -71,7 +71,7 @@ def test_a_plain_model_is_attacked_as_a_wrapped_one(name: str, build: Callable[[
 @each_attack
 @pytest.mark.parametrize('eps', [0, 1, 255])
 def test_bound(build: Callable[[nn.Module, int], Attack], eps: int) -> None:
-    model, levels = PixelModel(_plain('wrn10_2_p2be')), _images(2, 8)
+    model, levels = PixelModel(_plain('wrn10_2_p2be')), _images()
     attempt = build(model, eps)(levels, model(levels).argmax(1))
     change = int((attempt.int() - levels.int()).abs().max())
     assert change <= eps
@@ -80,7 +80,7 @@ def test_bound(build: Callable[[nn.Module, int], Attack], eps: int) -> None:
 
 @each_attack
 def test_the_generator_decides_everything(build: Callable[[nn.Module, int], Attack]) -> None:
-    model, levels = PixelModel(_plain('wrn10_2_p2be')), _images(4, 8)
+    model, levels = PixelModel(_plain('wrn10_2_p2be')), _images(4)
     labels = model(levels).argmax(1)
     attack = build(model, 1)
     first, again, other = (attack(levels, labels, torch.Generator().manual_seed(seed)) for seed in (3, 3, 4))
@@ -95,7 +95,7 @@ def test_an_attack_follows_the_training_of_its_model() -> None:
     for model in (_plain('wrn10_2_p2be'), PixelModel(_plain('wrn10_2_p2be'))):
         model.train()
         attack, levels = LSPGA(model), _images()
-        labels = torch.tensor([0, 1, 2, 3])
+        labels = torch.tensor([0, 1])
         before = attack(levels, labels)
         assert model.training
         with torch.no_grad():

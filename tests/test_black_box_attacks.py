@@ -145,6 +145,17 @@ def test_coordinate_search_halves_its_blocks_on_any_size() -> None:
     assert (attempt[0, 0, :, :3] == 136).all()
 
 
+def test_coordinate_search_visits_first_what_moved_the_margin() -> None:
+    model, asked = planted(8.5), []
+    function = model.function
+    model.function = lambda images: asked.append(images) or function(images)
+    CoordinateSearch(model, queries=1 + 12 * 2 + 2 * 4, block=4)(*gray(1))  # one round, and two blocks of the next
+    for candidates in asked[-2:]:
+        channel, _, column = (candidates.amax(dim=0) != candidates.amin(dim=0)).nonzero().unbind(1)
+        assert channel.max() == 0  # the left half's red, all that the model looks at
+        assert column.max() < 4
+
+
 @pytest.mark.parametrize('search', [CoordinateSearch, Square])
 def test_batches_of_candidates_keep_to_the_cap(search: Build) -> None:
     model = planted(8.5)
@@ -201,6 +212,8 @@ def test_squares_move_by_the_whole_bound_and_start_from_stripes() -> None:
     assert stripes.unique().tolist() == [-4, 4]
     assert all(set(image.unique().tolist()) <= {-4, 4} for image in rest)
     assert all((image != stripes).any() for image in rest[:3])
+    colors = {tuple(color) for image in rest for color in image.movedim(1, -1)[(image != stripes).any(dim=1)].tolist()}
+    assert len(colors) > 2  # each color has a sign of its own
 
 
 def test_transfer_hands_on_the_source_images() -> None:

@@ -50,6 +50,14 @@ def test_apgd_checkpoints_are_those_of_the_paper() -> None:
     assert _checkpoints(100)[41] == 22
 
 
+def test_apgd_halves_the_steps_of_images_whose_loss_rose_in_fewer_than_three_of_four_steps() -> None:
+    clean, most = _gray(100, 100, 100, 100).float(), torch.tensor([99.0, 0.0, 15.0, 16.0])
+    ascent = APGD(Corner(), 8, steps=100)._ascent(clean, clean)
+    for step in range(23):  # the first checkpoint is step 22: 17 rises are enough, 16 are not
+        ascent.move(step, most.clamp(max=step), torch.ones_like(clean))
+    assert ascent.step.flatten().tolist() == [16, 8, 8, 16]
+
+
 class _Ridge(Planted):
     """The loss is largest at level 103, yet the image never falls."""
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from timm_p2be.robustness.attacks import DGA, LSPGA
+from timm_p2be.robustness.attacks.attack import margin
 from timm_p2be.robustness.attacks.code_model import CodeModel
 from timm_p2be.robustness.attacks.windows import Windows
 from timm_p2be.robustness.pixel_model import PixelModel
@@ -143,6 +144,13 @@ def test_targets() -> None:
     reached = attack(levels, labels, targets=targets)
     before, after = (nn.functional.cross_entropy(model(x), targets) for x in (levels, reached))
     assert after < before - 0.1
+    hard = model(levels).argmin(1)
+    once, thrice = (
+        margin(model(LSPGA(model, 1, 1, 1e-9, restarts=n, targeted=True)(levels, labels, targets=hard)), hard)
+        for n in (1, 3)
+    )
+    assert (thrice >= once).all()  # the restart that comes nearest to the target is kept
+    assert (thrice > once).any()
     # without given targets each restart takes another wrong class
     tried = LSPGA(model, 1, steps=1, restarts=4, targeted=True)._goals(levels, labels, None)
     assert all(
