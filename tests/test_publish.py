@@ -452,30 +452,30 @@ def test_an_unfinished_attack_is_refused(measured_run: Path, tmp_path: Path) -> 
         prepare(measured_run, tmp_path / 'out', Release(REPO, results=[tmp_path / 'a.json']))
 
 
+_SUMMARIES = {
+    'no validation': 'epoch,train_loss\n0,1.0\n1,1.0\n',
+    'damaged summary': 'epoch,eval_top1\n1,seven\n',
+    'impossible summary': 'epoch,eval_top1\n1,nan\n',
+}
+_FLAGS = {
+    'fine-tuned': {'initial_checkpoint': 'elsewhere.pth'},
+    'frozen': {'p2be_freeze': True, 'p2be_embedding': 'someone/table@v1'},
+}
+_GONE = {'no summary': 'summary.csv', 'no flags': 'args.yaml', 'no checkpoint': 'last.pth.tar'}
+
+
 def _spoil(run: Path, kind: str) -> tuple[str, ...]:
     """Damage a run and return further flags."""
-    path = run / 'last.pth.tar'
+    path, args = run / 'last.pth.tar', run / 'args.yaml'
     content = checkpoint(path)
-    flags = yaml.safe_load((run / 'args.yaml').read_text())
-    if kind == 'no validation':
-        (run / 'summary.csv').write_text('epoch,train_loss\n0,1.0\n1,1.0\n')
-    elif kind == 'no summary':
-        (run / 'summary.csv').unlink()
-    elif kind == 'damaged summary':
-        (run / 'summary.csv').write_text('epoch,eval_top1\n1,seven\n')
-    elif kind == 'impossible summary':
-        (run / 'summary.csv').write_text('epoch,eval_top1\n1,nan\n')
-    elif kind == 'recovery':
-        recovery = next(run.glob('recovery-*'))
-        return '--checkpoint', str(recovery)
-    elif kind == 'no flags':
-        (run / 'args.yaml').unlink()
+    if kind in _SUMMARIES:
+        (run / 'summary.csv').write_text(_SUMMARIES[kind])
+    elif kind in _GONE:
+        (run / _GONE[kind]).unlink()
+    elif kind in _FLAGS:
+        args.write_text(yaml.safe_dump({**yaml.safe_load(args.read_text()), **_FLAGS[kind]}))
     elif kind == 'other yaml':
-        (run / 'args.yaml').write_text('- 1\n')
-    elif kind == 'no checkpoint':
-        path.unlink()
-    elif kind == 'bare':
-        rewrite(path, content['state_dict'])
+        args.write_text('- 1\n')
     elif kind == 'diverged':
         content['state_dict']['fc.weight'][0, 0] = float('nan')
     elif kind == 'other arch':
@@ -488,15 +488,10 @@ def _spoil(run: Path, kind: str) -> tuple[str, ...]:
         content['state_dict']['fc.weight'] = torch.zeros(3, 3)
     elif kind == 'pickle':
         content['args'] = os.getcwd
-    elif kind == 'fine-tuned':
-        flags['initial_checkpoint'] = 'elsewhere.pth'
-    elif kind == 'frozen':
-        flags |= {'p2be_freeze': True, 'p2be_embedding': 'someone/table@v1'}
-    if path.exists() and kind != 'bare':
-        rewrite(path, content)
-    if (run / 'args.yaml').exists() and kind != 'other yaml':
-        (run / 'args.yaml').write_text(yaml.safe_dump(flags))
-    return ('--embedding-only',) if kind == 'frozen' else ()
+    if path.exists():
+        rewrite(path, content['state_dict'] if kind == 'bare' else content)
+    further = {'frozen': ('--embedding-only',), 'recovery': ('--checkpoint', str(next(run.glob('recovery-*'))))}
+    return further.get(kind, ())
 
 
 @pytest.mark.parametrize(

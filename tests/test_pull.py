@@ -215,7 +215,7 @@ def test_a_card_beyond_all_measure_is_refused(hub: HubServer, tmp_path: Path, re
     assert f"'README.md' of tester/it has {2**24 + 1} bytes" in said
     assert not hub.count('model.safetensors')
     assert not hub.count('GET .*README.md')
-    assert _files(tmp_path) == {'source', 'hub-cache'}
+    assert _files(tmp_path) == {'source'}
 
 
 def test_all_files_are_of_one_commit(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

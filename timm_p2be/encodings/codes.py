@@ -18,14 +18,10 @@ _LINEAR_BITS = 9  # eight binary digits, and the bit that is always on
 
 
 def pixel_levels(images: Tensor) -> Tensor:
-    """Return the pixel levels of `images`.
+    """Return the uint8 levels of `images`, which are uint8 already or floats in [0, 1], of any shape.
 
-    Args:
-        images: uint8 levels, or floats in [0, 1] (float32, float16 or bfloat16), any shape.
-
-    Returns:
-        uint8 tensor of the same shape; floats become round(255 x), clamped to 0..255. Every k / 255 maps to k, also
-        when it was rounded to float16 or bfloat16.
+    Floats become round(255 x), clamped to 0..255. Every k / 255 maps to k, also when it was rounded to float16 or
+    bfloat16.
 
     Example:
         >>> pixel_levels(torch.tensor([0.0, 0.5, 1.0, 2.0])).tolist()
@@ -45,10 +41,7 @@ def pixel_levels(images: Tensor) -> Tensor:
 def warn_if_not_pixels(images: Tensor) -> bool:
     """Warn when float `images` lie far outside [0, 1], as an ImageNet-normalized batch does.
 
-    A margin of 0.5 is allowed to augmentations that overshoot.
-
-    Returns:
-        True if the images were out of range and the warning was given.
+    A margin of 0.5 is allowed to augmentations that overshoot. Returns whether the warning was given.
     """
     if images.numel() == 0:
         return False
@@ -152,11 +145,8 @@ def fixed_codes(encoding: str, num_bits: int) -> Tensor:
 def binarize(weight: Tensor) -> Tensor:
     """Return the codes (sign(w) + 1) / 2 of latents w, with the approximate-sign gradient of the paper.
 
-    Forward: exactly 1 where w >= 0 and exactly 0 elsewhere (Eq. 4 and 5). Backward: 0.5 (2 - 2 |w|) inside (-1, 1)
-    and 0 outside, the product of the factor in Eq. 5 and the derivative in Eq. 6.
-
-    Returns:
-        Tensor of 0 and 1 of the shape and dtype of `weight`.
+    Forward: exactly 1 where w >= 0 and exactly 0 elsewhere (Eq. 4 and 5), in the dtype of `weight`. Backward:
+    0.5 (2 - 2 |w|) inside (-1, 1) and 0 outside, the product of the factor in Eq. 5 and the derivative in Eq. 6.
     """
     clamped = weight.clamp(-1, 1)
     smooth = clamped - 0.5 * clamped * clamped.abs()  # its derivative is 1 - |w|

@@ -11,7 +11,7 @@ class CodeStatistics:
 
     Attributes:
         num_bits: M.
-        distinct: number of different codes, 1..L.
+        distinct: number of different codes.
         ones: mean number of bits set in a code, 0..M.
         never_on: indices of the bits that are 0 at every level.
         always_on: indices of the bits that are 1 at every level.
@@ -49,6 +49,7 @@ def hamming_distances(codes: Tensor) -> Tensor:
     """Return the number of bits in which each pair of (L, M) codes differs, an (L, L) float32 tensor on the CPU.
 
     Example:
+        >>> import torch
         >>> hamming_distances(torch.eye(256))[3, :5].tolist()
         [2.0, 2.0, 2.0, 0.0, 2.0]
     """
@@ -65,6 +66,7 @@ def code_statistics(codes: Tensor) -> CodeStatistics:
         codes: (L, M) tensor of 0 and 1; level k is row k, L >= 2.
 
     Example:
+        >>> import torch
         >>> statistics = code_statistics(torch.eye(256))
         >>> statistics.distinct, statistics.ones, statistics.distances[:3]
         (256, 1.0, (0.0, 2.0, 2.0))
@@ -93,6 +95,7 @@ def latent_statistics(latents: Tensor) -> LatentStatistics:
     """Return the statistics of a table of latents, any shape with at least one value.
 
     Example:
+        >>> import torch
         >>> latent_statistics(torch.tensor([[0.5, -1.5]])).saturated
         0.5
     """

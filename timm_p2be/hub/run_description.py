@@ -12,56 +12,26 @@ from timm_p2be.hub.fetch import split_revision
 from timm_p2be.hub.run_folder import Run
 from timm_p2be.stem import encoded_stem
 
-# flags of train.py that are published, and on which flag each depends to have had an effect
-_PUBLISHED: dict[str, str | None] = {
-    'opt': None,
-    'opt_eps': None,
-    'opt_betas': None,
-    'opt_kwargs': None,
-    'momentum': None,
-    'weight_decay': None,
-    'layer_decay': None,
-    'clip_grad': None,
+# flags of train.py that are published, and the flag without which one has no effect
+_PUBLISHED = (
+    'opt opt_eps opt_betas opt_kwargs momentum weight_decay layer_decay clip_grad clip_mode batch_size '
+    'grad_accum_steps sched lr min_lr warmup_epochs warmup_lr cooldown_epochs drop drop_path no_aug train_crop_mode '
+    'hflip vflip color_jitter aa aug_splits jsd_loss reprob remode recount smoothing amp amp_dtype model_dtype '
+    'model_ema model_ema_decay img_size input_size p2be_alpha p2be_augmix p2be_crop_padding p2be_init p2be_lr '
+    'p2be_betas p2be_sched p2be_min_lr p2be_weight_decay p2be_freeze'
+).split()
+_NEEDS = {
     'clip_mode': 'clip_grad',
-    'batch_size': None,
-    'grad_accum_steps': None,
-    'sched': None,
-    'lr': None,
-    'min_lr': None,
-    'warmup_epochs': None,
     'warmup_lr': 'warmup_epochs',
-    'cooldown_epochs': None,
-    'drop': None,
-    'drop_path': None,
-    'no_aug': None,
-    'train_crop_mode': None,
-    'hflip': None,
-    'vflip': None,
-    'color_jitter': None,
-    'aa': None,
-    'aug_splits': None,
-    'jsd_loss': None,
-    'reprob': None,
     'remode': 'reprob',
     'recount': 'reprob',
-    'smoothing': None,
-    'amp': None,
     'amp_dtype': 'amp',
-    'model_dtype': None,
-    'model_ema': None,
     'model_ema_decay': 'model_ema',
-    'img_size': None,
-    'input_size': None,
     'p2be_alpha': 'jsd_loss',
-    'p2be_augmix': None,
-    'p2be_crop_padding': None,
-    'p2be_init': None,
-    'p2be_lr': None,
     'p2be_betas': 'p2be_lr',
     'p2be_sched': 'p2be_lr',
     'p2be_min_lr': 'p2be_lr',
     'p2be_weight_decay': 'p2be_lr',
-    'p2be_freeze': None,
 }
 _STEPS = ('decay_epochs', 'decay_milestones', 'decay_rate')  # of the schedules that have them
 _STARTS = ('pretrained', 'initial_checkpoint', 'pretrained_path')
@@ -174,7 +144,7 @@ def has_learned_table(model: nn.Module) -> bool:
 
 def _published_flags(run: Run, learned: bool) -> dict[str, Any]:
     flags = {**run.flags, 'lr': run.checkpoint.args.get('lr', run.flags.get('lr'))}  # args.yaml may have its base only
-    names = [name for name, needs in _PUBLISHED.items() if needs is None or flags.get(needs)]
+    names = [name for name in _PUBLISHED if name not in _NEEDS or flags.get(_NEEDS[name])]
     names += [name for name in _STEPS if flags.get('sched') in ('step', 'multistep')]
     shown = {name: flags.get(name) for name in names if learned or not name.startswith('p2be_')}
     if not learned:
