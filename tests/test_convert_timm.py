@@ -25,6 +25,7 @@ FAMILIES = {
     if model_entrypoint((names := timm.list_models(module=module))[0]).__module__.startswith('timm.models.')
 }
 FAMILIES['sequencer'] = 'sequencer2d_s'  # torch takes half a minute for the large one's recurrent layers
+FAMILIES['vision_transformer_hybrid'] = 'vit_tiny_r_s16_p8_224'  # others have a plain first convolution
 
 
 def _convert(name: str, device: str) -> None:
