@@ -5,8 +5,7 @@ import copy
 import pytest
 import timm
 import torch
-from stems import code_planes, random_levels
-from timm.layers import Conv2dSame
+from stems import random_levels
 from timm.models import FeatureListNet
 from torch import Tensor, nn
 
@@ -97,17 +96,6 @@ def test_cfg_is_the_models_own(in_chans):
     assert fresh.pretrained_cfg['mean'] == registered.mean
 
 
-@every_encoding
-@pytest.mark.parametrize('in_chans', [1, 4])
-def test_conversion_for_other_channels(encoding, in_chans):
-    model = convert(timm.create_model('test_resnet', in_chans=in_chans), encoding, num_bits=4).eval()
-    assert model.conv1[0].in_chans == in_chans
-    assert model.conv1[0].in_channels == 4 * in_chans
-    assert model(random_levels(2, in_chans, 32, 32)).shape == (2, 1000)
-    with pytest.raises(ValueError, match=rf'this stem reads \(B, {in_chans}, H, W\)'):
-        model(random_levels(2, 3, 32, 32))
-
-
 def test_features_of_a_converted_model():
     model = convert(timm.create_model('test_resnet'), 'p2be', num_bits=4).eval()
     levels = random_levels(2, 3, 64, 64)
@@ -117,48 +105,9 @@ def test_features_of_a_converted_model():
     for found, wanted in zip(wrapped(levels), expected, strict=True):
         torch.testing.assert_close(found, wanted)
     assert find_embedding(wrapped).num_bits == 4
-
-
-def test_a_features_only_model_converts():
     model = convert(timm.create_model('test_resnet', features_only=True), 'p2be', num_bits=4)
     assert [maps.shape[1] for maps in model(random_levels(2, 3, 64, 64))] == model.feature_info.channels()
     assert find_embedding(model).num_bits == 4
-
-
-def test_vision_transformer():
-    """Patch embedding: kernel and stride of 16, a bias, and weights that the backbone keeps."""
-    model = timm.create_model('test_vit', img_size=64)
-    size = model.patch_embed.patch_size
-    convert(model, 'thermometer', num_bits=4).eval()
-    stem = model.patch_embed.proj
-    assert stem.kernel_size == stem.stride == size
-    assert (stem.bias == 0).all()
-    nn.init.normal_(stem.bias)
-    levels = random_levels(2, 3, 64, 64)
-    patches = code_planes(levels, stem.embedding.codes()).unfold(2, size[0], size[0]).unfold(3, size[1], size[1])
-    tokens = torch.einsum('bpyxij,opij->byxo', patches, stem.weight).flatten(1, 2) + stem.bias
-    torch.testing.assert_close(model.patch_embed(levels).flatten(1, -2), tokens, rtol=1e-4, atol=1e-5)
-    maps = model.forward_intermediates(levels, intermediates_only=True)
-    assert all(found.shape == (2, model.embed_dim, 64 // size[0], 64 // size[1]) for found in maps)
-
-
-def test_dynamic_padding_is_kept():
-    """The TensorFlow ports pad by the size of the image, unevenly."""
-    model = convert(timm.create_model('tf_mobilenetv3_small_minimal_100'), 'onehot', num_bits=4)
-    stem = model.conv_stem
-    assert stem.same_padding
-    levels = random_levels(1, 3, 33, 32)
-    conv = Conv2dSame(12, stem.out_channels, stem.kernel_size, stem.stride, bias=False)
-    conv.load_state_dict({'weight': stem.weight.detach()})
-    torch.testing.assert_close(stem(levels), conv(code_planes(levels, stem.embedding.codes())), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16], ids=str)
-def test_stem_takes_the_models_dtype(dtype):
-    model = convert(timm.create_model('test_resnet').to(dtype), 'p2be', num_bits=4).eval()
-    assert model.conv1[0].weight.dtype == dtype
-    assert model.conv1[0].embedding.weight.dtype == torch.float32
-    assert model(random_levels(2, 3, 32, 32)).dtype == dtype
 
 
 @every_encoding
@@ -242,13 +191,6 @@ def test_unsupported_stems_are_refused_and_left_as_they_were(model, message):
     assert dict(model.named_modules()) == modules
     assert getattr(model, 'pretrained_cfg', None) == cfg
     assert all(module.training and not module._forward_pre_hooks for module in model.modules())
-
-
-def test_the_toy_network_itself_converts():
-    for conv in (_conv(), _conv(padding='same'), _conv(padding='valid'), _conv(bias=False)):
-        model = convert(_Network(conv), 'p2be', num_bits=4)
-        assert (model.first.bias is None) == (conv.bias is None)
-        assert model(random_levels(2, 3, 8, 8)).shape == (2, 4, 8, 8)
 
 
 def test_a_model_converts_once():

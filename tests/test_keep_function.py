@@ -16,7 +16,7 @@ from timm_p2be import convert, find_embedding, fold
 from timm_p2be.encodings import EmbeddingParameter, PixelEmbedding, onehot_codes, thermometer_codes
 from timm_p2be.encodings.codes import linear_codes
 from timm_p2be.stem import EncodedConv2d, UnsupportedStemError
-from timm_p2be.stem.keep_function import normalization, plane_factors
+from timm_p2be.stem.keep_function import plane_factors
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 EXACT = [('p2be', 9), ('p2be', 64), ('onehot', 256), ('thermometer', 256)]
@@ -35,10 +35,10 @@ def _normalized(levels: Tensor, cfg: dict[str, Any]) -> Tensor:
     return (levels.double() / 255 - mean) / std
 
 
-def _values(mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> Tensor:
+def _values() -> Tensor:
     """Return the (256, C) normalized values of all levels."""
     levels = torch.arange(256, dtype=torch.float64)[:, None] / 255
-    return (levels - torch.tensor(mean, dtype=torch.float64)) / torch.tensor(std, dtype=torch.float64)
+    return (levels - torch.tensor(MEAN, dtype=torch.float64)) / torch.tensor(STD, dtype=torch.float64)
 
 
 def _difference(found: Tensor, wanted: Tensor) -> float:
@@ -50,12 +50,10 @@ def _difference(found: Tensor, wanted: Tensor) -> float:
 class _Network(nn.Module):
     """One layer, in the shape that timm gives its models."""
 
-    def __init__(self, first: nn.Module, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> None:
+    def __init__(self, first: nn.Module) -> None:
         super().__init__()
-        size = (first.in_channels, 24, 24)
-        self.pretrained_cfg = {
-            'architecture': 'toy', 'first_conv': 'first', 'input_size': size, 'mean': mean, 'std': std
-        }  # fmt: skip
+        self.pretrained_cfg = {'architecture': 'toy', 'first_conv': 'first', 'input_size': (first.in_channels, 24, 24)}
+        self.pretrained_cfg.update(mean=MEAN, std=STD)
         self.default_cfg = self.pretrained_cfg
         self.first = first
 
@@ -146,26 +144,18 @@ def test_bits_that_are_always_equal_share_their_weight():
 
 
 @pytest.mark.parametrize('encoding', FIXED)
-@pytest.mark.parametrize('num_bits', [10, 64, 100, 255])
+@pytest.mark.parametrize('num_bits', [10, 64, 100, 255, 256, 300])
 def test_a_bin_has_the_value_in_the_middle_of_its_levels(encoding, num_bits):
     codes, values = FIXED[encoding](num_bits).double(), _values()
     found = codes @ plane_factors(codes, MEAN, STD)
     bins = onehot_codes(num_bits).argmax(dim=1)
-    for index in range(num_bits):
+    for index in bins.unique():
         inside = values[bins == index]
         middle = (inside.amin(dim=0) + inside.amax(dim=0)) / 2
         torch.testing.assert_close(found[bins == index], middle.expand_as(inside))
     largest = int(bins.bincount().max())
     bound = (largest - 1) / 2 / 255 / torch.tensor(STD, dtype=torch.float64)
     torch.testing.assert_close((found - values).abs().amax(dim=0), bound)
-
-
-@pytest.mark.parametrize('encoding', FIXED)
-@pytest.mark.parametrize('num_bits', [256, 300])
-def test_fixed_tables_of_256_bits_tell_all_levels_apart(encoding, num_bits):
-    codes = FIXED[encoding](num_bits)
-    assert len(codes.unique(dim=0)) == 256
-    assert _difference(codes.double() @ plane_factors(codes, MEAN, STD), _values()) < 1e-12
 
 
 # the function
@@ -319,8 +309,7 @@ def test_photographs(p2be_data):
 @pytest.mark.parametrize('conv', [StdConv2d, StdConv2dSame, ScaledStdConv2d, ScaledStdConv2dSame])
 def test_standardised_convolutions_need_preserve(conv):
     model = _Network(conv(3, 4, 3))
-    message = f"toy has a {conv.__name__} as its first convolution 'first' .preserve=True takes its standardized"
-    with pytest.raises(UnsupportedStemError, match=message):
+    with pytest.raises(UnsupportedStemError, match=f'toy has a {conv.__name__} .*preserve=True'):
         convert(model, 'thermometer')
     assert type(model.first) is conv
 
@@ -344,13 +333,9 @@ def test_a_normalization_that_does_not_fit(change):
     assert convert(model, 'p2be').first is not conv  # a fresh stem needs no mean
 
 
-def test_a_model_of_one_channel_does_not_guess_from_three_means():
-    with pytest.raises(ValueError, match='model of 1 channels; allowed are 1 finite values'):
+def test_what_cannot_be_kept_is_refused():
+    with pytest.raises(ValueError, match='model of 1 channels; allowed are 1 finite values'):  # no guess from three
         convert(timm.create_model('test_resnet', in_chans=1), 'p2be', preserve=True)
-    assert normalization({'mean': [0], 'std': [2]}, 3) == ([0.0] * 3, [2.0] * 3)
-
-
-def test_weights_on_meta_cannot_be_kept():
     with torch.device('meta'):
         model = timm.create_model('test_resnet')
     with pytest.raises(ValueError, match=r'these are on the meta device\. Load them first'):

@@ -94,14 +94,8 @@ def test_duplicated_optimizer_keeps_rules_and_state(model, duplicate):
     assert all(torch.equal(p, q) for p, q in zip(ours, theirs, strict=True))
 
 
-def test_deepcopied_model_keeps_its_table_recognized(model):
-    twin = copy.deepcopy(model)
-    group = group_of(create(twin), find_embedding(twin).weight)
-    assert group['embedding'] is True
-    assert group['lr'] == 1e-4
-
-
 def test_table_leaves_its_group(model):
+    model = copy.deepcopy(model)  # which keeps the table's type
     optimizer = create(model, embedding_lr=3e-4, embedding_weight_decay=0.0)
     table = group_of(optimizer, find_embedding(model).weight)
     assert table == {
@@ -118,18 +112,17 @@ def test_table_leaves_its_group(model):
     assert all(g['lr'] == 0.1 and 'embedding' not in g and 'embedding_lr' not in g for g in others)
 
 
-def test_group_of_nothing_but_the_table_is_dropped(model):
+def test_params_may_be_groups_or_named_or_a_generator(model):
     table = find_embedding(model).weight
-    optimizer = timm_p2be.optim.SGDP2BE([{'params': [table], 'lr': 7.0}, {'params': model.fc.parameters()}])
-    assert [bool(g.get('embedding')) for g in optimizer.param_groups] == [True, False]
-    assert optimizer.param_groups[0]['lr'] == 1e-4
-
-
-def test_params_may_be_named_or_a_generator(model):
-    for params in (model.named_parameters(), model.parameters()):
+    for params, groups in (
+        (model.named_parameters(), [5, 1]),
+        (model.parameters(), [5, 1]),
+        ([{'params': [table], 'lr': 7.0}, {'params': model.fc.parameters()}], [1, 2]),
+    ):
         optimizer = timm_p2be.optim.SGDP2BE(params)
-        assert [len(g['params']) for g in optimizer.param_groups] == [5, 1]
-        assert optimizer.param_groups[1]['embedding'] is True
+        assert [len(g['params']) for g in optimizer.param_groups] == groups
+        assert group_of(optimizer, table)['embedding'] is True
+        assert group_of(optimizer, table)['lr'] == 1e-4
 
 
 def test_frozen_table_is_in_no_group_until_added(model):

@@ -7,6 +7,7 @@ from typing import Any
 
 from timm.models import generate_default_cfgs, register_model
 
+from timm_p2be.encodings import ENCODINGS
 from timm_p2be.models.cifar_net import cifar10_weights, cifar_cfg, cifar_feature_cfg
 from timm_p2be.models.densenet_cifar import DenseNetBC
 from timm_p2be.models.encoded import create_encoded, encoded_cfg
@@ -39,15 +40,11 @@ default_cfgs = generate_default_cfgs(
         'wrn16_2_p2be.cifar10': _cfg(**cifar10_weights('wrn16_2_p2be.cifar10')),
         'wrn16_2_onehot.cifar10': _cfg(**cifar10_weights('wrn16_2_onehot.cifar10')),
         'wrn16_2_thermometer.cifar10': _cfg(**cifar10_weights('wrn16_2_thermometer.cifar10')),
-        'wrn10_2_p2be.untrained': _cfg(),
-        'wrn10_2_onehot.untrained': _cfg(),
-        'wrn10_2_thermometer.untrained': _cfg(),
-        'densenetbc100_12_p2be.untrained': _cfg(),
-        'densenetbc100_12_onehot.untrained': _cfg(),
-        'densenetbc100_12_thermometer.untrained': _cfg(),
-        'resnext29_4x32d_p2be.untrained': _cfg(),
-        'resnext29_4x32d_onehot.untrained': _cfg(),
-        'resnext29_4x32d_thermometer.untrained': _cfg(),
+        **{
+            f'{arch}_{encoding}.untrained': _cfg()
+            for arch in ('wrn10_2', 'densenetbc100_12', 'resnext29_4x32d')
+            for encoding in ENCODINGS
+        },
     }
 )
 

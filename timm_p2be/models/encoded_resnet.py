@@ -7,6 +7,7 @@ from typing import Any
 
 from timm.models import ResNet, generate_default_cfgs, register_model
 
+from timm_p2be.encodings import ENCODINGS
 from timm_p2be.models.encoded import create_encoded, encoded_cfg
 
 __all__: list[str] = []
@@ -27,17 +28,7 @@ def _cfg(**fields: Any) -> dict[str, Any]:
 
 
 default_cfgs = generate_default_cfgs(
-    {
-        'resnet18_p2be.untrained': _cfg(),
-        'resnet18_onehot.untrained': _cfg(),
-        'resnet18_thermometer.untrained': _cfg(),
-        'resnet34_p2be.untrained': _cfg(),
-        'resnet34_onehot.untrained': _cfg(),
-        'resnet34_thermometer.untrained': _cfg(),
-        'resnet50_p2be.untrained': _cfg(),
-        'resnet50_onehot.untrained': _cfg(),
-        'resnet50_thermometer.untrained': _cfg(),
-    }
+    {f'{arch}_{encoding}.untrained': _cfg() for arch in ('resnet18', 'resnet34', 'resnet50') for encoding in ENCODINGS}
 )
 
 

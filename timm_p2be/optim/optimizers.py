@@ -24,7 +24,6 @@ _TABLE_SETTINGS = ('lr', 'betas', 'eps', 'weight_decay')
 
 
 def _number(name: str, value: Any, below: float = math.inf) -> float:
-    """Return `value` as a float, or raise ValueError if it is not a number in [0, below)."""
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < below:
         hint = '; YAML reads 1e-4 as text, write 1.0e-4' if isinstance(value, str) else ''
         raise ValueError(f'Got {name}={value!r}; it must be a finite number in [0, {below:g}){hint}.')
@@ -32,7 +31,6 @@ def _number(name: str, value: Any, below: float = math.inf) -> float:
 
 
 def _betas(name: str, value: Any) -> tuple[float, float]:
-    """Return `value` as two floats in [0, 1), or raise ValueError."""
     if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
         raise ValueError(f'Got {name}={value!r}; it must be two numbers in [0, 1), for example {name}=(0.999,0.999).')
     return _number(f'{name}[0]', value[0], below=1), _number(f'{name}[1]', value[1], below=1)

@@ -92,8 +92,6 @@ class EmbeddingCosine:
 
     def step_update(self, num_updates: int) -> None:
         """Set the learning rate of the next update, after `num_updates` updates."""
-        if num_updates < 0:
-            raise ValueError(f'Got num_updates={num_updates}; it counts the updates done so far, from 0.')
         done = min(num_updates / self.total_updates, 1.0)
         for group in _table_groups(self.optimizer):  # looked up anew: loading a checkpoint replaces the groups
             height = (_table_lr(group, 'constant') - self.min_lr) * (1 + math.cos(math.pi * done)) / 2

@@ -53,20 +53,19 @@ def convert(
         raise ValueError(f'Got init={init!r} and preserve=True, which needs init={own!r}. Leave one of them out.')
     name, conv = _first_conv(model, (*_PLAIN, *_STANDARDIZED) if preserve else _PLAIN)
     _check_sees_image(model, name)
-    same = isinstance(conv, Conv2dSame) or getattr(conv, 'same_pad', False)
+    geometry: dict[str, Any] = {name: getattr(conv, name) for name in ('kernel_size', 'stride', 'padding', 'dilation')}
+    if isinstance(conv, Conv2dSame) or getattr(conv, 'same_pad', False):
+        geometry['padding'] = 'same'
     stem = EncodedConv2d(
         conv.in_channels,
         conv.out_channels,
-        cast(tuple[int, int], conv.kernel_size),
         encoding=encoding,
         num_bits=num_bits,
         init=init or own,
-        stride=cast(tuple[int, int], conv.stride),
-        padding='same' if same else cast(tuple[int, int] | str, conv.padding),
-        dilation=cast(tuple[int, int], conv.dilation),
         bias=conv.bias is not None,
         device=conv.weight.device,
         dtype=conv.weight.dtype,
+        **geometry,
     )
     cfg = copy.deepcopy(cast(dict[str, Any], model.pretrained_cfg))
     if preserve:

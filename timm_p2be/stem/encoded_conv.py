@@ -41,7 +41,6 @@ class LevelStem:
     _range_checks: int
 
     def read_levels(self, images: Tensor) -> Tensor:
-        """Return the levels of (B, C, H, W) images."""
         # a trace would warn that it fixes the outcome of the comparison
         if not torch.jit.is_tracing() and (images.ndim != 4 or images.shape[1] != self.in_chans):
             raise ValueError(

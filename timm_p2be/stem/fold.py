@@ -17,19 +17,14 @@ from timm_p2be.stem.encoded_conv import EncodedConv2d, LevelStem, encoded_stem
 
 @register_notrace_module
 class FoldedConv2d(LevelStem, nn.Module):
-    """First convolution over pixel codes with codes, kernel and bias folded into one table; for inference."""
+    """First convolution over pixel codes with codes, kernel and bias folded into one table."""
 
     table: Tensor  # as of `code_table`, but that the first tap's rows contain the bias
 
     def __init__(self, stem: EncodedConv2d, dtype: torch.dtype | None = None) -> None:
         super().__init__()
-        self.in_chans = stem.in_chans
-        self.out_channels = stem.out_channels
-        self.kernel_size = stem.kernel_size
-        self.stride = stem.stride
-        self.padding = stem.padding
-        self.dilation = stem.dilation
-        self.same_padding = stem.same_padding
+        for name in ('in_chans', 'kernel_size', 'stride', 'padding', 'dilation', 'same_padding'):
+            setattr(self, name, getattr(stem, name))
         self._range_checks = 0
         with torch.no_grad():
             table = code_table(stem.embedding.codes(), stem.weight, stem.in_chans)
@@ -38,7 +33,6 @@ class FoldedConv2d(LevelStem, nn.Module):
         self.register_buffer('table', table.to(dtype or stem.weight.dtype))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the (B, O, H', W') feature map of (B, C, H, W) images: uint8 levels, or floats in [0, 1]."""
         levels = self.read_levels(images)
         stride, padding, dilation = self.geometry(levels)
         if torch.jit.is_scripting():
@@ -48,13 +42,6 @@ class FoldedConv2d(LevelStem, nn.Module):
         self.check_range(images)
         features = table_conv2d(levels, self.table, stride, padding, dilation)
         return self.refuse_image_gradient(features, images)
-
-    def extra_repr(self) -> str:
-        padding = "'same'" if self.same_padding else self.padding
-        return (
-            f'{self.in_chans}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, '
-            f'padding={padding}, dilation={self.dilation}'
-        )
 
 
 def fold(model: nn.Module) -> nn.Module:
@@ -130,7 +117,7 @@ def _only_reader(model: nn.Module, stem: EncodedConv2d, parent: nn.Module) -> st
 
 def _edges_to(made_by: Any, outputs: Any) -> int:
     """Return how many operations that led to `outputs` (a tensor or several) read the result of the node `made_by`."""
-    tensors = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    tensors = [outputs] if isinstance(outputs, Tensor) else outputs
     pending = [tensor.grad_fn for tensor in tensors if isinstance(tensor, Tensor) and tensor.grad_fn is not None]
     seen = set(pending)
     edges = 0
