@@ -44,10 +44,6 @@ FORBIDDEN_MODULES = {'utils', 'helpers', 'common', 'base'}
 # words that stood for several things at once; parts of the names of modules, classes and functions
 FORBIDDEN_WORDS = ('record', 'artefact', 'artifact', 'sources', 'whole_files', 'two_rules', 'sharing', 'processes')
 
-# to be emptied: what the rules above do not allow any more, imports between layers and modules with such words
-LEFT_IMPORTS: set[tuple[str, str]] = set()
-LEFT_WORDS: tuple[str, ...] = ()
-
 
 def _modules() -> dict[str, Path]:
     """Dotted name -> file of every module of the package."""
@@ -104,8 +100,7 @@ def test_imports_follow_the_layers() -> None:
         for late in (False, True):
             allowed = {layer, *ALLOWED[layer], *(LATE.get(layer, ()) if late else ())}
             for imported in _own_imports(module, late):
-                target = _layer(imported)
-                assert target in allowed or (layer, target) in LEFT_IMPORTS, f'{module} must not import {imported}'
+                assert _layer(imported) in allowed, f'{module} must not import {imported}'
 
 
 def test_a_late_import_is_in_one_place() -> None:
@@ -136,8 +131,6 @@ def test_the_core_needs_few_packages() -> None:
 def test_names_say_what_is_inside() -> None:
     for module, tree in TREES.items():
         assert MODULES[module].stem.lstrip('_') not in FORBIDDEN_MODULES, module
-        if module.removeprefix('timm_p2be.').startswith(LEFT_WORDS):
-            continue
         defined = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
         for name in [*module.split('.'), *(node.name for node in ast.walk(tree) if isinstance(node, defined))]:
             parts = re.sub('(?<=[a-z])(?=[A-Z])', '_', name).lower().replace('training_record', '')  # one meaning
