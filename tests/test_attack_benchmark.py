@@ -2,6 +2,7 @@
 
 import errno
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -301,9 +302,13 @@ print(json.dumps([timeless(results), results.content['probes']]))
 """
 
 
-def test_two_ranks_give_the_results_of_one(tmp_path: Path) -> None:
+def test_two_ranks_give_the_results_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     first, second = map(json.loads, run_ranks(SCRIPT, tmp_path))
-    alone = json.loads(run_ranks(SCRIPT, size=1)[0])
+    monkeypatch.setattr(sys, 'argv', ['-c'])
+    exec(SCRIPT, {})
+    alone = json.loads(capsys.readouterr().out)
     assert first == second == alone
     content = json.loads((tmp_path / 'th.attacks.json').read_text())
     assert content['probes'] == alone[1]
