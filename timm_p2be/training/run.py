@@ -7,10 +7,12 @@ Exit codes: 0 finished, 1 diverged, 2 wrong flags, data or checkpoint, 130 and 1
 a checkpoint was written.
 """
 
+import argparse
 import logging
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -30,18 +32,17 @@ from timm.utils import (
     update_summary,
 )
 
+from timm_p2be.checkpoints import read_checkpoint
 from timm_p2be.optim import learning_rates
 from timm_p2be.training import building
 from timm_p2be.training.arguments import Arguments, parse_args
 from timm_p2be.training.checkpoints import (
     Position,
-    check_optimizer,
+    check_checkpoint,
     newest_checkpoint,
-    read_checkpoint,
     resume,
     resume_ema,
     weights_are_finite,
-    with_position,
 )
 from timm_p2be.training.embedding_flags import settle_source
 from timm_p2be.training.epoch import Diverged, Trainer
@@ -65,20 +66,21 @@ class Run:
         if is_primary(args):
             for note in arguments.notes:
                 _logger.info(note)
-        settle_source(args, arguments.explicit)
-        checkpoint = read_checkpoint(args.resume, args) if args.resume else None
+        found = read_checkpoint(args.resume, what='--resume') if args.resume else None
+        checkpoint = found.raw if found else None
+        if checkpoint is not None:
+            check_checkpoint(checkpoint, args, arguments.explicit)
+        settle_source(args, arguments.explicit, found)
         random_seed(args.seed, args.rank)
         model = building.build_model(args, arguments.explicit, device)
         self.loaders = build_loaders(args, model, device)
         self.task = building.build_task(args, model, device)
         self.optimizer = building.build_optimizer(args, model)
-        precision = building.build_precision(args, device)
+        autocast, scaler = building.build_precision(args, device)
         self.position = Position()
         if checkpoint is not None:
-            if not args.no_resume_opt:
-                check_optimizer(checkpoint, args, arguments.explicit)
             optimizer = None if args.no_resume_opt else self.optimizer
-            self.position = resume(checkpoint, args.resume, self.task, optimizer, precision.scaler)
+            self.position = resume(checkpoint, args.resume, self.task, optimizer, scaler)
         if args.start_epoch is not None:
             self.position = Position(args.start_epoch)
         if args.model_ema:
@@ -91,9 +93,9 @@ class Run:
             ids = [device] if device.type == 'cuda' else None
             self.task.prepare_distributed(device_ids=ids, broadcast_buffers=not args.no_ddp_bb)
         self.schedules = Schedules(args, self.optimizer, -(-len(self.loaders.training) // args.grad_accum_steps))
-        self.folder, self.saver = self._open_output(precision.scaler)
+        self.folder, self.saver = self._open_output(scaler)
         self.trainer = Trainer(
-            args, self.task, self.optimizer, self.schedules, precision, device, stopping, self._save_recovery
+            args, self.task, self.optimizer, self.schedules, autocast, scaler, device, stopping, self._save_recovery
         )
 
     def _open_output(self, scaler: Any) -> tuple[Path | None, CheckpointSaver | None]:
@@ -144,7 +146,8 @@ class Run:
         self._check_weights()
         if self.saver is not None:
             position = self.trainer.position
-            self.saver.args = with_position(self.args, position)
+            # timm has no entry for it
+            self.saver.args = argparse.Namespace(**vars(self.args), position=asdict(position))
             self.saver.save_recovery(position.epoch, max(position.update - 1, 0))  # timm counts updates from 0
             self.saver.args = self.args
 
