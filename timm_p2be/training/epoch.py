@@ -48,12 +48,8 @@ class Trainer:
     def train(self, loader: Any, start: Position) -> dict[str, float]:
         """Train one epoch from a position on; batches before it are read and passed over.
 
-        Returns:
-            Means of the loss parts, images per second and the share of time spent waiting for data.
-
-        Raises:
-            Diverged: the loss became infinite or NaN.
-            Interrupted: a signal asked to stop; `position` says where.
+        Returns means of the loss parts, images per second and the share of time spent waiting for data. Raises
+        Diverged, or Interrupted if a signal asked to stop.
         """
         args, accum, total = self.args, self.args.grad_accum_steps, self.schedules.updates_per_epoch
         self.position = start

@@ -99,7 +99,6 @@ class Run:
         )
 
     def _open_output(self, scaler: Any) -> tuple[Path | None, CheckpointSaver | None]:
-        """Create timm's output folder on the primary process."""
         args = self.args
         if not is_primary(args):
             return None, None
@@ -142,7 +141,6 @@ class Run:
             _logger.warning(f'Nothing to do: --epochs {args.epochs} are done already.')
 
     def _save_recovery(self) -> None:
-        """Write a recovery checkpoint of the trainer's position, on the primary process."""
         self._check_weights()
         if self.saver is not None:
             position = self.trainer.position
@@ -156,12 +154,7 @@ class Run:
             raise Diverged(f'Weights are no longer finite at {self.trainer.where()}.')
 
     def train(self) -> None:
-        """Train from the run's position to its last epoch.
-
-        Raises:
-            Diverged: the loss or a weight became infinite or NaN; the checkpoints of before stay.
-            Interrupted: a signal asked to stop, and a recovery checkpoint was written.
-        """
+        """Train from the run's position to its last epoch, or raise Diverged, or Interrupted after a checkpoint."""
         self._log_start()
         self.schedules.start(self.position.epoch, self.position.update)
         try:
@@ -221,7 +214,6 @@ class Run:
 
 
 def _train(arguments: Arguments, stopping: StopSignal, prog: str) -> int:
-    """Build the run, train it and return the exit code."""
     try:
         run = Run(arguments, stopping)
     except (ValueError, NotImplementedError, OSError) as error:
