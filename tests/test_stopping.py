@@ -7,12 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import VIEWS, assert_same_state, checkpoint, command, summary
+from runs import OPEN_FILES, VIEWS, assert_same_state, checkpoint, command, summary
 from torch import Tensor
 
 from timm_p2be.task import P2BETask
@@ -23,10 +23,7 @@ from timm_p2be.training.progress import Progress
 from timm_p2be.training.stopping import StopSignal
 
 SCRIPT = str(Path(__file__).parents[1] / 'train_scripts' / 'train.py')
-pytestmark = [
-    pytest.mark.filterwarnings('ignore:unclosed file:ResourceWarning'),  # timm's readers leave images open
-    pytest.mark.filterwarnings('ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning'),
-]
+pytestmark = OPEN_FILES
 Patch = pytest.MonkeyPatch
 FLAGS = (*VIEWS, '--epochs', '2', '--sched-on-updates')
 
@@ -92,19 +89,13 @@ def test_signal_while_batches_are_passed_over(data: Path, tmp_path: Path, monkey
     assert checkpoint(recovery)['args'].position['update'] == 2
 
 
-@pytest.fixture
-def ctrl_c() -> Iterator[None]:
-    """SIGINT as a terminal has it: processes that a shell starts in the background ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures('ctrl_c')
 def test_signal_while_the_run_is_built_ends_it(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Patch
 ) -> None:
-    monkeypatch.setattr(train, 'build_loaders', lambda *args: signal.raise_signal(signal.SIGINT))
+    def interrupt(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, 'build_loaders', interrupt)
     assert train.main(command(data, tmp_path / 'out' / 'run')) == 130
     assert 'interrupted' in capsys.readouterr().err
     assert not (tmp_path / 'out').exists()
