@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from timm.utils.checkpoint_saver import load_checkpoint_metadata
@@ -15,6 +16,11 @@ SHORT = ('--num-classes', '2', '--batch-size', '8', '--epochs', '1', '--warmup-e
 CPU = ('--device', 'cpu')
 SGD = ('--opt', 'sgdp2be', '--lr', '0.05')
 VIEWS = ('--p2be-augmix', '3', '--aug-splits', '3', '--jsd-loss', '--p2be-crop-padding', '4')
+# timm's readers leave images open
+OPEN_FILES = [
+    pytest.mark.filterwarnings('ignore:unclosed file:ResourceWarning'),
+    pytest.mark.filterwarnings('ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning'),
+]
 SPEED = ('train_images_per_second', 'train_data_wait')  # columns of summary.csv that differ from run to run
 
 

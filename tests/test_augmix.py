@@ -95,22 +95,16 @@ def test_steps_follow_the_distributions_of_the_paper() -> None:
     assert np.mean(levels_of_posterize < 2.5) == pytest.approx(0.827, abs=0.02)  # keeps 4 bits, else 3
 
 
-def test_weights_follow_dirichlet_and_beta() -> None:
-    weights = np.array([mixture.weights for mixture in _draws(6000)], dtype=np.float64)
+@pytest.mark.parametrize('alpha', [1, 8])
+def test_weights_follow_dirichlet_and_beta(alpha: int) -> None:
+    weights = np.array([mixture.weights for mixture in _draws(6000, alpha=alpha)], dtype=np.float64)
     np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-6)
     m = 1 - weights[:, 0]
     assert m.mean() == pytest.approx(1 / 2, abs=0.02)
-    assert m.var() == pytest.approx(1 / 12, rel=0.06)  # Beta(1, 1) is uniform
+    assert m.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.08)
     shares = weights[:, 1:] / m[:, None]
     np.testing.assert_allclose(shares.mean(axis=0), 1 / 3, atol=0.02)
-    np.testing.assert_allclose(shares.var(axis=0), 1 / 18, rtol=0.08)  # Dirichlet(1, 1, 1)
-
-
-def test_alpha_reaches_both_distributions() -> None:
-    weights = np.array([mixture.weights for mixture in _draws(2000, alpha=8)], dtype=np.float64)
-    m = 1 - weights[:, 0]
-    assert m.var() == pytest.approx(1 / 68, rel=0.15)  # Beta(8, 8)
-    assert (weights[:, 1] / m).var() == pytest.approx(2 / 225, rel=0.15)  # Dirichlet(8, 8, 8)
+    np.testing.assert_allclose(shares.var(axis=0), 2 / 9 / (3 * alpha + 1), rtol=0.08)
 
 
 @pytest.mark.parametrize('shape', [(32, 32, 3), (32, 32), (32, 32, 1), (20, 45, 3), (1, 1, 3)])
@@ -171,12 +165,9 @@ def test_a_forked_process_starts_its_own_stream(pixels: Pixels, monkeypatch: pyt
     np.testing.assert_array_equal(augment(pixels), first)
 
 
-def test_pickles_without_its_stream(pixels: Pixels) -> None:
+def test_pickles_for_spawned_workers() -> None:
     augment = AugMix(severity=2, width=4, depth=1, alpha=0.5)
-    first = augment(pixels)
-    copy = pickle.loads(pickle.dumps(augment))
-    assert repr(copy) == repr(augment) == 'AugMix(severity=2, width=4, depth=1, alpha=0.5)'
-    np.testing.assert_array_equal(copy(pixels), first)
+    assert repr(pickle.loads(pickle.dumps(augment))) == 'AugMix(severity=2, width=4, depth=1, alpha=0.5)'
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from runs import TINY, VIEWS, assert_equal, assert_same_state, checkpoint, command, summary
+from runs import OPEN_FILES, TINY, VIEWS, assert_equal, assert_same_state, checkpoint, command, summary
 
 from timm_p2be.training import run as train
 
-pytestmark = [
-    pytest.mark.filterwarnings('ignore:unclosed file:ResourceWarning'),  # timm's readers leave images open
-    pytest.mark.filterwarnings('ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning'),
-]
+pytestmark = OPEN_FILES
 TWO_EPOCHS = (*VIEWS, '--epochs', '2')
 
 

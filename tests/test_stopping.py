@@ -1,20 +1,21 @@
 """Signals and diverging losses: a checkpoint that can be resumed, the right exit code, nothing good overwritten."""
 
+import itertools
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from runs import VIEWS, assert_same_state, checkpoint, command, summary
+from runs import OPEN_FILES, VIEWS, assert_same_state, checkpoint, command, summary
 from torch import Tensor
 
+from timm_p2be.task import P2BETask
 from timm_p2be.training import run as train
 from timm_p2be.training import stopping
 from timm_p2be.training.epoch import Trainer
@@ -22,10 +23,8 @@ from timm_p2be.training.progress import Progress
 from timm_p2be.training.stopping import StopSignal
 
 SCRIPT = str(Path(__file__).parents[1] / 'train_scripts' / 'train.py')
-pytestmark = [
-    pytest.mark.filterwarnings('ignore:unclosed file:ResourceWarning'),  # timm's readers leave images open
-    pytest.mark.filterwarnings('ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning'),
-]
+pytestmark = OPEN_FILES
+Patch = pytest.MonkeyPatch
 FLAGS = (*VIEWS, '--epochs', '2', '--sched-on-updates')
 
 
@@ -36,13 +35,12 @@ def straight(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def at_call(patch: pytest.MonkeyPatch, owner: Any, name: str, number: int, action: Callable[[], None]) -> None:
-    """Let `action` happen before the `number`-th call of a method, counted from 1."""
-    method, calls = getattr(owner, name), [0]
+def at_call(patch: Patch, owner: Any, name: str, number: int, action: Callable[[], None]) -> None:
+    """Let `action` happen before the `number`-th call of a method, counted from 1, and no other."""
+    method, calls = getattr(owner, name), itertools.count(1)
 
     def counted(*args: Any, **kwargs: Any) -> Any:
-        calls[0] += 1
-        if calls[0] == number:
+        if next(calls) == number:
             action()
         return method(*args, **kwargs)
 
@@ -60,13 +58,12 @@ PLACES = {
 @pytest.mark.parametrize('place', PLACES)
 @pytest.mark.parametrize(('number', 'code'), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signal_writes_a_checkpoint_to_go_on_from(
-    data: Path, straight: Path, tmp_path: Path, place: str, number: signal.Signals, code: int
+    data: Path, straight: Path, tmp_path: Path, place: str, number: signal.Signals, code: int, monkeypatch: Patch
 ) -> None:
     output = tmp_path / 'run'
     name, call, position = PLACES[place]
-    with pytest.MonkeyPatch.context() as patch:
-        at_call(patch, Trainer, name, call, lambda: signal.raise_signal(number))
-        assert train.main(command(data, output, *FLAGS)) == code
+    at_call(monkeypatch, Trainer, name, call, lambda: signal.raise_signal(number))
+    assert train.main(command(data, output, *FLAGS)) == code
     (recovery,) = output.glob('recovery-*.pth.tar')
     saved = checkpoint(recovery)['args'].position
     assert (saved['epoch'], saved['update']) == position
@@ -75,47 +72,36 @@ def test_signal_writes_a_checkpoint_to_go_on_from(
     assert summary(straight) == summary(output)
 
 
-def test_signal_between_epochs(data: Path, tmp_path: Path) -> None:
+def test_signal_between_epochs(data: Path, tmp_path: Path, monkeypatch: Patch) -> None:
     """Also where the epoch before wrote no checkpoint."""
-    with pytest.MonkeyPatch.context() as patch:
-        at_call(patch, train.Run, '_seed_epoch', 2, lambda: signal.raise_signal(signal.SIGTERM))
-        assert train.main(command(data, tmp_path / 'run', '--epochs', '3', '--val-interval', '3')) == 143
+    at_call(monkeypatch, train.Run, '_seed_epoch', 2, lambda: signal.raise_signal(signal.SIGTERM))
+    assert train.main(command(data, tmp_path / 'run', '--epochs', '3', '--val-interval', '3')) == 143
     assert [path.name for path in (tmp_path / 'run').glob('*.pth.tar')] == ['recovery-1-0.pth.tar']
 
 
-def test_signal_while_batches_are_passed_over(data: Path, tmp_path: Path) -> None:
+def test_signal_while_batches_are_passed_over(data: Path, tmp_path: Path, monkeypatch: Patch) -> None:
     output = tmp_path / 'run'
-    with pytest.MonkeyPatch.context() as patch:
-        at_call(patch, Trainer, '_batch', 2, lambda: signal.raise_signal(signal.SIGTERM))
-        assert train.main(command(data, output, *FLAGS)) == 143
+    at_call(monkeypatch, Trainer, '_batch', 2, lambda: signal.raise_signal(signal.SIGTERM))
+    assert train.main(command(data, output, *FLAGS)) == 143
     (recovery,) = output.glob('recovery-*.pth.tar')
-    with pytest.MonkeyPatch.context() as patch:
-        at_call(patch, Progress, 'restart', 1, lambda: signal.raise_signal(signal.SIGTERM))
-        assert train.main(command(data, output, *FLAGS, '--resume', str(recovery))) == 143
+    at_call(monkeypatch, Progress, 'restart', 1, lambda: signal.raise_signal(signal.SIGTERM))
+    assert train.main(command(data, output, *FLAGS, '--resume', str(recovery))) == 143
     assert checkpoint(recovery)['args'].position['update'] == 2
 
 
-@pytest.fixture
-def ctrl_c() -> Iterator[None]:
-    """SIGINT as a terminal has it: processes that a shell starts in the background ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures('ctrl_c')
-def test_signal_while_the_run_is_built_ends_it(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_signal_while_the_run_is_built_ends_it(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Patch
+) -> None:
     def interrupt(*args: Any) -> None:
-        signal.raise_signal(signal.SIGINT)
+        raise KeyboardInterrupt
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, 'build_loaders', interrupt)
-        assert train.main(command(data, tmp_path / 'out' / 'run')) == 130
+    monkeypatch.setattr(train, 'build_loaders', interrupt)
+    assert train.main(command(data, tmp_path / 'out' / 'run')) == 130
     assert 'interrupted' in capsys.readouterr().err
     assert not (tmp_path / 'out').exists()
 
 
-def test_a_second_signal_interrupts_unless_it_is_an_echo(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_signal_interrupts_unless_it_is_an_echo(monkeypatch: Patch) -> None:
     stop = StopSignal()
     with stop:
         assert not stop()
@@ -143,24 +129,19 @@ def test_loader_workers_leave_signals_to_the_main_process(data: Path, tmp_path: 
         assert len([*images, *batches]) == len(loader)
 
 
-def test_a_worker_that_a_signal_ended_does_not_hide_the_stop(data: Path, tmp_path: Path) -> None:
+def test_a_worker_that_a_signal_ended_does_not_hide_the_stop(data: Path, tmp_path: Path, monkeypatch: Patch) -> None:
     def broken(*args: Any) -> Any:
         signal.raise_signal(signal.SIGTERM)
         raise RuntimeError('DataLoader worker (pid 1) is killed by signal: Terminated')
         yield
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Progress, 'timed', broken)
-        assert train.main(command(data, tmp_path / 'run')) == 143
+    monkeypatch.setattr(Progress, 'timed', broken)
+    assert train.main(command(data, tmp_path / 'run')) == 143
     assert (tmp_path / 'run' / 'recovery-0-0.pth.tar').exists()
 
 
 def stopped(command: list[str], number: signal.Signals) -> tuple[int, str]:
-    """Send a signal to the whole group of a run, as a terminal and a batch system do, after its second update.
-
-    Returns:
-        Exit code, and what was said from then on.
-    """
+    """Signal a run's whole group, as a terminal does, after two updates; return exit code and what it said then."""
     process = subprocess.Popen(
         [sys.executable, *command],
         env={**os.environ, 'OMP_NUM_THREADS': '1'},
@@ -222,19 +203,17 @@ def test_exploding_weights_stop_the_run(data: Path, tmp_path: Path, capsys: pyte
 
 @pytest.mark.parametrize('flags', [(), ('--amp', '--amp-dtype', 'bfloat16')], ids=' '.join)
 def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...]
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], monkeypatch: Patch
 ) -> None:
     output = tmp_path / 'run'
-    objective, calls = train.building.P2BETask.objective, [0]
+    objective, calls = P2BETask.objective, itertools.count(1)
 
     def poisoned(self: Any, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        calls[0] += 1
         result = objective(self, logits, labels)
-        return {**result, 'loss': result['loss'] * float('nan')} if calls[0] == 5 else result
+        return {**result, 'loss': result['loss'] * float('nan')} if next(calls) == 5 else result
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.building.P2BETask, 'objective', poisoned)
-        assert train.main(command(data, output, *FLAGS, *flags)) == 1
+    monkeypatch.setattr(P2BETask, 'objective', poisoned)
+    assert train.main(command(data, output, *FLAGS, *flags)) == 1
     error = capsys.readouterr().err
     assert 'The loss is no longer finite at epoch 1, update 1' in error
     assert f'kept: {output}' in error
@@ -242,19 +221,18 @@ def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(
     assert train.main(command(data, output, *FLAGS, *flags, '--resume', str(output / 'last.pth.tar'))) == 0
 
 
-def test_weights_broken_by_the_last_update_are_not_saved(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize('flags', [(), ('--val-split', '')], ids=' '.join)
+def test_weights_broken_by_the_last_update_are_not_saved(
+    data: Path, tmp_path: Path, flags: tuple[str, ...], monkeypatch: Patch
+) -> None:
     """The loss of an epoch is computed before its last update; only validation or the weights show the damage."""
-    output = tmp_path / 'run'
-    with pytest.MonkeyPatch.context() as patch:
-        spread = train.Run._finish_epoch
+    finish = train.Run._finish_epoch
 
-        def damage(run: train.Run, epoch: int, metrics: dict[str, float]) -> None:
-            if epoch == 1:
-                with torch.no_grad():
-                    run.task.trainable_module.fc.bias.fill_(float('nan'))  # type: ignore[union-attr]
-            spread(run, epoch, metrics)
+    def damage(run: train.Run, epoch: int, metrics: dict[str, float]) -> None:
+        if epoch == 1:
+            run.task.trainable_module.fc.bias.data.fill_(float('nan'))  # type: ignore[operator, union-attr]
+        finish(run, epoch, metrics)
 
-        patch.setattr(train.Run, '_finish_epoch', damage)
-        for flags in ((), ('--val-split', '')):
-            assert train.main(command(data, output, *FLAGS, *flags)) == 1
-            assert checkpoint(output / 'last.pth.tar')['epoch'] == 0
+    monkeypatch.setattr(train.Run, '_finish_epoch', damage)
+    assert train.main(command(data, tmp_path / 'run', *FLAGS, *flags)) == 1
+    assert checkpoint(tmp_path / 'run' / 'last.pth.tar')['epoch'] == 0

@@ -76,18 +76,7 @@ def _train(
 ) -> Path:
     """Train as the README says, without our launcher, and return the run's folder."""
     data = ('--data-dir', digits, '--device', 'cpu', '--workers', '0', '--batch-size', str(BATCH), '--no-aug')
-    optimizer = (
-        '--opt',
-        'sgdp2be',
-        '--lr',
-        '0.1',
-        '--sched',
-        'step',
-        '--warmup-epochs',
-        '0',
-        '--opt-kwargs',
-        'embedding_lr=0.01',
-    )
+    optimizer = '--opt sgdp2be --lr 0.1 --sched step --warmup-epochs 0 --opt-kwargs embedding_lr=0.01'.split()
     where = ('--output', output.parent, '--experiment', output.name)
     command = (sys.executable, 'train.py', '--device-modules', 'timm_p2be')
     _start(scripts, *command, *MODEL, *data, *optimizer, *where, *flags, environment=environment)

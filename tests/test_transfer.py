@@ -40,12 +40,11 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _argv(data: Path, table: Path, output: Path, *flags: str) -> list[str]:
+def _argv(data: Path, table: Path, output: Path, *flags: str, more: str = '') -> list[str]:
+    """Return the words of an experiment; `more` are flags of train.py."""
     words = ['--data-dir', str(data), '--img-size', '32', *SHORT, *CPU, '--opt', 'sgdp2be', '--lr', '0.05']
-    words += ['--model-kwargs', 'backbone=test_resnet']
-    target = f'noise: {" ".join(words)}'
-    tables = ('--table', f'given={table}')
-    return ['--target', target, *tables, '--model', 'encoded', '--output', str(output), *flags]
+    target = ' '.join(['noise:', *words, '--model-kwargs', 'backbone=test_resnet', more])
+    return ['--target', target, '--table', f'given={table}', '--model', 'encoded', '--output', str(output), *flags]
 
 
 def test_a_fixed_table_stays_and_a_learned_one_moves(
@@ -65,12 +64,8 @@ def test_a_fixed_table_stays_and_a_learned_one_moves(
     assert not torch.equal(trained('noise-given-learned-1'), source)
     assert trained('noise-own-fixed-1').shape == (256, 64)
     content = json.loads((output / 'transfer.json').read_text())
-    assert [(run['table'], run['mode']) for run in content['runs']] == [
-        ('own', 'learned'),
-        ('own', 'fixed'),
-        ('given', 'learned'),
-        ('given', 'fixed'),
-    ]
+    runs = [f'{run["table"]} {run["mode"]}' for run in content['runs']]
+    assert runs == ['own learned', 'own fixed', 'given learned', 'given fixed']
     assert all(0 <= run['error'] <= 100 and run['epochs'] == 1 for run in content['runs'])
     assert len(content['tables']['given']['codes_sha256']) == 64
     assert content['tables']['given']['pinned'] == str(table)
@@ -84,16 +79,12 @@ def test_a_fixed_table_stays_and_a_learned_one_moves(
     assert {file: file.stat().st_mtime_ns for file in output.glob('*/last.pth.tar')} == files
 
     # other flags do not mix with them
-    assert (
-        transfer.main([*_argv(tmp_path / 'data', table, output, '--seeds', '1')[:1], argv[1] + ' --hflip 0', *argv[2:]])
-        == 1
-    )
+    assert transfer.main([argv[0], f'{argv[1]} --hflip 0', *argv[2:]]) == 1
     assert 'other flags' in capsys.readouterr().err
 
 
 def test_an_interrupted_run_is_resumed_from_a_whole_checkpoint(tmp_path: Path, table: Path) -> None:
-    argv = _argv(write_images(tmp_path / 'data'), table, tmp_path / 'out', '--mode', 'fixed')
-    argv[1] = argv[1].replace('--epochs 1', '--epochs 2')
+    argv = _argv(write_images(tmp_path / 'data'), table, tmp_path / 'out', '--mode', 'fixed', more='--epochs 2')
     assert transfer.main(argv) == 0
     run = tmp_path / 'out' / 'noise-given-fixed-42'
     whole = read_checkpoint(run / 'last.pth.tar').state_dict
@@ -109,8 +100,8 @@ def test_an_interrupted_run_is_resumed_from_a_whole_checkpoint(tmp_path: Path, t
 def test_flags_of_the_table_go_to_the_runs_that_they_apply_to(tmp_path: Path, table: Path) -> None:
     target = shlex.split('--data-dir data --p2be-init normal --p2be-lr 0.01 --p2be-betas 0.9 0.99')
     tables = transfer.load_tables([f'given={table}'], tmp_path / 'tables.json')
-    experiment = transfer.Transfer({'noise': target}, tables, 'wrn10_2_p2be', ['learned', 'fixed'], [1], tmp_path)
-    found = {(cell.table, cell.mode): ' '.join(experiment.words(cell)) for cell in experiment.cells}
+    runs = transfer.plan({'noise': target}, tables, 'wrn10_2_p2be', ['learned', 'fixed'], [1])
+    found = {(cell.table, cell.mode): ' '.join(words) for cell, words in runs.items()}
     run = '--data-dir data{} --model wrn10_2_p2be --seed 1'
     rule, source = ' --p2be-lr 0.01 --p2be-betas 0.9 0.99', f' --p2be-embedding {table}'
     assert found == {
@@ -134,8 +125,8 @@ def test_flags_are_checked_before_the_first_run(
     flags: str, more: str, message: str, tmp_path: Path, table: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / 'freeze.yaml').write_text('p2be_freeze: true\n')
-    argv = _argv(tmp_path, table, tmp_path / 'out', *more.split())
-    argv[1] += ' ' + flags.replace('freeze.yaml', str(tmp_path / 'freeze.yaml'))
+    flags = flags.replace('freeze.yaml', str(tmp_path / 'freeze.yaml'))
+    argv = _argv(tmp_path, table, tmp_path / 'out', *more.split(), more=flags)
     with pytest.raises(SystemExit, match='2'):
         transfer.main(argv)
     error = capsys.readouterr().err
@@ -147,8 +138,8 @@ def test_sigterm_stops_the_run_where_the_same_command_goes_on(tmp_path: Path) ->
     """Sent to transfer.py alone, as by `kill`; its run has to save and end before it does."""
     output = tmp_path / 'out'
     run = output / 'noise-own-learned-42'
-    argv = _argv(write_images(tmp_path / 'data'), tmp_path, output, '--mode', 'learned')
-    argv[1] = argv[1].replace('--epochs 1', '--epochs 30 --checkpoint-hist 1')
+    more = '--epochs 30 --checkpoint-hist 1'
+    argv = _argv(write_images(tmp_path / 'data'), tmp_path, output, '--mode', 'learned', more=more)
     command = [sys.executable, str(SCRIPT), *argv[:2], *argv[4:]]  # no table
     environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
     with subprocess.Popen(
@@ -179,27 +170,26 @@ def test_a_table_of_the_hub_is_one_commit_for_all_runs(hub: HubServer, tmp_path:
     first = hub.put('someone/table', published.embedding(tmp_path / 'one', 8))
     file, texts = tmp_path / 'out' / 'tables.json', ['given=hf-hub:someone/table']
     tables = transfer.load_tables(texts, file)
-    assert tables['given'].pinned == f'someone/table@{first}'
+    assert tables['given']['pinned'] == f'someone/table@{first}'
     transfer.save_tables(tables, file)
     hub.put('someone/table', published.embedding(tmp_path / 'two', 8, seed=1))
     again = transfer.load_tables(texts, file)
-    assert again['given'].description() == tables['given'].description()
-    targets = {'noise': ['--data-dir', 'data']}
-    experiment = transfer.Transfer(targets, again, 'wrn10_2_p2be', ['learned'], [1, 2], file.parent)
-    given = [experiment.words(cell) for cell in experiment.cells if cell.table == 'given']
+    assert again == tables
+    runs = transfer.plan({'noise': ['--data-dir', 'data']}, again, 'wrn10_2_p2be', ['learned'], [1, 2])
+    given = [words for cell, words in runs.items() if cell.table == 'given']
     assert [words[words.index('--p2be-embedding') + 1] for words in given] == [f'someone/table@{first}'] * 2
 
 
 def test_a_name_stays_with_its_table(tmp_path: Path) -> None:
-    published.embedding(tmp_path / 'one', 8)
-    published.embedding(tmp_path / 'two', 8, seed=1)
+    for seed, name in enumerate('ab'):
+        published.embedding(tmp_path / name, 8, seed=seed)
+    one, two = ([f'given={tmp_path / name}'] for name in 'ab')
     file = tmp_path / 'out' / 'tables.json'
-    transfer.save_tables(transfer.load_tables([f'given={tmp_path / "one"}'], file), file)
-    with pytest.raises(ValueError, match=r"Table 'given': runs in .* another table of this name, from .*one; choose"):
-        transfer.load_tables([f'given={tmp_path / "two"}'], file)
-    published.embedding(tmp_path / 'one', 8, seed=1)
-    with pytest.raises(ValueError, match='choose another name or another --output'):
-        transfer.load_tables([f'given={tmp_path / "one"}'], file)
+    transfer.save_tables(transfer.load_tables(one, file), file)
+    published.embedding(tmp_path / 'a', 8, seed=1)
+    for texts in (one, two):
+        with pytest.raises(ValueError, match=r"Table 'given': .*another table of this name, from .*a; choose another"):
+            transfer.load_tables(texts, file)
 
 
 def test_a_failing_run_names_its_log(tmp_path: Path, table: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -231,7 +221,7 @@ def test_bad_targets_and_tables(texts: list[str], words: str, tmp_path: Path) ->
 def test_a_table_that_is_none_is_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match='2'):
         transfer.main(['--target', 'a: --epochs 1', '--table', f'b={tmp_path}'])
-    assert ': error:' in capsys.readouterr().err
+    assert 'transfer.py: error:' in capsys.readouterr().err
 
 
 def test_table_of_results() -> None:

@@ -7,7 +7,7 @@ settled beyond that is in docs/protocol.md.
 
 import math
 import os
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -47,7 +47,7 @@ class AugMix:
 
     Randomness comes from `numpy.random.default_rng(torch.initial_seed())`, built at the first image a process sees and
     again whenever that seed has changed: a `DataLoader` gives every worker its own, so workers differ, and runs with
-    equal seeds and worker counts are equal. No global generator is advanced. The stream is not part of a pickle.
+    equal seeds and worker counts are equal. No global generator is advanced.
 
     Args:
         severity: upper end of the level, in (0, 10]; the paper has 3 for 32x32 images and 1 for ImageNet.
@@ -78,9 +78,6 @@ class AugMix:
 
     def __repr__(self) -> str:
         return f'AugMix(severity={self.severity}, width={self.width}, depth={self.depth}, alpha={self.alpha})'
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, '_generator': None, '_source': None}
 
     def __call__(self, image: ImageT) -> ImageT:
         """Return an augmented copy of a PIL image (RGB or L) or uint8 array (H, W, 3), (H, W, 1) or (H, W)."""

@@ -14,11 +14,7 @@ def zero_padded_crop(size: int, padding: int = 4, hflip: float = 0.5) -> Compose
     """Return the transform of the 32x32 recipes: a random flip, then a random crop of the image padded with black.
 
     The order is that of google-research/augmix, cifar.py. timm's own `train_crop_mode='rkrc'` pads with the mean.
-
-    Args:
-        size: side of the square crop in pixels.
-        padding: black pixels added on each side before cropping.
-        hflip: probability of the horizontal flip.
+    `size` and `padding` (on each side) are in pixels, `hflip` is the probability of the flip.
 
     Example:
         >>> zero_padded_crop(32)(Image.new('RGB', (32, 32))).size

@@ -3,7 +3,6 @@
 import argparse
 import difflib
 import logging
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -162,7 +161,7 @@ def build_task(args: argparse.Namespace, model: nn.Module, device: torch.device)
 
 
 def compile_task(args: argparse.Namespace, task: P2BETask) -> None:
-    """Compile the model, and its moving average, by --torchcompile."""
+    """Compile the model and its moving average."""
     backends = torch.compiler.list_backends(exclude_tags=())
     if args.torchcompile not in backends:
         raise ValueError(f'--torchcompile {args.torchcompile}: unknown backend; choose one of {backends}.')
@@ -196,17 +195,9 @@ def build_optimizer(args: argparse.Namespace, model: nn.Module) -> torch.optim.O
         raise ValueError(f'--opt {args.opt} does not take these --opt-kwargs: {error}') from error
 
 
-@dataclass
-class Precision:
-    """Autocast context factory and gradient scaler of a run."""
-
-    autocast: Any
-    scaler: Any
-
-
-def build_precision(args: argparse.Namespace, device: torch.device) -> Precision:
-    """Return autocast and, for float16 on CUDA, timm's gradient scaler."""
+def build_precision(args: argparse.Namespace, device: torch.device) -> tuple[partial[torch.autocast], Any]:
+    """Return a factory of autocast contexts and, for float16 on CUDA, timm's gradient scaler, else None."""
     dtype = getattr(torch, args.amp_dtype)
     autocast = partial(torch.autocast, device_type=device.type, dtype=dtype, enabled=args.amp)
     needs_scaler = args.amp and device.type == 'cuda' and dtype == torch.float16
-    return Precision(autocast, NativeScaler(device=device.type) if needs_scaler else None)
+    return autocast, NativeScaler(device=device.type) if needs_scaler else None

@@ -48,14 +48,8 @@ def settle_conflicts(
 ) -> list[str]:
     """Refuse flags of the command line without effect, and put those of a recipe back to their defaults.
 
-    Args:
-        parser: reports errors.
-        args: parsed flags, changed in place.
-        explicit: names of the flags given on the command line, changed in place.
-        recipe: names of the flags that the recipe sets.
-
-    Returns:
-        What was put back, for the log.
+    `explicit` and `recipe` name the flags that these set; `args` and `explicit` are changed in place. Returns what was
+    put back, for the log.
     """
     _adopt_model_kwargs(args, explicit)
     _check_values(parser, args)
@@ -107,7 +101,6 @@ def _void(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
 
 
 def _check_values(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Refuse values out of range, and data that cannot be meant."""
     for name in _POSITIVE:
         value = getattr(args, name)
         if value is not None and value < 1:

@@ -7,11 +7,11 @@ from typing import Any
 from timm.models import resolve_model_input_args, split_model_name_tag
 from timm.utils import is_primary
 
-from timm_p2be.checkpoints import read_checkpoint
+from timm_p2be.checkpoints import Checkpoint
+from timm_p2be.encodings.codes import LEVELS
 from timm_p2be.files import MAX_JSON_BYTES
 from timm_p2be.hub.fetch import fetch, local_folder, resolved_commit
 from timm_p2be.hub.repository import FILES
-from timm_p2be.training.checkpoints import table_bits
 from timm_p2be.training.conflicts import TABLE_RULE, flag_name
 
 _logger = logging.getLogger('train')
@@ -33,14 +33,7 @@ TRAINED_ONLY = tuple(name for name in EMBEDDING_DEFAULTS if name != 'p2be_init')
 def resolve_embedding_flags(args: argparse.Namespace, explicit: set[str], learned: bool, trainable: bool) -> None:
     """Fill in the flags of the learned table, in place, or clear them where they do not apply.
 
-    Args:
-        args: parsed flags.
-        explicit: names of the flags given on the command line.
-        learned: whether the model has a learned table.
-        trainable: whether that is not frozen.
-
-    Raises:
-        ValueError: a flag on the command line that does not apply.
+    Raises ValueError if one of the command line, named in `explicit`, does not apply.
     """
     reasons: dict[str, str] = {}
     if not learned:
@@ -68,8 +61,8 @@ def _no_table(args: argparse.Namespace) -> str:
     return f'{args.model} has no learned table; leave the flags out, or pick a model whose name ends in _p2be.'
 
 
-def settle_source(args: argparse.Namespace, explicit: set[str]) -> None:
-    """Settle --p2be-embedding and --p2be-freeze before checkpoint and model are looked at.
+def settle_source(args: argparse.Namespace, explicit: set[str], checkpoint: Checkpoint | None) -> None:
+    """Settle --p2be-embedding and --p2be-freeze before the model is there.
 
     A Hub id is fetched and pinned to its commit. On --resume nothing is fetched: the table is in the checkpoint, and
     what its run recorded of it is taken over.
@@ -84,8 +77,8 @@ def settle_source(args: argparse.Namespace, explicit: set[str]) -> None:
         args.p2be_embedding, args.p2be_freeze = None, False
         if is_primary(args):
             _logger.info(f"{args.model} has no learned table: the recipe's {given} do not apply.")
-    if args.resume:
-        _adopt_table(args)
+    if checkpoint is not None:
+        _adopt_table(args, checkpoint)
     elif args.p2be_embedding:
         args.p2be_embedding = pinned(args.p2be_embedding)
 
@@ -115,10 +108,9 @@ def _takes_table(args: argparse.Namespace) -> bool:
     return kwargs.get('encoding', 'p2be') == 'p2be' if arch == 'encoded' else arch.endswith('_p2be')
 
 
-def _adopt_table(args: argparse.Namespace) -> None:
+def _adopt_table(args: argparse.Namespace, checkpoint: Checkpoint) -> None:
     """Take over what the run of --resume recorded of its table, or raise ValueError if the flags say otherwise."""
-    checkpoint = read_checkpoint(args.resume, what='--resume')
-    saved, bits = checkpoint.args, table_bits(checkpoint.state_dict)
+    saved = checkpoint.args
     kwargs = saved.get('model_kwargs') or {}
     was = saved.get('p2be_embedding') or kwargs.get('embedding')
     if args.p2be_embedding and _hub_name(args.p2be_embedding) != _hub_name(was or ''):
@@ -134,5 +126,6 @@ def _adopt_table(args: argparse.Namespace) -> None:
             + ', or start the optimizer afresh by --no-resume-opt.'
         )
     args.p2be_embedding = was
-    if was and bits:
-        args.model_kwargs = {'num_bits': bits, **args.model_kwargs}
+    tables = [tensor for name, tensor in checkpoint.state_dict.items() if name.endswith('.embedding.weight')]
+    if was and tables and len(tables[0]) == LEVELS:
+        args.model_kwargs = {'num_bits': tables[0].shape[1], **args.model_kwargs}

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from timm_p2be.optim import learning_rates
 from timm_p2be.task import P2BETask
-from timm_p2be.training.building import Precision
 from timm_p2be.training.checkpoints import Position
 from timm_p2be.training.progress import Progress
 from timm_p2be.training.schedules import Schedules
@@ -31,27 +30,6 @@ class Diverged(RuntimeError):
     """The loss or a weight is no longer a finite number."""
 
 
-class Means:
-    """Running means of the loss parts, weighted by batch size; goes on from those of a position."""
-
-    def __init__(self, start: Position) -> None:
-        self.sums = {name: start.sums.get(name, 0.0) for name in PARTS}
-        self.count = start.count
-
-    def add(self, parts: dict[str, float], count: int) -> None:
-        """Count `count` more images whose means are `parts`."""
-        for name in PARTS:
-            self.sums[name] += parts[name] * count
-        self.count += count
-
-    def result(self, distributed: bool, device: torch.device) -> dict[str, float]:
-        """Return the means, over all processes if `distributed`."""
-        values = torch.tensor([*self.sums.values(), self.count], dtype=torch.float64).to(device)
-        if distributed:
-            torch.distributed.all_reduce(values)
-        return {name: (values[i] / values[-1].clamp(min=1)).item() for i, name in enumerate(PARTS)}
-
-
 @dataclass
 class Trainer:
     """Trains and validates one epoch at a time; `position` is where training stands."""
@@ -60,7 +38,8 @@ class Trainer:
     task: P2BETask
     optimizer: torch.optim.Optimizer
     schedules: Schedules
-    precision: Precision
+    autocast: Callable[[], torch.autocast]
+    scaler: Any
     device: torch.device
     stopping: Callable[[], bool]  # whether a signal asked the run to stop
     save_recovery: Callable[[], None]  # writes a checkpoint of the position
@@ -69,16 +48,12 @@ class Trainer:
     def train(self, loader: Any, start: Position) -> dict[str, float]:
         """Train one epoch from a position on; batches before it are read and passed over.
 
-        Returns:
-            Means of the loss parts, images per second and the share of time spent waiting for data.
-
-        Raises:
-            Diverged: the loss became infinite or NaN.
-            Interrupted: a signal asked to stop; `position` says where.
+        Returns means of the loss parts, images per second and the share of time spent waiting for data. Raises
+        Diverged, or Interrupted if a signal asked to stop.
         """
         args, accum, total = self.args, self.args.grad_accum_steps, self.schedules.updates_per_epoch
         self.position = start
-        means, images_seen = Means(start), 0
+        sums, counted, images_seen = {**dict.fromkeys(PARTS, 0.0), **start.sums}, start.count, 0
         progress = Progress(start.epoch, total, start.update, show=is_primary(args), interval=args.log_interval)
         self.task.train()
         self.optimizer.zero_grad()
@@ -90,15 +65,20 @@ class Trainer:
                 # the last update of an epoch may hold fewer batches
                 parts = self._batch(images, labels, min(accum, len(loader) - update * accum), done)
                 count = len(images) // self.task.num_views
-                means.add(parts, count)
+                sums = {name: sums[name] + parts[name] * count for name in PARTS}
+                counted += count
                 images_seen += count * args.world_size
                 if done:
-                    self._after_update(Position(start.epoch, update + 1, dict(means.sums), means.count))
+                    self._after_update(Position(start.epoch, update + 1, sums, counted))
                     progress.report(update + 1, images_seen, parts, learning_rates(self.optimizer))
                     self._stop_if_asked()
         finally:
             progress.close()
-        return {**means.result(args.distributed, self.device), **progress.speed(images_seen)}
+        totals = torch.tensor([*sums.values(), counted], dtype=torch.float64).to(self.device)
+        if args.distributed:
+            torch.distributed.all_reduce(totals)
+        means = (totals[:-1] / totals[-1].clamp(min=1)).tolist()
+        return {**dict(zip(PARTS, means, strict=True)), **progress.speed(images_seen)}
 
     def _batches(self, loader: Any, start: Position, progress: Progress) -> Iterator[tuple[int, Any]]:
         """Yield the batches from a position on, with their index in the epoch."""
@@ -125,11 +105,11 @@ class Trainer:
 
     def _batch(self, images: Tensor, labels: Tensor, accumulated: int, update: bool) -> dict[str, float]:
         """Forward and backward of one batch, and the optimizer's step if it completes an update."""
-        args, scaler = self.args, self.precision.scaler
+        args, scaler = self.args, self.scaler
         if args.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         with nullcontext() if update else self.task.no_sync():
-            with self.precision.autocast():
+            with self.autocast():
                 result = self.task(images, labels)
             values = torch.stack([result[name].detach() for name in PARTS]).tolist()  # one wait for the device
             parts = dict(zip(PARTS, values, strict=True))
@@ -192,7 +172,7 @@ class Trainer:
                 raise Interrupted
             if self.args.channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)
-            with self.precision.autocast():
+            with self.autocast():
                 output = model(images)
             evaluator.update(output, labels)
         metrics = evaluator.compute(distributed=self.args.distributed)

@@ -1,6 +1,7 @@
 """Data sets, transforms and loaders of a run, built by timm's readers; views come from a transform."""
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,7 +36,19 @@ def build_loaders(args: argparse.Namespace, model: nn.Module, device: torch.devi
     training = _dataset(args, args.train_split, data_config, is_training=True)
     validation = _dataset(args, args.val_split, data_config, is_training=False) if args.val_split else None
     _check_classes(args, training, validation)
-    loader = _training_loader(args, training, data_config, device)
+    create = partial(
+        create_loader,
+        input_size=data_config['input_size'],
+        mean=data_config['mean'],
+        std=data_config['std'],
+        pin_memory=args.pin_mem,
+        img_dtype=getattr(torch, args.model_dtype) if args.model_dtype else torch.float32,
+        device=device,
+        distributed=args.distributed,
+        # workers that start anew take their seeds from the epoch's: a resumed run sees the batches of an unbroken one
+        persistent_workers=False,
+    )
+    loader = _training_loader(args, training, data_config, create)
     if len(loader) == 0:
         raise ValueError(
             f'{len(training)} training images do not fill one batch of {args.batch_size} on each of {args.world_size} '
@@ -47,13 +60,12 @@ def build_loaders(args: argparse.Namespace, model: nn.Module, device: torch.devi
     workers = args.workers
     if args.distributed and reader(args) == 'wds':
         workers = min(2, workers)  # as timm: fewer shards that end at different times
-    validation_loader = create_loader(
+    validation_loader = create(
         validation,
         batch_size=args.validation_batch_size or args.batch_size,
         interpolation=data_config['interpolation'],
         crop_pct=data_config['crop_pct'],
         num_workers=workers,
-        **_loader_kwargs(args, data_config, device),
     )
     _probe(args, validation)
     return Loaders(loader, _with_calm_workers(validation_loader), data_config)
@@ -74,27 +86,15 @@ def _data_config(args: argparse.Namespace, model: nn.Module) -> dict[str, Any]:
     return data_config
 
 
-def _loader_kwargs(args: argparse.Namespace, data_config: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    return {
-        'input_size': data_config['input_size'],
-        'mean': data_config['mean'],
-        'std': data_config['std'],
-        'pin_memory': args.pin_mem,
-        'img_dtype': getattr(torch, args.model_dtype) if args.model_dtype else torch.float32,
-        'device': device,
-        'distributed': args.distributed,
-        # workers that start anew take their seeds from the epoch's: a resumed run sees the batches of an unbroken one
-        'persistent_workers': False,
-    }
-
-
 def _with_calm_workers(loader: Any) -> Any:
     """Return timm's loader with workers that outlive a signal."""
     loader.loader.worker_init_fn = partial(ignore_signals, worker_init=loader.loader.worker_init_fn)
     return loader
 
 
-def _training_loader(args: argparse.Namespace, training: Any, data_config: dict[str, Any], device: torch.device) -> Any:
+def _training_loader(
+    args: argparse.Namespace, training: Any, data_config: dict[str, Any], create: Callable[..., Any]
+) -> Any:
     interpolation = args.train_interpolation
     if args.no_aug or not interpolation:
         interpolation = data_config['interpolation']
@@ -109,7 +109,7 @@ def _training_loader(args: argparse.Namespace, training: Any, data_config: dict[
         'interpolation': interpolation,
     }
     try:
-        loader = create_loader(
+        loader = create(
             training,
             batch_size=args.batch_size,
             is_training=True,
@@ -120,7 +120,6 @@ def _training_loader(args: argparse.Namespace, training: Any, data_config: dict[
             num_workers=args.workers,
             worker_seeding=args.worker_seeding,
             **transform,
-            **_loader_kwargs(args, data_config, device),
         )
     except (AssertionError, KeyError) as error:
         raise ValueError(f'timm cannot build the training transform (--aa {args.aa}): {error!r}') from error

@@ -7,10 +7,12 @@ Exit codes: 0 finished, 1 diverged, 2 wrong flags, data or checkpoint, 130 and 1
 a checkpoint was written.
 """
 
+import argparse
 import logging
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -30,18 +32,17 @@ from timm.utils import (
     update_summary,
 )
 
+from timm_p2be.checkpoints import read_checkpoint
 from timm_p2be.optim import learning_rates
 from timm_p2be.training import building
 from timm_p2be.training.arguments import Arguments, parse_args
 from timm_p2be.training.checkpoints import (
     Position,
-    check_optimizer,
+    check_checkpoint,
     newest_checkpoint,
-    read_checkpoint,
     resume,
     resume_ema,
     weights_are_finite,
-    with_position,
 )
 from timm_p2be.training.embedding_flags import settle_source
 from timm_p2be.training.epoch import Diverged, Trainer
@@ -65,20 +66,21 @@ class Run:
         if is_primary(args):
             for note in arguments.notes:
                 _logger.info(note)
-        settle_source(args, arguments.explicit)
-        checkpoint = read_checkpoint(args.resume, args) if args.resume else None
+        found = read_checkpoint(args.resume, what='--resume') if args.resume else None
+        checkpoint = found.raw if found else None
+        if checkpoint is not None:
+            check_checkpoint(checkpoint, args, arguments.explicit)
+        settle_source(args, arguments.explicit, found)
         random_seed(args.seed, args.rank)
         model = building.build_model(args, arguments.explicit, device)
         self.loaders = build_loaders(args, model, device)
         self.task = building.build_task(args, model, device)
         self.optimizer = building.build_optimizer(args, model)
-        precision = building.build_precision(args, device)
+        autocast, scaler = building.build_precision(args, device)
         self.position = Position()
         if checkpoint is not None:
-            if not args.no_resume_opt:
-                check_optimizer(checkpoint, args, arguments.explicit)
             optimizer = None if args.no_resume_opt else self.optimizer
-            self.position = resume(checkpoint, args.resume, self.task, optimizer, precision.scaler)
+            self.position = resume(checkpoint, args.resume, self.task, optimizer, scaler)
         if args.start_epoch is not None:
             self.position = Position(args.start_epoch)
         if args.model_ema:
@@ -91,13 +93,12 @@ class Run:
             ids = [device] if device.type == 'cuda' else None
             self.task.prepare_distributed(device_ids=ids, broadcast_buffers=not args.no_ddp_bb)
         self.schedules = Schedules(args, self.optimizer, -(-len(self.loaders.training) // args.grad_accum_steps))
-        self.folder, self.saver = self._open_output(precision.scaler)
+        self.folder, self.saver = self._open_output(scaler)
         self.trainer = Trainer(
-            args, self.task, self.optimizer, self.schedules, precision, device, stopping, self._save_recovery
+            args, self.task, self.optimizer, self.schedules, autocast, scaler, device, stopping, self._save_recovery
         )
 
     def _open_output(self, scaler: Any) -> tuple[Path | None, CheckpointSaver | None]:
-        """Create timm's output folder on the primary process."""
         args = self.args
         if not is_primary(args):
             return None, None
@@ -140,11 +141,11 @@ class Run:
             _logger.warning(f'Nothing to do: --epochs {args.epochs} are done already.')
 
     def _save_recovery(self) -> None:
-        """Write a recovery checkpoint of the trainer's position, on the primary process."""
         self._check_weights()
         if self.saver is not None:
             position = self.trainer.position
-            self.saver.args = with_position(self.args, position)
+            # timm has no entry for it
+            self.saver.args = argparse.Namespace(**vars(self.args), position=asdict(position))
             self.saver.save_recovery(position.epoch, max(position.update - 1, 0))  # timm counts updates from 0
             self.saver.args = self.args
 
@@ -153,12 +154,7 @@ class Run:
             raise Diverged(f'Weights are no longer finite at {self.trainer.where()}.')
 
     def train(self) -> None:
-        """Train from the run's position to its last epoch.
-
-        Raises:
-            Diverged: the loss or a weight became infinite or NaN; the checkpoints of before stay.
-            Interrupted: a signal asked to stop, and a recovery checkpoint was written.
-        """
+        """Train from the run's position to its last epoch, or raise Diverged, or Interrupted after a checkpoint."""
         self._log_start()
         self.schedules.start(self.position.epoch, self.position.update)
         try:
@@ -218,7 +214,6 @@ class Run:
 
 
 def _train(arguments: Arguments, stopping: StopSignal, prog: str) -> int:
-    """Build the run, train it and return the exit code."""
     try:
         run = Run(arguments, stopping)
     except (ValueError, NotImplementedError, OSError) as error:

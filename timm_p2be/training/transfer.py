@@ -9,25 +9,20 @@ transfer.md and transfer.png; every run has its log.txt.
 import argparse
 import csv
 import itertools
-import json
 import re
 import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, NamedTuple
 
 from timm_p2be import PixelEmbedding
-from timm_p2be.checkpoints import read_checkpoint
 from timm_p2be.cli.interruption import terminated_as_interrupt
 from timm_p2be.encodings.table_file import codes_sha256
 from timm_p2be.extras import require
-from timm_p2be.files import write_json
+from timm_p2be.files import read_json, write_json
 from timm_p2be.robustness.evaluation.results import environment
 from timm_p2be.training.arguments import flag_groups, parse_args
 from timm_p2be.training.checkpoints import newest_checkpoint
@@ -55,8 +50,7 @@ class Failed(RuntimeError):
     """A run of train.py ended with an error; the message names its log."""
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """One run: `target` trained from `table` in `mode` with `seed`."""
 
     target: str
@@ -65,124 +59,34 @@ class Cell:
     seed: int
 
     def __str__(self) -> str:
-        return f'{self.target}-{self.table}-{self.mode}-{self.seed}'
+        return '-'.join(map(str, self))
 
 
-@dataclass
-class Table:
-    """A table to transfer: its source as given, the source pinned to a commit, and the table itself."""
-
-    source: str
-    pinned: str
-    embedding: PixelEmbedding
-
-    def description(self) -> dict[str, Any]:
-        """Return what transfer.json says of the table; the digest is that of the codes."""
-        digest = codes_sha256(self.embedding.codes())
-        names = {'source': self.source, 'pinned': self.pinned}
-        return {**names, 'codes_sha256': digest, 'provenance': self.embedding.provenance}
-
-
-class Transfer:
-    """The runs of one experiment: every target's flags of train.py, every table and the recipe's own start."""
-
-    def __init__(
-        self,
-        targets: dict[str, list[str]],
-        tables: dict[str, Table],
-        model: str,
-        modes: Sequence[str],
-        seeds: Sequence[int],
-        output: Path,
-    ) -> None:
-        self.targets, self.tables, self.model, self.output = targets, tables, model, output
-        self.cells = [Cell(*cell) for cell in itertools.product(targets, (OWN, *tables), modes, seeds)]
-        for cell in self.cells:
-            if cell.seed == seeds[0]:
-                _check_flags(cell.target, self.words(cell))
-
-    def words(self, cell: Cell) -> list[str]:
-        """Return the flags of train.py for one run."""
-        target = _applying(self.targets[cell.target], cell.table == OWN, cell.mode == 'learned')
-        words = [*target, '--model', self.model, '--seed', str(cell.seed)]
+def plan(
+    targets: dict[str, list[str]],
+    tables: dict[str, dict[str, Any]],
+    model: str,
+    modes: Sequence[str],
+    seeds: Sequence[int],
+) -> dict[Cell, list[str]]:
+    """Return the flags of train.py for every run, or raise ValueError if train.py would refuse them."""
+    runs = {}
+    for cell in map(Cell._make, itertools.product(targets, (OWN, *tables), modes, seeds)):
+        left_out = set(map(flag_name, TRAINED_ONLY)) if cell.mode == 'fixed' else set()
         if cell.table != OWN:
-            words += ['--p2be-embedding', self.tables[cell.table].pinned]
+            left_out.add('--p2be-init')
+        words = [word for flag, group in flag_groups(targets[cell.target]) if flag not in left_out for word in group]
+        words += ['--model', model, '--seed', str(cell.seed)]
+        if cell.table != OWN:
+            words += ['--p2be-embedding', tables[cell.table]['pinned']]
         if cell.mode == 'fixed':
             words.append('--p2be-freeze')
-        return words
-
-    def run(self, cell: Cell) -> dict[str, Any]:
-        """Return the outcome of one run, made now unless it is finished already, or raise Failed."""
-        folder, words = self.output / str(cell), self.words(cell)
-        outcome = folder / 'outcome.json'
-        digest = None if cell.table == OWN else self.tables[cell.table].description()['codes_sha256']
-        if outcome.is_file():
-            known: dict[str, Any] = json.loads(outcome.read_text(encoding='utf-8'))
-            if (known['flags'], known['codes_sha256']) != (words, digest):
-                raise Failed(f'{folder} holds a run with other flags or another table; choose another --output.')
-            return known
-        start = time.time()
-        self._train(cell, folder, words)
-        self._check_fixed(cell, folder)
-        last = list(csv.DictReader((folder / 'summary.csv').read_text(encoding='utf-8').splitlines()))[-1]
-        result = {
-            **vars(cell),
-            'error': 100 - float(last['eval_top1']),
-            'epochs': int(last['epoch']) + 1,
-            'seconds': round(time.time() - start),  # of this call: a resumed run took longer
-            'codes_sha256': digest,
-            'flags': words,
-        }
-        write_json(outcome, result)
-        return result
-
-    def _train(self, cell: Cell, folder: Path, words: Sequence[str]) -> None:
-        command = [sys.executable, '-m', 'timm_p2be.training', *words]
-        command += ['--output', str(self.output), '--experiment', str(cell)]
-        if newest := newest_checkpoint(folder):
-            command += ['--resume', str(newest)]
-        folder.mkdir(parents=True, exist_ok=True)
-        log = folder / 'log.txt'
-        with log.open('a') as file, subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as child:
-            try:
-                code = child.wait()
-            except KeyboardInterrupt:
-                child.terminate()  # it saves where it is; after a Ctrl-C, which reached it too, that is an echo
-                child.wait()
-                raise
-        if code:
-            last = log.read_text(errors='replace').strip().splitlines()[-1:]
-            raise Failed(f'{cell}: train.py exited with {code} ({"".join(last)}); see {log}.')
-
-    def _check_fixed(self, cell: Cell, folder: Path) -> None:
-        """Refuse a fixed table that is not, bit for bit, the one it was loaded from."""
-        if cell.mode != 'fixed' or cell.table == OWN:
-            return
-        state = read_checkpoint(folder / 'last.pth.tar').state_dict
-        trained = next(tensor for name, tensor in state.items() if name.endswith('.embedding.weight'))
-        source = self.tables[cell.table].embedding.weight
-        if source is None or not torch.equal(trained, source.detach()):
-            raise Failed(f'{cell}: the fixed table has moved; please report this with {folder / "log.txt"}.')
-
-    def report(self, outcomes: Sequence[dict[str, Any]]) -> str:
-        """Write transfer.json, transfer.md and transfer.png, and return the Markdown table."""
-        tables = {name: table.description() for name, table in self.tables.items()}
-        content = {'schema_version': 1, 'kind': 'transfer', 'model': self.model, 'tables': tables}
-        write_json(self.output / 'transfer.json', {**content, 'runs': list(outcomes), 'environment': environment()})
-        text = markdown(outcomes)
-        (self.output / 'transfer.md').write_text(text + '\n', encoding='utf-8')
-        picture(outcomes, f'{self.model}: error on the target data set, in percent', self.output / 'transfer.png')
-        return text
-
-
-def _applying(words: Sequence[str], own: bool, learned: bool) -> list[str]:
-    """Return the flags of a target without those that a run, by its start and its mode, does not take."""
-    left_out = {flag_name(name) for name in (*(() if own else ('p2be_init',)), *(() if learned else TRAINED_ONLY))}
-    return [word for flag, group in flag_groups(words) if flag not in left_out for word in group]
+        _check_flags(cell.target, words)
+        runs[cell] = words
+    return runs
 
 
 def _check_flags(target: str, words: Sequence[str]) -> None:
-    """Refuse flags of a run that train.py would refuse, before any run is started."""
     try:
         args = parse_args(words).args
     except SystemExit as error:
@@ -196,6 +100,47 @@ def _check_flags(target: str, words: Sequence[str]) -> None:
         raise ValueError(f'target {target}: no accuracy would be measured; give it a --val-split.')
 
 
+def run(cell: Cell, words: list[str], codes_sha256: str | None, output: Path) -> dict[str, Any]:
+    """Return the outcome of one run, made now in a folder of `output` unless it is finished already, or raise Failed.
+
+    `codes_sha256` is the digest of its table's codes, None for the recipe's own start.
+    """
+    folder = output / str(cell)
+    outcome = folder / 'outcome.json'
+    if outcome.is_file():
+        known = read_json(outcome)
+        if (known['flags'], known['codes_sha256']) != (words, codes_sha256):
+            raise Failed(f'{folder} holds a run with other flags or another table; choose another --output.')
+        return known
+    start = time.time()
+    command = [sys.executable, '-m', 'timm_p2be.training', *words, '--output', str(output), '--experiment', str(cell)]
+    if newest := newest_checkpoint(folder):
+        command += ['--resume', str(newest)]
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / 'log.txt'
+    with log.open('a') as file, subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as child:
+        try:
+            code = child.wait()
+        except KeyboardInterrupt:
+            child.terminate()  # it saves where it is; after a Ctrl-C, which reached it too, that is an echo
+            child.wait()
+            raise
+    if code:
+        last_line = log.read_text(errors='replace').strip().splitlines()[-1:]
+        raise Failed(f'{cell}: train.py exited with {code} ({"".join(last_line)}); see {log}.')
+    last = list(csv.DictReader((folder / 'summary.csv').read_text(encoding='utf-8').splitlines()))[-1]
+    result = {
+        **cell._asdict(),
+        'error': 100 - float(last['eval_top1']),
+        'epochs': int(last['epoch']) + 1,
+        'seconds': round(time.time() - start),  # of this call: a resumed run took longer
+        'codes_sha256': codes_sha256,
+        'flags': words,
+    }
+    write_json(outcome, result)
+    return result
+
+
 def parse_targets(texts: Sequence[str]) -> dict[str, list[str]]:
     """Return the flags of train.py for every target, given as 'NAME: FLAGS', or raise ValueError."""
     targets = {}
@@ -206,36 +151,33 @@ def parse_targets(texts: Sequence[str]) -> dict[str, list[str]]:
     return targets
 
 
-def load_tables(texts: Sequence[str], file: Path) -> dict[str, Table]:
-    """Return the tables given as NAME=ID, those of the Hub at one commit for the whole experiment.
+def load_tables(texts: Sequence[str], file: Path) -> dict[str, dict[str, Any]]:
+    """Return what there is to say of the tables given as NAME=ID, the Hub's being at one commit for all runs.
 
-    Args:
-        texts: arguments of --table.
-        file: tables.json among the runs, where the first call wrote down what it found.
-
-    Raises:
-        ValueError: a bad name, a source that cannot be loaded, or another table than that of an earlier call.
+    `file` is the tables.json of earlier calls. Raises ValueError: a bad name, a source that cannot be loaded, or
+    another table than that of an earlier call.
     """
-    known = json.loads(file.read_text(encoding='utf-8')) if file.is_file() else {}
+    known = read_json(file) if file.is_file() else {}
     tables = {}
     for name, source in _named(texts, '=', 'NAME=FOLDER or NAME=org/name@revision').items():
         earlier = known.get(name, {})
-        same = earlier.get('source') == source
-        place = earlier['pinned'] if same else pinned(source)
-        tables[name] = Table(source, place, PixelEmbedding.from_pretrained(place))
-        if earlier and not (same and earlier['codes_sha256'] == tables[name].description()['codes_sha256']):
+        place = earlier['pinned'] if earlier.get('source') == source else pinned(source)
+        embedding = PixelEmbedding.from_pretrained(place)
+        digest = codes_sha256(embedding.codes())
+        if earlier and (earlier['source'], earlier['codes_sha256']) != (source, digest):
             raise ValueError(
                 f'Table {name!r}: runs in {file.parent} have another table of this name, from {earlier["source"]}; '
                 'choose another name or another --output.'
             )
+        provenance = embedding.provenance
+        tables[name] = {'source': source, 'pinned': place, 'codes_sha256': digest, 'provenance': provenance}
     return tables
 
 
-def save_tables(tables: dict[str, Table], file: Path) -> None:
+def save_tables(tables: dict[str, dict[str, Any]], file: Path) -> None:
     """Write, or bring up to date, the file that `load_tables` reads."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    known = json.loads(file.read_text(encoding='utf-8')) if file.is_file() else {}
-    write_json(file, {**known, **{name: table.description() for name, table in tables.items()}})
+    write_json(file, {**(read_json(file) if file.is_file() else {}), **tables})
 
 
 def _named(texts: Sequence[str], separator: str, form: str) -> dict[str, str]:
@@ -279,19 +221,22 @@ def main(argv: Sequence[str] | None = None) -> int:
                 require('matplotlib', extra='robustness')  # now, not when all runs are done
                 targets = parse_targets(args.target)
                 tables = load_tables(args.table, args.output / 'tables.json')
-                modes, seeds = (list(dict.fromkeys(values)) for values in (args.mode, args.seeds))
-                transfer = Transfer(targets, tables, args.model, modes, seeds, args.output)
+                runs = plan(targets, tables, args.model, args.mode, args.seeds)
             except ValueError as error:
                 parser.error(str(error))
             save_tables(tables, args.output / 'tables.json')
-            count, outcomes = len(transfer.cells), []
-            print(f'{count} runs in {args.output}; while one trains, its log.txt grows', flush=True)
-            for number, cell in enumerate(transfer.cells, start=1):
-                outcomes.append(transfer.run(cell))
-                print(f'[{number}/{count}] {cell}: {outcomes[-1]["error"]:.2f} % error', flush=True)
-            print(
-                f'\n{transfer.report(outcomes)}\n\nWritten to {args.output}: transfer.json, transfer.md, transfer.png'
-            )
+            print(f'{len(runs)} runs in {args.output}; while one trains, its log.txt grows', flush=True)
+            outcomes: list[dict[str, Any]] = []
+            for cell, words in runs.items():
+                outcomes.append(run(cell, words, tables.get(cell.table, {}).get('codes_sha256'), args.output))
+                print(f'[{len(outcomes)}/{len(runs)}] {cell}: {outcomes[-1]["error"]:.2f} % error', flush=True)
+            content = {'schema_version': 1, 'kind': 'transfer', 'model': args.model, 'tables': tables}
+            write_json(args.output / 'transfer.json', {**content, 'runs': outcomes, 'environment': environment()})
+            text = markdown(outcomes)
+            (args.output / 'transfer.md').write_text(text + '\n', encoding='utf-8')
+            title = f'{args.model}: error on the target data set, in percent'
+            picture(outcomes, title, args.output / 'transfer.png')
+            print(f'\n{text}\n\nWritten to {args.output}: transfer.json, transfer.md, transfer.png')
     except Failed as error:
         print(f'transfer.py: error: {error}', file=sys.stderr)
         return 1
