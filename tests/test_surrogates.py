@@ -147,8 +147,8 @@ def test_no_gradient_wanted_no_graph() -> None:
     ('encoding', 'arguments', 'words'),
     [
         ('p2be', {'surrogate': 'identity'}, ("'identity'", "['auto', 'linear', 'kernel'")),
-        ('p2be', {'surrogate': 'ramp'}, ("'ramp' does not fit resnet10t, which reads p2be codes", 'allowed are')),
-        (None, {'surrogate': 'kernel'}, ('reads pixel values', "['straight-through']")),
+        ('p2be', {'surrogate': 'ramp'}, ("'ramp' does not fit resnet10t", 'p2be codes')),
+        (None, {'surrogate': 'kernel'}, ('reads pixel values', "['auto', 'straight-through']")),
         ('p2be', {'sigma': 0.0}, ('sigma=0.0', 'positive')),
     ],
 )

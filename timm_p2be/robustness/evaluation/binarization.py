@@ -52,7 +52,7 @@ def binarize(
         image: uint8 (3, H, W) clean image.
         make_attack: builds the attack on a model of two classes.
         eps: bound in levels, 2 to 255.
-        generator: CPU source of all randomness.
+        generator: of the CPU.
         points: inner points, besides the clean image.
         draws: corners that the random search tries.
     """
