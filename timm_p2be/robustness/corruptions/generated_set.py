@@ -28,11 +28,8 @@ class GeneratedSet(CorruptedSet):
     """Clean images, corrupted on the fly: image i has noise of its own, drawn from (seed, i), however it is loaded.
 
     Args:
-        clean: images of the suite's size.
-        suite: 'cifar' or 'imagenet'.
+        clean, suite: see `corrupt` for their sizes.
         names, extra: see `choose_names`.
-        severities: of 1 to 5.
-        seed: a non-negative integer.
         cache: folder that keeps the images, one array per corruption; None makes them anew each time.
 
     Example:
