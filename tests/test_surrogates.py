@@ -158,14 +158,6 @@ def test_bad_input(encoding: str | None, arguments: dict[str, object], words: tu
     assert all(word in str(caught.value) for word in words), caught.value
 
 
-def test_auto_is_the_kernel_for_codes() -> None:
-    model, images = _model('resnet10t'), (_levels() / 255).requires_grad_()
-    automatic, kernel = (
-        torch.autograd.grad(attack_view(model, name)(images).sum(), images)[0] for name in ('auto', 'kernel')
-    )
-    assert torch.equal(automatic, kernel)
-
-
 def test_a_folded_model_is_refused() -> None:
     folded = timm_p2be.fold(_model('resnet10t'))
     with pytest.raises(ValueError, match=r'has been folded .* Take the model it was folded from'):
