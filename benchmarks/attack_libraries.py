@@ -3,7 +3,7 @@
     pip install foolbox
     P2BE_DATA=DIR python benchmarks/attack_libraries.py [--images 200] [--json FILE]
 
-The networks are those of benchmarks/networks, which have no defence; DIR holds cifar10/ as parquet files. Both take 40
+The networks are those of benchmarks/networks, which have no defense; DIR holds cifar10/ as parquet files. Both take 40
 steps of half a level at eps 8, from the clean image, through the same surrogate; their images are rounded to levels and
 judged by the network itself. foolbox's attack with its own random start comes on top.
 """

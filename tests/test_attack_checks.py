@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 from planted import Push, planted_images, planted_model
-from torch import Generator, Tensor, nn
+from torch import Tensor
 
 from timm_p2be.robustness.attacks.judge import seeded
 from timm_p2be.robustness.attacks.pgd import PGD
@@ -173,24 +173,17 @@ def test_the_verdict_is_a_plain_sentence() -> None:
 
 
 def test_gradient_shares_count_zeros_and_broken_values() -> None:
-    class Left(nn.Module):
-        """Looks at the left half; the slope at a black first value is infinite."""
-
-        def forward(self, images: Tensor) -> Tensor:
-            x = images[:, :, :, :2].flatten(1).sum(dim=1) + images[:, 0, 0, 0].sqrt()
-            return torch.stack([x, -x], dim=1)
+    def left(images: Tensor) -> Tensor:
+        """Look at the left half; the slope at a black first value is infinite."""
+        x = images[:, :, :, :2].flatten(1).sum(dim=1) + images[:, 0, 0, 0].sqrt()
+        return torch.stack([x, -x], dim=1)
 
     levels = torch.stack([torch.zeros(3, 4, 4), torch.full((3, 4, 4), 255)]).to(torch.uint8)
     labels = torch.tensor([0, 0])
-    assert gradient_shares(Left(), levels, labels) == {'zero': 0.5, 'nonfinite': 1 / 96, 'no_gradient': 0.0}
-    assert gradient_shares(Left(), levels, labels, batch_size=1)['zero'] == 0.5
-    flat = gradient_shares(_Flat(), levels, labels)
+    assert gradient_shares(left, levels, labels) == {'zero': 0.5, 'nonfinite': 1 / 96, 'no_gradient': 0.0}
+    assert gradient_shares(left, levels, labels, batch_size=1)['zero'] == 0.5
+    flat = gradient_shares(lambda images: 0 * images[:, 0, 0, :2], levels, labels)
     assert flat == {'zero': 1.0, 'nonfinite': 0.0, 'no_gradient': 1.0}
-
-
-class _Flat(nn.Module):
-    def forward(self, images: Tensor) -> Tensor:
-        return 0 * images[:, 0, 0, :2]
 
 
 class Steps(Push):
@@ -229,21 +222,6 @@ def test_probes_are_stored_point_by_point_and_resume() -> None:
     assert len(results.content['checks']) == len(NAMES)
 
 
-class Idle:
-    """An attack that does nothing."""
-
-    kind, eps = 'white-box', 8
-
-    def __init__(self) -> None:
-        self.name = 'idle'
-
-    def cost(self) -> tuple[int, int]:
-        return 0, 0
-
-    def __call__(self, levels: Tensor, labels: Tensor, generator: Generator | None = None) -> Tensor:
-        return levels.clone()
-
-
 @pytest.fixture(scope='module', params=['wrn10_2', 'wrn10_2_p2be', 'resnet10t'])
 def net(request: pytest.FixtureRequest) -> PixelModel:
     """A small net; the last has a mean and std, with which its features must be taken."""
@@ -251,7 +229,7 @@ def net(request: pytest.FixtureRequest) -> PixelModel:
     return PixelModel(timm.create_model(request.param, num_classes=10))
 
 
-def test_binarisation_tells_a_working_attack_from_a_broken_one(net: PixelModel) -> None:
+def test_binarization_tells_a_working_attack_from_a_broken_one(net: PixelModel) -> None:
     images = torch.randint(30, 226, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     weights = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     surrogate = 'kernel' if net.encoding else 'straight-through'
@@ -260,7 +238,7 @@ def test_binarisation_tells_a_working_attack_from_a_broken_one(net: PixelModel) 
         return [binarize(net, image, make, 8, seeded(0, n), points=49, draws=30) for n, image in enumerate(images)]
 
     working = trials(lambda binary: PGD(binary, 8, surrogate, steps=10))
-    broken = trials(lambda binary: Idle())
+    broken = trials(lambda binary: Push('idle', 0))
     assert all(trial.separable for trial in working)
     assert all(trial.attack for trial in working)
     assert not any(trial.attack for trial in broken)
@@ -269,13 +247,13 @@ def test_binarisation_tells_a_working_attack_from_a_broken_one(net: PixelModel) 
     assert all(torch.equal(tensor, weights[name]) for name, tensor in net.state_dict().items())
 
 
-def test_binarisation_counts_images_and_resumes() -> None:
+def test_binarization_counts_images_and_resumes() -> None:
     torch.manual_seed(0)
     model, data = PixelModel(timm.create_model('wrn10_2', num_classes=2)), planted_images(6)
     results = benchmark_attacks(model, data, [Push('idle', 0)], alone=1, worst_case=0, probed=2)
-    probe_binarization(model, data, results, 'idle', lambda binary, eps, steps: Idle())
+    probe_binarization(model, data, results, 'idle', lambda binary, eps, steps: Push('idle', 0))
     result = results.content['probes']['binarization']
     assert (result['attack'], result['tried'], result['solved']) == ('idle', 2, 0)
     probe_binarization(model, data, results, 'idle', lambda binary, eps, steps: pytest.fail('again'))
     with pytest.raises(ValueError, match='2 to 255'):
-        binarize(model, torch.zeros(3, 4, 4, dtype=torch.uint8), lambda binary: Idle(), 1, seeded(0))
+        binarize(model, torch.zeros(3, 4, 4, dtype=torch.uint8), lambda binary: Push('idle', 0), 1, seeded(0))

@@ -141,7 +141,6 @@ def test_margin_is_negative_exactly_where_argmax_is_wrong() -> None:
         (CoordinateSearch, {'queries': 1}, ('queries=1', 'at least 2')),
         (CoordinateSearch, {'block': 6}, ('block=6', 'power of 2')),
         (Square, {'queries': True}, ('queries=True', 'at least 2')),
-        (Square, {'p_init': 0}, ('p_init=0', 'above 0')),
         (Square, {'batch_size': 0}, ('batch_size=0', 'at least 1')),
         (Transfer, {'eps': 4, 'source': PGD(_plain('wrn10_2'))}, ('eps=8', 'Build the source with eps=4')),
     ],

@@ -16,17 +16,21 @@ Build = Callable[..., Attack]
 
 
 class Counted(PixelModel):
-    """A function from images in [0, 1] to 3 logits as a pixel model that counts the images it is asked about."""
+    """A function from images in [0, 1] to 3 logits as a pixel model that remembers the images it is asked about."""
 
     def __init__(self, function: Callable[[Tensor], Tensor], name: str = 'planted') -> None:
         network = nn.Linear(1, 3)
         network.num_classes = 3  # type: ignore[assignment]
         super().__init__(network, mean=(0, 0, 0), std=(1, 1, 1), name=name)
         self.function = function
-        self.asked: list[int] = []
+        self.seen: list[Tensor] = []
+
+    @property
+    def asked(self) -> list[int]:
+        return [len(images) for images in self.seen]
 
     def forward(self, images: Tensor) -> Tensor:
-        self.asked.append(len(images))
+        self.seen.append(images.clone())
         return self.function(images.float() / 255 if images.dtype == torch.uint8 else images)
 
 
@@ -146,11 +150,9 @@ def test_coordinate_search_halves_its_blocks_on_any_size() -> None:
 
 
 def test_coordinate_search_visits_first_what_moved_the_margin() -> None:
-    model, asked = planted(8.5), []
-    function = model.function
-    model.function = lambda images: asked.append(images) or function(images)
+    model = planted(8.5)
     CoordinateSearch(model, queries=1 + 12 * 2 + 2 * 4, block=4)(*gray(1))  # one round, and two blocks of the next
-    for candidates in asked[-2:]:
+    for candidates in model.seen[-2:]:
         channel, _, column = (candidates.amax(dim=0) != candidates.amin(dim=0)).nonzero().unbind(1)
         assert channel.max() == 0  # the left half's red, all that the model looks at
         assert column.max() < 4
@@ -169,14 +171,9 @@ def test_a_tie_counts_as_argmax_decides_it() -> None:
 
 
 def test_noise_has_corners_and_everything_between() -> None:
-    images = []
-
-    def logits(batch: Tensor) -> Tensor:
-        images.append(batch.clone())
-        return batch.new_tensor([[1.0, 0.0, 0.0]]).expand(len(batch), 3)
-
-    Noise(Counted(logits), eps=4, draws=4)(*gray(1, 32))
-    offsets = [set((image * 255 - 128).round().int().flatten().tolist()) for image in images]
+    model = constant()
+    Noise(model, eps=4, draws=4)(*gray(1, 32))
+    offsets = [set((image.int() - 128).flatten().tolist()) for image in model.seen]
     assert offsets == [{0}, set(range(-4, 5)), {-4, 4}, set(range(-4, 5)), {-4, 4}]
 
 
@@ -200,14 +197,9 @@ def test_squares_shrink_on_autoattacks_schedule(query: int, share: float) -> Non
 
 
 def test_squares_move_by_the_whole_bound_and_start_from_stripes() -> None:
-    asked = []
-
-    def logits(batch: Tensor) -> Tensor:
-        asked.append((batch * 255).round().int() - 128)
-        return batch.new_tensor([[1.0, 0.0, 0.0]]).expand(len(batch), 3)
-
-    Square(Counted(logits), eps=4, queries=40)(*gray(1))
-    _, stripes, *rest = asked
+    model = constant()
+    Square(model, eps=4, queries=40)(*gray(1))
+    _, stripes, *rest = (images.int() - 128 for images in model.seen)
     assert (stripes == stripes[:, :, :1]).all()
     assert stripes.unique().tolist() == [-4, 4]
     assert all(set(image.unique().tolist()) <= {-4, 4} for image in rest)

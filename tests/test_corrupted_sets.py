@@ -5,7 +5,6 @@ import os
 import resource
 import shutil
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,7 @@ from ranks import start
 from timm_p2be.robustness.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from timm_p2be.robustness.corruptions.corrupted_sets import spans_of
 from timm_p2be.robustness.corruptions.generated_set import GeneratedSet, write_set
-from timm_p2be.robustness.corruptions.stored_sets import (
-    DESCRIPTION,
-    CorruptedArrays,
-    CorruptedFolders,
-    open_corrupted,
-)
+from timm_p2be.robustness.corruptions.stored_sets import DESCRIPTION, open_corrupted
 from timm_p2be.robustness.images import ImageSet
 
 COUNT = 6
@@ -71,7 +65,6 @@ def pixels_of(data: Any, name: str, severity: int, workers: int = 0, batch_size:
 
 def test_arrays_are_severity_major(arrays: Path) -> None:
     data = open_corrupted(arrays, NAMES)
-    assert isinstance(data, CorruptedArrays)
     assert len(data) == COUNT
     images = pixels_of(data, 'fog', 3)
     assert images.shape == (COUNT, 3, 32, 32)
@@ -114,24 +107,20 @@ def cut(name: str, keep: int) -> Callable[[Path], None]:
 # what is done to the arrays, how they are opened, and words of the error
 BAD_ARRAYS: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
     'truncated': (cut('fog.npy', 5000), {}, r'fog\.npy \(5000 bytes\) cannot be read'),
-    'empty': (cut('fog.npy', 0), {}, r'fog\.npy \(0 bytes\)'),
     'truncated labels': (cut('labels.npy', 130), {}, r'labels\.npy'),
     'no labels': (lambda folder: (folder / 'labels.npy').unlink(), {}, r'No file .*labels\.npy'),
     'missing': (lambda folder: (folder / 'fog.npy').unlink(), {}, 'no corruption fog; it has gaussian_noise'),
     'dtype': (save('fog.npy', lambda x: x.astype(np.float32)), {}, 'holds float32 .* must be uint8'),
     'size': (save('fog.npy', lambda x: np.zeros((30, 28, 28, 3), np.uint8)), {}, r'28, 3\).*\(30, 32, 32, 3\)'),
-    'too few images': (save('fog.npy', lambda x: x[:10]), {}, 'with 30 labels'),
     'label count': (save('labels.npy', lambda x: x[:29]), {}, r'shape \(29,\)'),
     'label dtype': (save('labels.npy', lambda x: x.astype(float)), {}, 'integers'),
     'labels per severity': (save('labels.npy', lambda x: np.arange(30)), {}, 'the same for each severity'),
     'negative label': (save('labels.npy', lambda x: x.astype(int) - 1), {}, 'integers from 0'),
     'the 15': (lambda folder: None, {'names': None}, 'no corruption shot_noise, .*; it has gaussian_noise, fog'),
-    'no severity': (lambda folder: None, {'severities': []}, r'choose from \[1, 2, 3, 4, 5\]'),
     'severity': (lambda folder: None, {'severities': [1, 6]}, r'choose from \[1, 2, 3, 4, 5\]'),
     'limit': (lambda folder: None, {'limit': 0}, 'limit=0'),
     'neither layout': (lambda folder: [path.unlink() for path in folder.iterdir()], {}, 'neither'),
     'no folder': (shutil.rmtree, {}, 'No folder'),
-    'description': (lambda folder: (folder / DESCRIPTION).write_text('{"label": 3}'), {}, 'is damaged'),
 }
 
 
@@ -145,7 +134,6 @@ def test_bad_arrays_are_refused_on_opening(arrays: Path, case: str) -> None:
 
 def test_folders_give_stored_pixels_and_sorted_classes(folders: Path) -> None:
     data = open_corrupted(folders, ['gaussian_noise', 'fog'], [1, 2])
-    assert isinstance(data, CorruptedFolders)
     assert data.labels.tolist() == [0, 1, 2]  # n01, n02, n03
     assert pixels_of(data, 'fog', 2)[:, 0, 0, 0].tolist() == [21, 20, 22]
     np.testing.assert_array_equal(pixels_of(data, 'fog', 2, 0), pixels_of(data, 'fog', 2, 2, batch_size=1))
@@ -169,17 +157,13 @@ def test_other_corruptions_are_allowed_as_in_imagenet_c_bar(folders: Path) -> No
     assert open_corrupted(folders, severities=[1]).names == ('caustic_refraction', 'plasma_noise')
 
 
-def twice(folders: Path) -> None:
-    (folders / 'more' / 'fog' / '1').mkdir(parents=True)
-
-
 BAD_FOLDERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     'other files': (
         lambda folders: (folders / 'fog' / '2' / 'n03' / '2.png').unlink(),
         r'fog/2 has 2 images, .* has 3; n03/2\.png is missing',
     ),
     'no severity': (lambda folders: shutil.rmtree(folders / 'fog' / '2'), r'No images in .*fog/2'),
-    'twice': (twice, 'fog is there twice'),
+    'twice': (lambda folders: (folders / 'more' / 'fog' / '1').mkdir(parents=True), 'fog is there twice'),
 }
 
 
@@ -192,16 +176,14 @@ def test_bad_folders_are_refused_on_opening(folders: Path, case: str) -> None:
 
 
 @pytest.mark.parametrize('workers', [0, 1])
-def test_stored_images_are_never_resized(folders: Path, workers: int) -> None:
-    Image.new('RGB', (256, 256)).save(folders / 'fog' / '1' / 'n01' / '1.png')
+def test_stored_images_are_never_resized_and_damage_is_named(folders: Path, workers: int) -> None:
+    path = folders / 'fog' / '1' / 'n01' / '1.png'
+    Image.new('RGB', (256, 256)).save(path)
     with pytest.raises(ValueError, match=r'^[^\n]*1\.png has 256x256 pixels; [^\n]*$'):
         pixels_of(open_corrupted(folders, ['fog'], [1]), 'fog', 1, workers)
-
-
-def test_damaged_image_file(folders: Path) -> None:
-    (folders / 'fog' / '1' / 'n01' / '1.png').write_bytes(b'\x89PNG')
+    path.write_bytes(b'\x89PNG')
     with pytest.raises(ValueError, match=r'1\.png cannot be read as an image'):
-        pixels_of(open_corrupted(folders, ['fog'], [1]), 'fog', 1)
+        pixels_of(open_corrupted(folders, ['fog'], [1]), 'fog', 1, workers)
 
 
 def test_generated_noise_depends_on_seed_and_index_alone() -> None:
@@ -238,6 +220,8 @@ def test_frost_without_its_photographs(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match='pip install imagecorruptions-imaug'):
         GeneratedSet(clean_images())
     GeneratedSet(clean_images(), names=['fog'])
+    monkeypatch.undo()
+    assert GeneratedSet(clean_images()).names == CORRUPTIONS
 
 
 def cached(cache: Path, seed: int = 0, severities: tuple[int, ...] = (1, 3)) -> GeneratedSet:
@@ -312,15 +296,12 @@ def test_writing_goes_on_and_never_mixes(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [DESCRIPTION, 'fog.npy', 'labels.npy']
 
 
-def test_foreign_folders_are_not_written_to(arrays: Path) -> None:
+def test_foreign_folders_and_parts_of_the_severities_are_not_written(arrays: Path) -> None:
     for overwrite in (False, True):
         with pytest.raises(ValueError, match='is not empty'):
             write_set(GeneratedSet(clean_images(), 'cifar', ['fog']), arrays, overwrite=overwrite)
-
-
-def test_arrays_have_all_severities(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match='CIFAR-C has all'):
-        write_set(GeneratedSet(clean_images(), 'cifar', ['fog'], [1]), tmp_path)
+        write_set(GeneratedSet(clean_images(), 'cifar', ['fog'], [1]), arrays / 'new')
 
 
 def test_written_folders_keep_the_labels(tmp_path: Path) -> None:
@@ -352,12 +333,3 @@ def test_killed_writer_leaves_no_half_file(tmp_path: Path) -> None:
     assert write_set(data, tmp_path) == 1
     assert len(open_corrupted(tmp_path, ['fog'])) == COUNT
     assert list(tmp_path.glob('.*')) == []  # what the killed one left is gone
-
-
-def test_all_15_can_be_generated() -> None:
-    data = GeneratedSet(clean_images(1))
-    assert data.names == CORRUPTIONS
-    start = time.monotonic()
-    for name in data.names:
-        assert pixels_of(data, name, 5).shape == (1, 3, 32, 32)
-    assert time.monotonic() - start < 10

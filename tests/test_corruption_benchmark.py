@@ -20,12 +20,8 @@ from timm_p2be.robustness.corruptions import CORRUPTIONS, SEVERITIES
 from timm_p2be.robustness.corruptions.generated_set import GeneratedSet
 from timm_p2be.robustness.evaluation import results
 from timm_p2be.robustness.evaluation.corruption_benchmark import benchmark_corruptions
-from timm_p2be.robustness.evaluation.corruption_metrics import (
-    ALEXNET_ERRORS,
-    calibration_gaps,
-    expected_calibration_error,
-    summarize,
-)
+from timm_p2be.robustness.evaluation.corruption_metrics import ALEXNET_ERRORS, summarize
+from timm_p2be.robustness.evaluation.corruption_results import figures_of
 from timm_p2be.robustness.evaluation.results import unpack_bits
 from timm_p2be.robustness.images import ImageSet
 from timm_p2be.robustness.pixel_model import PixelModel
@@ -115,7 +111,7 @@ def test_calibration_error_against_a_loop() -> None:
         inside = (confidence > low / 15) & (confidence <= (low + 1) / 15)
         if inside.any():
             expected += inside.mean() * abs(correct[inside].mean() - confidence[inside].astype(float).mean())
-    assert expected_calibration_error(calibration_gaps(confidence, correct), 500) == pytest.approx(expected, abs=1e-6)
+    assert figures_of(correct, confidence)['ece'] == pytest.approx(expected, abs=1e-6)
 
 
 def test_figures_of_a_classifier_computed_by_hand() -> None:
@@ -181,28 +177,20 @@ def test_resume_does_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(data.made) == 2
 
 
-CHANGES: dict[str, tuple[Any, Any, str]] = {
-    'seed': ([0], corrupted(seed=1), r'config\.data\.seed: 0 -> 1'),
-    'images': ([0], corrupted(6), r'data\.images: 7 -> 6'),
-    'weights': ([1], corrupted(), r'models\[0\]\.weights_sha256'),
-    'models': ([0, 1], corrupted(), r'config\.models: a -> a, b'),
-}
-
-
-@pytest.mark.parametrize('change', CHANGES)
-def test_other_configurations_are_not_mixed(tmp_path: Path, change: str) -> None:
-    seeds, data, message = CHANGES[change]
-    models = [untrained(seed=seed) for seed in seeds]
-    for model, label in zip(models, 'ab', strict=False):
-        model.name = label
+def test_other_configurations_are_not_mixed(tmp_path: Path) -> None:
     output = tmp_path / 'results.json'
-    first = untrained()
-    first.name = 'a'
+    first, other = untrained(), untrained('wrn10_2_p2be')
     benchmark_corruptions([first], corrupted(), output=output, show=False)
-    with pytest.raises(ValueError, match=message + r'.*--overwrite'):
-        benchmark_corruptions(models, data, output=output, show=False)
-    content = benchmark_corruptions(models, data, output=output, overwrite=True, show=False)
-    assert set(content['results']) == {model.name for model in models}
+    for models, data, message in (
+        ([first], corrupted(seed=1), r'config\.data\.seed: 0 -> 1'),
+        ([first], corrupted(6), r'data\.images: 7 -> 6'),
+        ([untrained(seed=1)], corrupted(), r'models\[0\]\.weights_sha256'),
+        ([first, other], corrupted(), r'config\.models: wrn10_2 -> wrn10_2, wrn10_2_p2be'),
+    ):
+        with pytest.raises(ValueError, match=message + r'.*--overwrite'):
+            benchmark_corruptions(models, data, output=output, show=False)
+    content = benchmark_corruptions([other], corrupted(), output=output, overwrite=True, show=False)
+    assert set(content['results']) == {other.name}
 
 
 def test_out_of_memory_halves_the_batch(capsys: pytest.CaptureFixture[str]) -> None:
@@ -213,25 +201,23 @@ def test_out_of_memory_halves_the_batch(capsys: pytest.CaptureFixture[str]) -> N
     assert 'm: out of memory, going on with 3 images at a time' in capsys.readouterr().err
 
 
-def bad_models() -> dict[str, tuple[list[PixelModel], dict[str, Any], str]]:
+def bad_models() -> dict[str, tuple[list[PixelModel], str]]:
     large, broken = PixelModel(Brightness(), name='m'), untrained()
     large.model.largest = 0  # type: ignore[assignment]
     nn.init.constant_(next(broken.model.parameters()), float('nan'))
     return {
-        'one image is too much': ([large], {}, 'not enough memory'),
-        'classes': ([untrained(num_classes=3)], {}, 'labels from 0 to 6, .* has 3 classes'),
-        'names': ([untrained(), untrained()], {}, 'name of its own'),
-        'no numbers': ([broken], {}, 'not finite'),
-        'severity': ([untrained()], {'severities': [5]}, 'Got severities'),
-        'corruption': ([untrained()], {'corruptions': ['snow']}, 'has no corruption snow'),
+        'one image is too much': ([large], 'not enough memory'),
+        'classes': ([untrained(num_classes=3)], 'labels from 0 to 6, .* has 3 classes'),
+        'names': ([untrained(), untrained()], 'name of its own'),
+        'no numbers': ([broken], 'not finite'),
     }
 
 
 @pytest.mark.parametrize('case', bad_models())
 def test_models_that_do_not_fit(case: str) -> None:
-    models, more, message = bad_models()[case]
+    models, message = bad_models()[case]
     with pytest.raises(ValueError, match=message):
-        benchmark_corruptions(models, corrupted(), show=False, **more)
+        benchmark_corruptions(models, corrupted(), show=False)
 
 
 SCRIPT = """
@@ -356,7 +342,7 @@ def test_corrupt_image_files(tmp_path: Path, refused: Callable[..., str]) -> Non
 
 
 BAD_FLAGS = {
-    'no data': ([], 'No data: pass --corrupted DIR'),
+    'no data': ([], 'No clean images: pass --data-dir DIR'),
     'unknown corruption': (['--data-dir', 'DATA', '--split', '', '--corruptions', 'rain'], 'no corruption rain'),
     'unknown severity': (['--data-dir', 'DATA', '--split', '', '--severities', '9'], 'choose from [1, 2, 3, 4, 5]'),
     'no folder': (['--corrupted', 'nowhere'], 'No folder nowhere'),
@@ -379,47 +365,39 @@ def test_bad_flags(checkpoint: Path, folder: Path, tmp_path: Path, case: str, re
     assert message in error
 
 
-def test_model_without_mean() -> None:
-    model = timm.create_model('wrn10_2', num_classes=3)
-    assert PixelModel(model).mean == (0, 0, 0)
-    del model.pretrained_cfg
-    with pytest.raises(ValueError, match='the mean of its normalization is unknown'):
-        PixelModel(model)
-
-
-def test_full_disk(
-    checkpoint: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+@pytest.mark.parametrize('disk_full', [False, True])
+def test_stopped_command_says_what_is_kept(
+    checkpoint: Path,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    disk_full: bool,
+    capsys: pytest.CaptureFixture[str],
+    refused: Callable[..., str],
 ) -> None:
     output, write = tmp_path / 'out', results.write_json
 
-    def full(path: Path, content: dict[str, Any]) -> None:
-        if content['results']:
+    def stop(path: Path, content: dict[str, Any]) -> None:
+        if disk_full and content['results']:
             raise OSError(28, 'No space left on device', str(path))
         write(path, content)
-
-    monkeypatch.setattr(results, 'write_json', full)
-    flags = ['--data-dir', str(folder), '--split', '', '--corruptions', 'fog', '--output', str(output)]
-    error = refused(*command(checkpoint), *flags)
-    assert 'No space left on device' in error
-    assert 'Finished sets are kept' in error
-    assert json.loads((output / 'results.json').read_text())['clean']
-
-
-def test_terminated_run_says_what_is_kept(
-    checkpoint: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    output, write = tmp_path / 'out', results.write_json
-
-    def terminated(path: Path, content: dict[str, Any]) -> None:
-        write(path, content)
-        os.kill(os.getpid(), signal.SIGTERM)
+        if not disk_full:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     flags = ['--data-dir', str(folder), '--split', '', '--corruptions', 'fog', '--output', str(output)]
     with monkeypatch.context() as patch:
-        patch.setattr(results, 'write_json', terminated)
-        assert benchmark(checkpoint, *flags) == 130
-    assert 'interrupted. Finished sets are kept' in capsys.readouterr().err
-    assert not json.loads((output / 'results.json').read_text())['complete']
+        patch.setattr(results, 'write_json', stop)
+        if disk_full:
+            error = refused(*command(checkpoint), *flags)
+            assert 'No space left on device' in error
+        else:
+            assert benchmark(checkpoint, *flags) == 130
+            error = capsys.readouterr().err
+            assert 'interrupted' in error
+    assert 'Finished sets are kept' in error
+    kept = json.loads((output / 'results.json').read_text())
+    assert kept['clean']
+    assert not kept['complete']
     assert benchmark(checkpoint, *flags) == 0
     assert json.loads((output / 'results.json').read_text())['complete']
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

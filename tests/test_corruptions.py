@@ -86,6 +86,7 @@ def test_names_are_in_the_order_of_the_benchmark() -> None:
     assert CORRUPTIONS == noise + blur + weather + digital
     assert CATEGORIES == {'noise': noise, 'blur': blur, 'weather': weather, 'digital': digital}
     assert EXTRA_CORRUPTIONS == ('speckle_noise', 'gaussian_blur', 'spatter', 'saturate')
+    assert set(PARAMETERS) == set(ALL) == set(DOCUMENTED)
 
 
 @each_suite
@@ -102,10 +103,6 @@ def test_zoom_factors_are_those_of_arange(suite: str, severity: int) -> None:
     last, step = _expected('zoom_blur', suite, severity)
     factors = PARAMETERS['zoom_blur'][suite]['factors'][severity - 1]
     assert list(factors) == np.arange(1, last + step / 2, step).tolist()
-
-
-def test_no_corruption_is_without_parameters() -> None:
-    assert set(PARAMETERS) == set(ALL) == set(DOCUMENTED)
 
 
 # Pixel by pixel: each corruption once more, from its description in docs/protocol.md, by other means
@@ -412,6 +409,7 @@ def test_frost_draws_each_of_the_five_and_never_the_sixth(monkeypatch: pytest.Mo
     counts = [asked.count(name) for name in ('frost1.png', 'frost2.png', 'frost3.png', 'frost4.jpg', 'frost5.jpg')]
     assert sum(counts) == 300
     assert min(counts) > 30
+    assert 'imagecorruptions' not in sys.modules  # importing it would load numba and compile
 
 
 def test_frost_without_its_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -419,13 +417,6 @@ def test_frost_without_its_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     weather.frost_picture.cache_clear()
     with pytest.raises(ModuleNotFoundError, match='pip install imagecorruptions-imaug'):
         corrupt(_image('cifar'), 'frost', 1)
-
-
-def test_frost_finds_its_pictures_without_importing_their_package() -> None:
-    """That would load numba and compile."""
-    weather.frost_picture.cache_clear()
-    corrupt(_image('cifar'), 'frost', 1)
-    assert 'imagecorruptions' not in sys.modules
 
 
 @each_suite
@@ -531,6 +522,7 @@ def test_output_is_a_new_image_and_worse_with_severity(name: str, suite: str) ->
         assert (out.dtype, out.shape) == (np.uint8, image.shape)
         assert not np.shares_memory(out, image)
     np.testing.assert_array_equal(image, before)
+    np.testing.assert_array_equal(corrupt(image, name, 1, suite), outputs[0])  # whatever was made before
     errors = [np.square(out.astype(float) - image).mean() for out in outputs]
     assert min(errors) > 0
     if name in MONOTONE:
@@ -543,14 +535,6 @@ def test_black_and_white_images_are_no_exception(name: str, level: int) -> None:
     for severity in range(1, 6):
         out = corrupt(np.full((32, 32, 3), level, np.uint8), name, severity)
         assert (out.dtype, out.shape) == (np.uint8, (32, 32, 3))
-
-
-@pytest.mark.parametrize('name', ALL)
-def test_order_and_subset_do_not_matter(name: str) -> None:
-    images = [_image('cifar', seed) for seed in range(6)]
-    forward = [corrupt(image, name, 2, seed=(0, index)) for index, image in enumerate(images)]
-    for index in (4, 1):
-        np.testing.assert_array_equal(corrupt(images[index], name, 2, seed=(0, index)), forward[index])
 
 
 def test_seeds_images_and_severities_have_noise_of_their_own() -> None:
@@ -575,11 +559,9 @@ def test_seeds_images_and_severities_have_noise_of_their_own() -> None:
         *(({'severity': severity}, (f'severity={severity}', '[1, 2, 3, 4, 5]')) for severity in (0, 6, 2.0)),
         *(({'seed': seed}, (f'seed={seed}', 'non-negative integer')) for seed in (-1, (), (0, 1.5))),
         ({'image': np.zeros((32, 32, 3))}, ('float64 array of shape (32, 32, 3)', 'uint8 levels')),
-        ({'image': np.zeros((3, 32, 32), np.uint8)}, ('shape (3, 32, 32)', '(H, W, 3)')),
-        ({'image': np.zeros((32, 32), np.uint8)}, ('shape (32, 32)', "convert('RGB')")),
+        ({'image': np.zeros((3, 32, 32), np.uint8)}, ('shape (3, 32, 32)', '(32, 32, 3)')),
         ({'image': Image.new('RGB', (32, 32))}, ('is a Image', 'np.asarray')),
-        ({'image': np.zeros((224, 224, 3), np.uint8)}, ('224x224', "Use suite='imagenet'")),
-        ({'image': np.zeros((64, 32, 3), np.uint8)}, ('64x32', 'Resize or crop the image to 32x32')),
+        ({'image': np.zeros((224, 224, 3), np.uint8)}, ('(224, 224, 3)', 'another suite')),
     ],
 )
 def test_bad_input(change: dict[str, Any], words: tuple[str, str]) -> None:
@@ -588,26 +570,9 @@ def test_bad_input(change: dict[str, Any], words: tuple[str, str]) -> None:
     assert all(word in str(caught.value) for word in words), caught.value
 
 
-def test_photographs_suffer_gradually(p2be_data: Path) -> None:
-    """Real images: severity 1 costs little, severity 5 more, under each corruption of the CIFAR suite."""
-    parquet = pytest.importorskip('pyarrow.parquet')
-    rows = parquet.read_table(min(p2be_data.glob('cifar10/test-*.parquet')))['img'][:20].to_pylist()
-    images = [np.asarray(Image.open(io.BytesIO(row['bytes'])).convert('RGB')) for row in rows]
-    for name in ALL:
-        errors = []
-        for severity in range(1, 6):
-            pairs = [(corrupt(image, name, severity, seed=(0, i)), image) for i, image in enumerate(images)]
-            errors.append(np.mean([np.abs(got - image.astype(float)).mean() for got, image in pairs]))
-        assert 0.3 < min(errors), name
-        assert max(errors) < 100, name
-        if name in MONOTONE:
-            assert errors == sorted(errors), name
-            assert errors[0] * 1.3 < errors[4], name
-
-
 def test_contact_sheet_shows_every_severity() -> None:
     image = _image('cifar')
-    sheet = np.asarray(contact_sheet(image, names=('contrast', 'pixelate'), scale=1, seed=4))
+    sheet = np.asarray(contact_sheet(image, names=('contrast', 'pixelate'), seed=4))[::2, ::2]
     windows = np.lib.stride_tricks.sliding_window_view(sheet, (32, 32), axis=(0, 1)).transpose(0, 1, 3, 4, 2)
     for name in ('contrast', 'pixelate'):
         places = []
@@ -619,9 +584,3 @@ def test_contact_sheet_shows_every_severity() -> None:
         assert places == sorted(places)
     assert contact_sheet(image).height > 19 * 64
     assert contact_sheet(_image('imagenet'), 'imagenet', names=('fog',)).width > 6 * 112
-
-
-@pytest.mark.parametrize('change', [{'names': ()}, {'scale': 0}, {'names': ('rain',)}])
-def test_contact_sheet_bad_input(change: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r'no names of corruptions|scale=0|Unknown corruption'):
-        contact_sheet(_image('cifar'), **change)

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from planted import Planted
 from torch import Tensor, nn
 
 from timm_p2be.robustness.attacks import DGA, LSPGA
@@ -28,19 +29,13 @@ def _images(count: int = 2, side: int = 8) -> Tensor:
     return images
 
 
-def _temperatures(steps: int, rate: float, anneal: str) -> list[float]:
-    """Temperature at which each gradient is taken: the official loop changes T after rebuilding z."""
-    if anneal == 'flatten':
-        return [1.0, *(rate**k for k in range(steps - 1))]
-    return [1 / rate**k for k in range(steps)]
-
-
 def _dense(model: PixelModel, levels: Tensor, labels: Tensor, eps: int, noise: Tensor, **arguments: Any) -> Tensor:
     """The attack as published: logits over all 256 levels, illegal ones at -1e10, gradients by autograd alone."""
     network, table = CodeModel(model), CodeModel(model).table()
     distance = (torch.arange(256) - levels.unsqueeze(-1).int()).abs()
     u = noise.masked_fill(distance > eps, -1e10)
-    for temperature in _temperatures(arguments['steps'], arguments['anneal_rate'], arguments['anneal']):
+    for k in range(arguments['steps']):  # T of the gradient k: the official loop changes it after rebuilding z
+        temperature = arguments['anneal_rate'] ** (max(k - 1, 0) if arguments['anneal'] == 'flatten' else -k)
         u.requires_grad_()
         planes = torch.softmax(u / temperature, dim=-1) @ table  # (B, 3, H, W, M)
         loss = nn.functional.cross_entropy(network(planes.permute(0, 2, 3, 1, 4)), labels, reduction='sum')
@@ -109,22 +104,15 @@ def test_code_model_is_the_network_at_codes(name: str) -> None:
     torch.testing.assert_close(network(planes), model(levels), rtol=1e-4, atol=1e-5)
 
 
-class _Fallible(nn.Module):
-    """Misclassifies an image when it is dark."""
+class _Fallible(Planted):
+    """Class 1 is dark."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.unused = nn.Parameter(torch.zeros(1))
-        self.num_classes = 3
-        self.pretrained_cfg = {'architecture': 'fallible', 'mean': (0, 0, 0), 'std': (1, 1, 1), 'input_size': (3, 4, 4)}
-
-    def forward(self, images: Tensor) -> Tensor:
-        brightness = images.mean(dim=(1, 2, 3))
-        return torch.stack([brightness, torch.full_like(brightness, 0.5), brightness * 0], dim=1)
+    def lead(self, images: Tensor) -> Tensor:
+        return 0.5 - images.mean(dim=(1, 2, 3))
 
 
 def test_fallen_images_are_left_alone_and_the_smallest_margin_is_kept() -> None:
-    model = PixelModel(_Fallible())
+    model = PixelModel(_Fallible(4))
     levels = torch.stack([torch.full((3, 4, 4), value, dtype=torch.uint8) for value in (129, 250)])
     judged: list[int] = []
     model.register_forward_pre_hook(

@@ -1,4 +1,4 @@
-"""The networks of docs/robustness.md: the attacks must break what has no defence."""
+"""The networks of docs/robustness.md: the attacks must break what has no defense."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ def test_weights_are_those_that_were_measured() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', NAMES)
-def test_attacks_break_networks_without_a_defence(name: str, p2be_data: Path) -> None:
+def test_attacks_break_networks_without_a_defense(name: str, p2be_data: Path) -> None:
     """At eps 8 at most 2 % of 500 photographs may stand, by the same attacks for every encoding and for RGB."""
     model = _load(name)
     data = read_images(f'hfds/{p2be_data}/cifar10', None, 'test', limit=500, input_key='img', target_key='label')

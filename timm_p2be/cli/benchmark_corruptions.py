@@ -1,12 +1,12 @@
 """`timm-p2be benchmark corruptions`: models under the corruptions of CIFAR-C or ImageNet-C."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from timm_p2be.cli.flags import add_data_flags, add_model_flags, images_from, models_from
+from timm_p2be.cli.flags import add_data_flags, add_model_flags, given_flags, images_from, models_from
 from timm_p2be.cli.interruption import run_long
 from timm_p2be.extras import require
 from timm_p2be.robustness.corruptions import SEVERITIES, SUITES
@@ -44,7 +44,7 @@ def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     _add_flags(parser)
 
     def command(args: argparse.Namespace) -> int:
-        unused = [flag for flag in _CLEAN_FLAGS if getattr(args, flag) != parser.get_default(flag)]
+        unused = given_flags(parser, args, _CLEAN_FLAGS)
         return run_long(parser, lambda: _run(args, unused), lambda: _kept(args.output / _RESULTS))
 
     return command
@@ -77,7 +77,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--overwrite', action='store_true', help='start afresh, whatever results are in --output')
 
 
-def _run(args: argparse.Namespace, unused: Sequence[str]) -> int:
+def _run(args: argparse.Namespace, unused: str) -> int:
     require('matplotlib', extra='robustness')  # the report's; not found out after hours
     data, clean = _data(args, unused)
     with connected_ranks() as ranks:
@@ -98,15 +98,10 @@ def _run(args: argparse.Namespace, unused: Sequence[str]) -> int:
     return 0
 
 
-def _data(args: argparse.Namespace, unused: Sequence[str]) -> tuple[CorruptedSet, ImageSet | None]:
+def _data(args: argparse.Namespace, unused: str) -> tuple[CorruptedSet, ImageSet | None]:
     """Return corrupted images, and clean ones if the flags name some; `unused` are flags that only those need."""
     if args.corrupted is None:
         suite = args.suite or 'cifar'
-        if not args.dataset and not args.data_dir:
-            raise ValueError(
-                'No data: pass --corrupted DIR for stored images, or clean ones to corrupt: --data-dir DIR for an '
-                'image folder, or --dataset NAME as in timm.'
-            )
         clean = images_from(args, SUITES[suite], RESIZE[suite])
         seed = args.seed or 0
         return GeneratedSet(clean, suite, args.corruptions, args.severities, args.extra, seed, args.cache), clean
@@ -117,8 +112,7 @@ def _data(args: argparse.Namespace, unused: Sequence[str]) -> tuple[CorruptedSet
             )
     named = bool(args.dataset or args.data_dir)
     if unused and not named:
-        flags = ', '.join('--' + flag.replace('_', '-') for flag in unused)
-        raise ValueError(f'Got {flags}, but no clean images that it is about. Pass --dataset or --data-dir too.')
+        raise ValueError(f'Got {unused}, but no clean images that it is about. Pass --dataset or --data-dir too.')
     data = open_corrupted(args.corrupted, args.corruptions, args.severities, args.extra, args.limit, args.class_map)
     if args.suite not in (None, data.suite):
         raise ValueError(

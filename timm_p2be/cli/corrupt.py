@@ -1,14 +1,14 @@
 """`timm-p2be corrupt`: corrupted copies of image files, or of a whole data set."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from timm_p2be.cli.flags import DATA_FLAGS, add_data_flags, images_from
+from timm_p2be.cli.flags import DATA_FLAGS, add_data_flags, given_flags, images_from
 from timm_p2be.cli.interruption import run_long
 from timm_p2be.cli.picture_files import save_picture
 from timm_p2be.robustness.corruptions import SEVERITIES, SUITES, corrupt
@@ -31,7 +31,7 @@ examples:
   timm-p2be corrupt --dataset hfds/data/cifar10 --input-key img --target-key label --split test \\
       --output data/cifar10-c-style --workers 2
 """
-_DATA_FLAGS = (*DATA_FLAGS, 'workers')
+_DATA_FLAGS = ('dataset', 'data_dir', *DATA_FLAGS, 'workers')
 
 
 def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
@@ -56,25 +56,22 @@ def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     )
 
     def command(args: argparse.Namespace) -> int:
-        given = [flag for flag in _DATA_FLAGS if getattr(args, flag) != parser.get_default(flag)]
+        given = given_flags(parser, args, _DATA_FLAGS)
         return run_long(parser, lambda: _run(args, given), lambda: 'Files that were finished are whole, and kept.')
 
     return command
 
 
-def _run(args: argparse.Namespace, data_flags: Sequence[str]) -> int:
+def _run(args: argparse.Namespace, data_flags: str) -> int:
     if args.output is None and args.contact_sheet is None:
         raise ValueError('Nothing to write: pass --output DIR, or --contact-sheet FILE.')
-    if args.seed < 0 or args.workers < 0:
-        raise ValueError(f'Got seed={args.seed}, workers={args.workers}; both must be 0 or more.')
     if not args.image:
         clean = images_from(args, SUITES[args.suite], RESIZE[args.suite])
         if args.output is not None:
             _write_data(args, clean)
         first = clean[0][0]
-    elif args.dataset or args.data_dir or data_flags:
-        flags = ', '.join('--' + flag.replace('_', '-') for flag in data_flags) or '--dataset, --data-dir'
-        raise ValueError(f'Got image files and {flags}, which is for data sets. Pass one of the two.')
+    elif data_flags:
+        raise ValueError(f'Got image files and {data_flags}, which is for data sets. Pass one of the two.')
     else:
         images = {path: _read(path, args.suite) for path in args.image}
         if args.output is not None:

@@ -1,6 +1,7 @@
 """Flags that several commands share: models, data, device. Names and meanings are those of timm's validate.py."""
 
 import argparse
+from collections.abc import Iterable
 
 import torch
 
@@ -39,6 +40,11 @@ def add_data_flags(parser: argparse.ArgumentParser, title: str = 'data') -> None
     group.add_argument('--limit', type=int, metavar='N', help='only the first N images, for a quick look')
 
 
+def given_flags(parser: argparse.ArgumentParser, args: argparse.Namespace, names: Iterable[str]) -> str:
+    """Return those flags in words that do not have their default."""
+    return ', '.join('--' + name.replace('_', '-') for name in names if getattr(args, name) != parser.get_default(name))
+
+
 def models_from(args: argparse.Namespace) -> list[PixelModel]:
     """Return the models that the flags name; their names are unique."""
     try:
@@ -59,16 +65,7 @@ def models_from(args: argparse.Namespace) -> list[PixelModel]:
 def images_from(args: argparse.Namespace, size: int, resize: int | None = None) -> ImageSet:
     """Return the images that the flags name, `size` x `size`."""
     if not args.dataset and not args.data_dir:
-        raise ValueError('No data: pass --data-dir DIR for an image folder, or --dataset NAME as in timm.')
-    return read_images(
-        args.dataset,
-        args.data_dir,
-        args.split,
-        size,
-        resize,
-        args.limit,
-        args.input_key,
-        args.target_key,
-        args.class_map,
-        args.dataset_download,
-    )
+        raise ValueError('No clean images: pass --data-dir DIR for an image folder, or --dataset NAME as in timm.')
+    reader = {key: getattr(args, key) for key in ('input_key', 'target_key', 'class_map')}
+    reader['download'] = args.dataset_download
+    return read_images(args.dataset, args.data_dir, args.split, size, resize, args.limit, **reader)

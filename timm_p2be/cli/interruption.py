@@ -23,12 +23,9 @@ def terminated_as_interrupt() -> Iterator[None]:
 
 
 def run_long(parser: argparse.ArgumentParser, run: Callable[[], int], kept: Callable[[], str]) -> int:
-    """Return the exit code of a command that takes long: its own, or 130 when it is interrupted.
+    """Return the exit code of a command that takes long: its own, 130 when it is interrupted, 2 after an error.
 
-    Args:
-        parser: exits with 2 and the message of a ValueError, of a missing package or an OSError.
-        run: the command.
-        kept: says what of its work remains.
+    `kept` says what of its work remains.
     """
     try:
         with terminated_as_interrupt():

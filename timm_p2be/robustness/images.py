@@ -91,25 +91,16 @@ def read_images(
     size: int = 32,
     resize: int | None = None,
     limit: int | None = None,
-    input_key: str | None = None,
-    target_key: str | None = None,
-    class_map: str = '',
-    download: bool = False,
+    **reader: Any,
 ) -> ImageSet:
-    """Return the `ImageSet` that timm's flags name: a data set, such as 'torch/cifar10', or '' for an image folder."""
+    """Return the `ImageSet` that timm's flags name: a data set, such as 'torch/cifar10', or '' for an image folder.
+
+    `reader` holds more arguments of timm.data.create_dataset: `input_key`, `target_key`, `class_map`, `download`.
+    """
     if dataset.lower().startswith('hfds/'):
         require('datasets', extra='data')
     try:
-        source = create_dataset(
-            dataset,
-            root=data_dir,
-            split=split,
-            is_training=False,
-            input_key=input_key,
-            target_key=target_key,
-            class_map=class_map,
-            download=download,
-        )
+        source = create_dataset(dataset, root=data_dir, split=split, is_training=False, **reader)
     except Exception as error:  # readers and the libraries below them raise whatever they like
         where = dataset + (f' in {data_dir}' if data_dir else '') if dataset else str(data_dir)
         raise ValueError(f'No images read from {where}, split {split!r}: {error or type(error).__name__}') from error
@@ -119,6 +110,10 @@ def read_images(
 
 def as_batch(data: ImageSet, indices: list[int] | range) -> tuple[torch.Tensor, torch.Tensor]:
     """Return images `indices` as uint8 levels (B, 3, H, W), and their int64 labels (B,)."""
-    pairs = [data[index] for index in indices]
+    return collate([data[index] for index in indices])
+
+
+def collate(pairs: list[tuple[Pixels, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return images and labels as a batch, see `as_batch`."""
     images = torch.from_numpy(np.stack([image for image, _ in pairs])).permute(0, 3, 1, 2).contiguous()
     return images, torch.tensor([label for _, label in pairs])

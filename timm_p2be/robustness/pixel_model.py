@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from timm_p2be.checkpoints import read_checkpoint
+from timm_p2be.checkpoints import read_checkpoint, weights_sha256
 from timm_p2be.files import file_sha256
 from timm_p2be.stem import EncodedConv2d
 
@@ -89,6 +89,7 @@ class PixelModel(nn.Module):
             'std': list(self.std),
             'parameters': sum(parameter.numel() for parameter in self.model.parameters()),
             'checkpoint_sha256': self.sha256,
+            'weights_sha256': weights_sha256(self.model.state_dict()),
         }
 
 

@@ -3,7 +3,7 @@
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from timm_p2be.robustness.attacks.pgd import PGD, Ascent
 
@@ -11,32 +11,19 @@ from timm_p2be.robustness.attacks.pgd import PGD, Ascent
 class APGD(PGD):
     """Auto-PGD (Croce and Hein, ICML 2020, Algorithm 1): momentum, and a step size that halves where it is too large.
 
-    The first step is 2 eps. An image's step is halved, and the search goes on from its best point, when fewer than 75 %
-    of the steps since the last checkpoint raised the loss or when neither step nor best loss has changed.
+    The first step is 2 eps by default. An image's step is halved, and the search goes on from its best point, if fewer
+    than 75 % of the steps since the last checkpoint raised the loss or when neither step nor best loss has changed.
 
-    Args: as `PGD`, without `step_size`; at least 2 steps.
+    Args: as `PGD`, with at least 2 steps, by default 100; `step_size` is the first one.
     """
 
-    algorithm = 'apgd'
+    algorithm, usual_steps, least_steps = 'apgd', 100, 2
 
-    def __init__(
-        self,
-        model: nn.Module,
-        eps: int = 8,
-        surrogate: str = 'auto',
-        steps: int = 100,
-        restarts: int = 1,
-        loss: str = 'ce',
-        sigma: float = 4.0,
-        stop: bool = True,
-        name: str | None = None,
-    ) -> None:
-        if steps < 2:
-            raise ValueError(f'Got steps={steps}; APGD needs at least 2.')
-        super().__init__(model, eps, surrogate, steps, None, restarts, loss, sigma, stop, name)
+    def _usual_step_size(self) -> float:
+        return 2.0 * max(self.eps, 1)
 
     def _ascent(self, start: Tensor, clean: Tensor) -> Ascent:
-        return _AutoAscent(start, clean, self.eps, 2.0 * max(self.eps, 1), _checkpoints(self.steps))
+        return _AutoAscent(start, clean, self.eps, self.step_size, _checkpoints(self.steps))
 
 
 class _AutoAscent(Ascent):

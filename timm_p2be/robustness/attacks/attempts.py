@@ -8,12 +8,7 @@ from timm_p2be.robustness.pixel_model import PixelModel
 
 
 class Attempts:
-    """The best attempt at every image of a batch so far, at first the image itself.
-
-    Attributes:
-        levels: uint8 (B, 3, H, W) best attempts.
-        margins: float32 (B,) theirs.
-    """
+    """The best attempt at every image of a batch so far, uint8 (B, 3, H, W), at first itself, and its margin, (B,)."""
 
     def __init__(self, model: PixelModel, levels: Tensor, labels: Tensor, batch_size: int = 512) -> None:
         self.levels = levels.clone()

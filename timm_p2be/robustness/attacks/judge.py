@@ -37,9 +37,6 @@ def attack_batch(
 
     Returns:
         The uint8 attempts (B, 3, H, W) on the CPU, and (B,) bool: the model gets the attempt wrong.
-
-    Raises:
-        BrokenAttackError: an attempt is not uint8, has another shape, or is more than `eps` levels away.
     """
     model.eval()
     attempt = attack(levels.to(model.device), labels.to(model.device), generator)

@@ -20,7 +20,7 @@ class PGD(Attack):
 
     Args: as `Attack`, and
         surrogate: of `attack_view`.
-        steps: at least 1; with 1 it is FGSM from the clean image, with a step of `eps`.
+        steps: at least 1, by default 40; with 1 it is FGSM from the clean image, with a step of `eps`.
         step_size: in levels; None is 2.5 eps / steps, at least half a level.
         restarts: the first starts at the clean image, the others at random in the ball.
         loss: 'ce', or 'margin': largest wrong logit less the right one.
@@ -29,14 +29,14 @@ class PGD(Attack):
             better to other models.
     """
 
-    algorithm = 'pgd'
+    algorithm, usual_steps, least_steps = 'pgd', 40, 1
 
     def __init__(
         self,
         model: nn.Module,
         eps: int = 8,
         surrogate: str = 'auto',
-        steps: int = 40,
+        steps: int | None = None,
         step_size: float | None = None,
         restarts: int = 1,
         loss: str = 'ce',
@@ -45,7 +45,8 @@ class PGD(Attack):
         name: str | None = None,
     ) -> None:
         super().__init__(model, eps, name or '')
-        check_count('steps', steps)
+        steps = self.usual_steps if steps is None else steps
+        check_count('steps', steps, self.least_steps)
         check_count('restarts', restarts)
         if step_size is not None and not 0 < step_size < math.inf:
             raise ValueError(f'Got step_size={step_size!r}; it is a positive number of levels.')
@@ -53,13 +54,16 @@ class PGD(Attack):
             raise ValueError(f'Unknown loss {loss!r}; choose one of {list(LOSSES)}.')
         self.surrogate = choose_surrogate(self.model, surrogate)
         self.steps = steps
-        self.step_size = step_size if step_size is not None else (eps if steps == 1 else max(2.5 * eps / steps, 0.5))
+        self.step_size = step_size if step_size is not None else self._usual_step_size()
         self.restarts = restarts
         self.stop = stop
         self.loss = loss
         self.kind = 'one-step' if steps == 1 else 'white-box'
         self.name = name or self._default_name()
         self._view = attack_view(self.model, self.surrogate, sigma)
+
+    def _usual_step_size(self) -> float:
+        return self.eps if self.steps == 1 else max(2.5 * self.eps / self.steps, 0.5)
 
     def _default_name(self) -> str:
         if self.steps == 1:

@@ -9,6 +9,7 @@ from torch import Generator, Tensor, nn
 from timm_p2be.robustness.attacks.attack import Attack, Cost, check_count
 from timm_p2be.robustness.attacks.attempts import Attempts, shift, signs
 
+SHARE = 0.8  # of the image that the first squares cover
 # after these many of 10,000 queries the area of the squares halves
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
@@ -22,7 +23,6 @@ class Square(Attack):
 
     Args: as `Attack`, and
         queries: most an image can cost, the clean one included; at least 2.
-        p_init: share of the image that the first squares cover, in (0, 1]; 0.8 in AutoAttack.
         batch_size: most images in one call of the model.
     """
 
@@ -33,17 +33,13 @@ class Square(Attack):
         model: nn.Module,
         eps: int = 8,
         queries: int = 5000,
-        p_init: float = 0.8,
         batch_size: int = 512,
         name: str = 'square',
     ) -> None:
         super().__init__(model, eps, name)
         check_count('queries', queries, least=2)
         check_count('batch_size', batch_size)
-        if not 0 < p_init <= 1:
-            raise ValueError(f'Got p_init={p_init!r}; it is a share of the image, above 0 and at most 1 (usual: 0.8).')
         self.queries = queries
-        self.p_init = p_init
         self.batch_size = batch_size
 
     def cost(self) -> Cost:
@@ -69,7 +65,7 @@ class Square(Attack):
 
     def _side(self, spent: float, height: int, width: int) -> int:
         """Return the side of the squares when a share `spent` of the queries is used up."""
-        share = self.p_init / 2 ** bisect_left(HALVINGS, spent * 10_000)
+        share = SHARE / 2 ** bisect_left(HALVINGS, spent * 10_000)
         return min(max(round(math.sqrt(share * height * width)), 1), height, width)
 
 

@@ -55,17 +55,15 @@ def attack_view(model: nn.Module, surrogate: str = 'auto', sigma: float = 4.0) -
 
 def choose_surrogate(model: PixelModel, surrogate: str = 'auto') -> str:
     """Return a surrogate that fits a model; 'auto' becomes the best one."""
-    if surrogate == 'auto':
-        return 'kernel' if model.encoding else 'straight-through'
-    if surrogate not in SURROGATES:
-        raise ValueError(f'Unknown surrogate {surrogate!r}; choose one of {["auto", *SURROGATES]}.')
-    allowed = surrogates_for(model)
+    allowed = ('auto', *surrogates_for(model))
     if surrogate not in allowed:
         reads = f'{model.encoding} codes' if model.encoding else 'pixel values'
         raise ValueError(
             f'Surrogate {surrogate!r} does not fit {model.name}, which reads {reads}; allowed are {list(allowed)}.'
         )
-    return surrogate
+    if surrogate != 'auto':
+        return surrogate
+    return 'kernel' if model.encoding else 'straight-through'
 
 
 def surrogates_for(model: PixelModel) -> tuple[str, ...]:

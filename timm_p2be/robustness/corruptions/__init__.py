@@ -63,7 +63,13 @@ def corrupt(
         raise ValueError(f'Unknown suite {suite!r}; choose one of {list(SUITES)}.')
     if severity not in SEVERITIES or not isinstance(severity, int | np.integer):
         raise ValueError(f'Got severity={severity!r}; it must be one of {list(SEVERITIES)}.')
-    _check_image(image, suite)
+    shape = (SUITES[suite], SUITES[suite], 3)
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape != shape:
+        got = f'{image.dtype} array of shape {image.shape}' if isinstance(image, np.ndarray) else type(image).__name__
+        raise ValueError(
+            f'Got an image that is a {got}; the suite {suite!r} has parameters for uint8 levels of shape {shape}. '
+            "Resize or crop it, take another suite, or np.asarray(image.convert('RGB')) of a PIL image."
+        )
     parameters = {key: values[severity - 1] for key, values in PARAMETERS[name][suite].items()}
     return _FUNCTIONS[name](image, _generator(name, severity, seed), **parameters).astype(np.uint8)
 
@@ -76,20 +82,3 @@ def _generator(name: str, severity: int, seed: int | Sequence[int]) -> np.random
             f'Got seed={seed!r}; it must be a non-negative integer or a sequence such as (seed, image_index).'
         )
     return np.random.default_rng([zlib.crc32(name.encode()), severity, len(parts), *(int(part) for part in parts)])
-
-
-def _check_image(image: NDArray[np.uint8], suite: str) -> None:
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        got = f'{image.dtype} array of shape {image.shape}' if isinstance(image, np.ndarray) else type(image).__name__
-        raise ValueError(
-            f'Got an image that is a {got}; corrupt takes uint8 levels of shape (H, W, 3). Use '
-            "np.asarray(image.convert('RGB')) for PIL images."
-        )
-    side = SUITES[suite]
-    if image.shape[:2] != (side, side):
-        fitting = [name for name, other in SUITES.items() if image.shape[:2] == (other, other)]
-        advice = f"Use suite='{fitting[0]}'." if fitting else f'Resize or crop the image to {side}x{side} first.'
-        raise ValueError(
-            f"Got an image of {image.shape[0]}x{image.shape[1]}; the suite '{suite}' is defined for {side}x{side} (its "
-            f'parameters are in pixels of that size). {advice}'
-        )

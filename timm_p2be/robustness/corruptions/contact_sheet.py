@@ -18,28 +18,16 @@ def contact_sheet(
     suite: str = 'cifar',
     seed: int | Sequence[int] = 0,
     names: Sequence[str] = (*CORRUPTIONS, *EXTRA_CORRUPTIONS),
-    scale: float | None = None,
 ) -> Image.Image:
     """Return a sheet, an RGB image, with one row per corruption: its name, the clean image and severities 1 to 5.
 
-    Args:
-        image: uint8 levels (H, W, 3) of the suite's size, see `corrupt`.
-        suite: 'cifar' or 'imagenet'.
-        seed: as for `corrupt`; every row and severity has random numbers of its own anyway.
-        names: corruptions, from top to bottom.
-        scale: size of a picture relative to the image; by default 2 for 'cifar' (pixels stay visible as squares), else
-            1/2 (by averaging).
+    See `corrupt` for the arguments; `names` are corruptions, from top to bottom.
     """
-    if not names:
-        raise ValueError(f'Got no names of corruptions; choose from {[*CORRUPTIONS, *EXTRA_CORRUPTIONS]}.')
-    scale = scale if scale is not None else 2 if suite == 'cifar' else 0.5
-    if not scale > 0:
-        raise ValueError(f'Got scale={scale}; it must be positive, 1 shows the images at their own size.')
+    scale = 2 if suite == 'cifar' else 0.5  # pixels stay visible as squares; or are averaged
     rows = [[image, *(corrupt(image, name, severity, suite, seed) for severity in SEVERITIES)] for name in names]
-    width, height = (max(round(side * scale), 1) for side in image.shape[1::-1])
-    canvas = Image.new(
-        'RGB', (_LABEL + len(rows[0]) * (width + _GAP), _LINE + len(rows) * (height + _GAP)), color='white'
-    )
+    width, height = (round(side * scale) for side in image.shape[1::-1])
+    columns = 1 + len(SEVERITIES)
+    canvas = Image.new('RGB', (_LABEL + columns * (width + _GAP), _LINE + len(rows) * (height + _GAP)), color='white')
     draw = ImageDraw.Draw(canvas)
     for column, title in enumerate(['clean', *map(str, SEVERITIES)]):
         draw.text((_LABEL + column * (width + _GAP), _GAP), title, fill=0)

@@ -1,36 +1,23 @@
 """What a benchmark asks of corrupted images: the same ones under several corruptions, as uint8 levels."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from timm_p2be.extras import require
 from timm_p2be.robustness.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES
+from timm_p2be.robustness.images import collate
 
 Batch = tuple[Tensor, Tensor]  # uint8 levels (B, 3, H, W), int64 labels (B,)
 Images = Dataset[tuple[NDArray[np.uint8], int]]  # uint8 levels (H, W, 3) and their label
 
 
-class Choice(NamedTuple):
-    """What is wanted of a set: corruptions (None: the 15 of the benchmark), severities, and the four extra ones."""
-
-    names: Sequence[str] | None = None
-    severities: Sequence[int] = SEVERITIES
-    extra: bool = False
-
-
 class CorruptedSet:
     """The same images under several corruptions and severities.
-
-    Args:
-        choice: of what is there.
-        found: corruptions that are there; None if any of the benchmark can be made.
-        where: what errors call the place.
 
     Attributes:
         names: corruptions, those of the benchmark first and in its order.
@@ -44,9 +31,8 @@ class CorruptedSet:
     num_classes: int | None = None
     labels: NDArray[np.int64]
 
-    def __init__(self, choice: Choice, found: set[str] | None = None, where: str = 'The benchmark') -> None:
-        self.names = choose_names(choice.names, choice.extra, found, where)
-        self.severities = check_severities(choice.severities)
+    def __init__(self, names: Iterable[str], severities: Sequence[int]) -> None:
+        self.names, self.severities = tuple(names), check_severities(severities)
 
     def __len__(self) -> int:
         """Return the number of images at each severity of each corruption."""
@@ -71,9 +57,13 @@ class CorruptedSet:
 def choose_names(
     names: Sequence[str] | None, extra: bool = False, found: set[str] | None = None, where: str = 'The benchmark'
 ) -> tuple[str, ...]:
-    """Return the corruptions to use, in the order of the benchmark, others by name; see `Choice` and `CorruptedSet`.
+    """Return the corruptions to use, in the order of the benchmark, others by name.
 
-    Without names, a set that has none of the benchmark's corruptions is used whole.
+    Args:
+        names: None takes the 15 of the benchmark, or all if there is none of these.
+        extra: add the four extra ones.
+        found: those that are there; None if any of the benchmark can be made.
+        where: what errors call the place.
     """
     known = (*CORRUPTIONS, *EXTRA_CORRUPTIONS)
     there = set(known) if found is None else found
@@ -126,7 +116,7 @@ def load_batches(images: Images, spans: Sequence[range], workers: int) -> Iterat
         batch_sampler=[list(span) for span in spans],
         num_workers=0 if isinstance(images, Rows) else min(workers, len(spans)),
         worker_init_fn=_one_thread,
-        collate_fn=_collate,
+        collate_fn=collate,
     )
     try:
         yield from loader
@@ -138,11 +128,6 @@ def load_batches(images: Images, spans: Sequence[range], workers: int) -> Iterat
         raise ValueError(
             f'A process that reads images died ({error}). Pass fewer --workers if memory is short.'
         ) from None
-
-
-def _collate(pairs: list[tuple[NDArray[np.uint8], int]]) -> Batch:
-    images = torch.from_numpy(np.stack([image for image, _ in pairs])).permute(0, 3, 1, 2).contiguous()
-    return images, torch.tensor([label for _, label in pairs])
 
 
 def _one_thread(worker: int) -> None:

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from timm_p2be.files import atomic_write, temporary_beside, write_json
 from timm_p2be.robustness.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES, SUITES, corrupt
-from timm_p2be.robustness.corruptions.corrupted_sets import Choice, CorruptedSet, Images, Rows, spans_of
+from timm_p2be.robustness.corruptions.corrupted_sets import CorruptedSet, Images, Rows, choose_names, spans_of
 from timm_p2be.robustness.corruptions.stored_sets import DESCRIPTION, open_array, read_description
 from timm_p2be.robustness.evaluation.results import environment
 from timm_p2be.robustness.images import ImageSet
@@ -28,10 +28,8 @@ class GeneratedSet(CorruptedSet):
     """Clean images, corrupted on the fly: image i has noise of its own, drawn from (seed, i), however it is loaded.
 
     Args:
-        clean: images of the suite's size.
-        suite: 'cifar' or 'imagenet'.
-        names, severities, extra: see `Choice`.
-        seed: a non-negative integer.
+        clean, suite: see `corrupt` for their sizes.
+        names, extra: see `choose_names`.
         cache: folder that keeps the images, one array per corruption; None makes them anew each time.
 
     Example:
@@ -58,7 +56,7 @@ class GeneratedSet(CorruptedSet):
                 f'Got suite={suite!r} for images of {clean.size} pixels and seed={seed}; allowed are the suites (and '
                 f'sizes) {SUITES} and seeds from 0.'
             )
-        super().__init__(Choice(names, severities, extra))
+        super().__init__(choose_names(names, extra), severities)
         self.clean, self.suite, self.seed, self.cache = clean, suite, seed, cache
         self._cached: dict[str, NDArray[np.uint8]] = {}
         if 'frost' in self.names:
@@ -131,7 +129,7 @@ def write_set(
     ImageNet-C's (make_imagenet_c.py), so they differ from the images that `data` makes.
 
     Args:
-        data: what to write.
+        data: what to write; for the suite 'cifar' it has all severities.
         folder: empty, or with the same data.
         workers: processes that corrupt images.
         overwrite: delete a set that this package wrote there before.
@@ -139,10 +137,6 @@ def write_set(
 
     Returns:
         Number of arrays, or of folders of one severity, that were written now.
-
-    Raises:
-        ValueError: the folder has other data, or the suite 'cifar' without one of its severities.
-        OSError: the disk is full; finished parts are kept, no half ones.
     """
     arrays = data.suite == 'cifar'
     if arrays and data.severities != SEVERITIES:

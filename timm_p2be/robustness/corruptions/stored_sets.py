@@ -14,7 +14,7 @@ from timm.data.readers.class_map import load_class_map
 from torch.utils.data import Dataset
 
 from timm_p2be.robustness.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES, SUITES
-from timm_p2be.robustness.corruptions.corrupted_sets import Choice, CorruptedSet, Images, Rows
+from timm_p2be.robustness.corruptions.corrupted_sets import CorruptedSet, Images, Rows, choose_names
 
 DESCRIPTION = 'corrupted.json'  # beside sets that this package wrote: how they were made
 _EXTENSIONS = ('.jpeg', '.jpg', '.png')
@@ -32,32 +32,31 @@ def open_corrupted(
 
     Args:
         folder: of the images.
-        names: corruptions; None takes the 15 of the benchmark, or all if there is none of these (ImageNet-C-bar).
+        names, extra: see `choose_names`; ImageNet-C-bar has none of the 15.
         severities: of 1 to 5.
-        extra: add the four extra corruptions.
         limit: first images of each severity only.
         class_map: of ImageNet-C, timm's file of class names, one a line; without it classes are the sorted folders.
-
-    Raises:
-        ValueError: neither layout; missing, truncated or unsuitable files.
     """
-    folder, choice = Path(folder), Choice(names, severities, extra)
+    folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f'No folder {folder}; name the folder that holds the corrupted images.')
     if limit is not None and limit < 1:
         raise ValueError(f'Got limit={limit}; take at least 1 image.')
-    if any(folder.glob('*.npy')):
-        return CorruptedArrays(folder, choice, limit)
-    return CorruptedFolders(folder, choice, limit, class_map)
+    arrays = any(folder.glob('*.npy'))
+    found = {path.stem: path for path in folder.glob('[!.]*.npy')} if arrays else _corruption_folders(folder)
+    chosen = {name: found[name] for name in choose_names(names, extra, set(found) - {'labels'}, str(folder))}
+    if arrays:
+        return CorruptedArrays(folder, chosen, severities, limit)
+    return CorruptedFolders(folder, chosen, severities, limit, class_map)
 
 
 class StoredSet(CorruptedSet):
-    """Images of a folder, of which the first `limit` of each severity are used."""
+    """Images of a folder, of which the first `limit` of each severity are used; `places` are those of corruptions."""
 
     all_labels: NDArray[np.int64]
 
-    def __init__(self, folder: Path, choice: Choice, found: set[str]) -> None:
-        super().__init__(choice, found, str(folder))
+    def __init__(self, folder: Path, places: dict[str, Path], severities: Sequence[int]) -> None:
+        super().__init__(places, severities)
         self.folder = folder
         self.made = read_description(folder)
 
@@ -87,8 +86,8 @@ class CorruptedArrays(StoredSet):
 
     suite = 'cifar'
 
-    def __init__(self, folder: Path, choice: Choice, limit: int | None) -> None:
-        super().__init__(folder, choice, {path.stem for path in folder.glob('[!.]*.npy')} - {'labels'})
+    def __init__(self, folder: Path, places: dict[str, Path], severities: Sequence[int], limit: int | None) -> None:
+        super().__init__(folder, places, severities)
         labels = open_array(folder / 'labels.npy')
         rows = labels.reshape(5, -1) if labels.ndim == 1 and len(labels) and len(labels) % 5 == 0 else None
         if rows is None or labels.dtype.kind not in 'iu' or (rows != rows[0]).any() or rows.min() < 0:
@@ -99,7 +98,7 @@ class CorruptedArrays(StoredSet):
         self.all_labels = rows[0].astype(np.int64)
         self.labels = self.all_labels[:limit]
         total, side = len(self.all_labels), SUITES[self.suite]
-        self._arrays = {name: open_array(folder / f'{name}.npy', (5 * total, side, side, 3)) for name in self.names}
+        self._arrays = {name: open_array(path, (5 * total, side, side, 3)) for name, path in places.items()}
         self.num_classes = int(self.all_labels.max()) + 1 if self.made is None and total == 10_000 else None
 
     def images(self, name: str, severity: int) -> Images:
@@ -124,10 +123,11 @@ class CorruptedFolders(StoredSet):
 
     suite = 'imagenet'
 
-    def __init__(self, folder: Path, choice: Choice, limit: int | None, class_map: str) -> None:
-        found = _corruption_folders(folder)
-        super().__init__(folder, choice, set(found))
-        self._roots = {(n, severity): found[n] / str(severity) for n in self.names for severity in self.severities}
+    def __init__(
+        self, folder: Path, places: dict[str, Path], severities: Sequence[int], limit: int | None, class_map: str
+    ) -> None:
+        super().__init__(folder, places, severities)
+        self._roots = {(n, severity): places[n] / str(severity) for n in self.names for severity in self.severities}
         self._files = self._list_files()
         index = self._class_index(class_map)
         self.all_labels = np.array([index[file.partition('/')[0]] for file in self._files], np.int64)
@@ -206,15 +206,7 @@ class _Files(Dataset[tuple[NDArray[np.uint8], int]]):
 def read_description(folder: Path) -> dict[str, Any] | None:
     """Return how a set that this package wrote was made, or None beside any other set."""
     path = folder / DESCRIPTION
-    if not path.exists():
-        return None
-    try:
-        made = json.loads(path.read_text(encoding='utf-8'))
-        if not isinstance(made['label'], str):
-            raise TypeError('its label is no text')
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f'{path} is damaged ({error}); write the set again.') from error
-    return made
+    return json.loads(path.read_text(encoding='utf-8')) if path.exists() else None
 
 
 def open_array(path: Path, shape: tuple[int, ...] | None = None) -> NDArray[Any]:

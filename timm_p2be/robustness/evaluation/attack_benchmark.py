@@ -54,7 +54,6 @@ def benchmark_attacks(
         alone: images that every attack faces, at least 1.
         worst_case: images of the worst case; 0 leaves it out.
         batch_size: images attacked at once.
-        seed: of all randomness.
         probed: images that the probes of `attack_probes` will look at.
         output: folder of `<model>.attacks.json`, written after every batch; a run of the same configuration resumes
             from it. None keeps everything in memory.

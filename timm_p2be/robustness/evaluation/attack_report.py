@@ -21,11 +21,7 @@ _LIMITS = (
 
 
 def attack_report(contents: Sequence[Content]) -> Report:
-    """Return one report of all models.
-
-    Args:
-        contents: of result files, complete or not.
-    """
+    """Return one report of all models; the contents of their result files may be incomplete."""
     sections = [Section('Summary', table=_summary(contents))]
     for content in contents:
         name, notes = content['model']['name'], [verdict(run_checks(content)), *warnings(content)]

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from timm_p2be.checkpoints import weights_sha256
 from timm_p2be.robustness.attacks.attack import KINDS, Attack
 from timm_p2be.robustness.evaluation.results import Bits, ResultFile, pack_bits, proportion, unpack_bits
 from timm_p2be.robustness.images import ImageSet
@@ -59,7 +58,7 @@ class AttackResults(ResultFile):
         configuration = {
             'settings': settings,
             'attacks': [{'name': x.name, 'kind': x.kind, 'eps': x.eps, **x.cost()._asdict()} for x in attacks],
-            'model': {**model.describe(), 'weights_sha256': weights_sha256(model.model.state_dict())},
+            'model': model.describe(),
             'data': data.describe(),
         }
         worst = {'subset': f'first {settings["worst_case"]} images', 'attacks': {}} if settings['worst_case'] else {}

@@ -1,6 +1,7 @@
 """Which attacks a benchmark runs, cheapest first, and what they are called."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from timm_p2be.robustness.attacks.apgd import APGD
 from timm_p2be.robustness.attacks.attack import Attack
@@ -14,44 +15,25 @@ from timm_p2be.robustness.attacks.surrogates import surrogates_for
 from timm_p2be.robustness.attacks.transfer import Transfer
 from timm_p2be.robustness.pixel_model import PixelModel
 
-Builder = Callable[[PixelModel, int], Attack]
-SurrogateBuilder = Callable[[PixelModel, int, str], Attack]
 Variant = Callable[[PixelModel, int, int], Attack]  # model, eps, steps
 
-# one attack a model
-_SINGLE: dict[str, Builder] = {
-    'noise': lambda model, eps: Noise(model, eps),
-    'dga': lambda model, eps: DGA(model, eps),
-    'lspga-official': lambda model, eps: LSPGA.official(model, eps),
-    'lspga-strong-flatten': lambda model, eps: LSPGA.strong(model, eps, anneal='flatten'),
-    'lspga-strong-sharpen': lambda model, eps: LSPGA.strong(model, eps, anneal='sharpen'),
-    'coordinate': lambda model, eps: CoordinateSearch(model, eps, queries=2000),
-    'square': lambda model, eps: Square(model, eps, queries=5000),
-}
-
-# one attack a surrogate of the model's gradient
-_PER_SURROGATE: dict[str, SurrogateBuilder] = {
+# cheapest first; `by` is a surrogate of the model's gradient, or the model that images are transferred from
+_FAMILIES: dict[str, Callable[[PixelModel, int, Any], Attack]] = {
+    'noise': lambda model, eps, by: Noise(model, eps),
+    'transfer': lambda model, eps, by: Transfer(model, eps, PGD(by, eps, steps=40, stop=False)),
     'fgsm': lambda model, eps, by: PGD(model, eps, by, steps=1, name=f'fgsm-{by}'),
+    'dga': lambda model, eps, by: DGA(model, eps),
+    'lspga-official': lambda model, eps, by: LSPGA.official(model, eps),
     'pgd': lambda model, eps, by: PGD(model, eps, by, steps=40, name=f'pgd-{by}'),
     'apgd-ce': lambda model, eps, by: APGD(model, eps, by, steps=100, loss='ce', name=f'apgd-ce-{by}'),
     'apgd-margin': lambda model, eps, by: APGD(model, eps, by, steps=100, loss='margin', name=f'apgd-margin-{by}'),
+    'lspga-strong-flatten': lambda model, eps, by: LSPGA.strong(model, eps, anneal='flatten'),
+    'lspga-strong-sharpen': lambda model, eps, by: LSPGA.strong(model, eps, anneal='sharpen'),
+    'coordinate': lambda model, eps, by: CoordinateSearch(model, eps, queries=2000),
+    'square': lambda model, eps, by: Square(model, eps, queries=5000),
 }
-
-# cheapest first
-FAMILIES = (
-    'noise',
-    'transfer',
-    'fgsm',
-    'dga',
-    'lspga-official',
-    'pgd',
-    'apgd-ce',
-    'apgd-margin',
-    'lspga-strong-flatten',
-    'lspga-strong-sharpen',
-    'coordinate',
-    'square',
-)
+_PER_SURROGATE = ('fgsm', 'pgd', 'apgd-ce', 'apgd-margin')
+FAMILIES = tuple(_FAMILIES)
 SUITES = {'quick': FAMILIES[:6], 'full': FAMILIES}
 
 
@@ -61,19 +43,14 @@ def build_suite(
     """Return attacks on a model, cheapest first whatever the order of the names.
 
     Args:
-        model: attacked.
-        eps: bound in levels.
+        model, eps: see `Attack`.
         names: of `SUITES` or `FAMILIES`, or '<family>-<surrogate>' for one surrogate of a family that has one attack
             for each, such as 'pgd-kernel'.
         sources: models whose adversarial images are tried on `model`; without any, suites have no 'transfer'. One
             with the checkpoint of `model` itself is left out: that would be no transfer.
-
-    Raises:
-        ValueError: an unknown name, a surrogate that the model has not, 'transfer' by name without sources, two
-            sources of one name.
     """
     surrogates = surrogates_for(model)
-    single = {f'{family}-{by}': (family, by) for family in _PER_SURROGATE for by in surrogates}
+    single = [f'{family}-{by}' for family in _PER_SURROGATE for by in surrogates]
     known = {*SUITES, *FAMILIES, *single}
     unknown = [name for name in names if name not in known]
     if unknown or not names:
@@ -92,24 +69,15 @@ def build_suite(
     sources = [source for source in sources if source.sha256 is None or source.sha256 != model.sha256]
     families = {name for word in names for name in SUITES.get(word, (word,))}
     attacks: list[Attack] = []
-    for family in FAMILIES:
+    for family, build in _FAMILIES.items():
+        chosen: Sequence[Any] = sources if family == 'transfer' else [None]
         if family in _PER_SURROGATE:
-            chosen = [by for by in surrogates if family in families or f'{family}-{by}' in families]
-            attacks += [_PER_SURROGATE[family](model, eps, by) for by in chosen]
-        elif family == 'transfer' and family in families:
-            attacks += [Transfer(model, eps, transfer_source(source, eps)) for source in sources]
-        elif family in families:
-            attacks.append(_SINGLE[family](model, eps))
+            chosen = surrogates
+        attacks += [build(model, eps, by) for by in chosen if {family, f'{family}-{by}'} & families]
     twice = [attack.name for attack in attacks if sum(other.name == attack.name for other in attacks) > 1]
     if twice:
         raise ValueError(f'Two attacks are called {twice[0]!r}; label the models to transfer from, as a:NAME=FILE.')
     return attacks
-
-
-def transfer_source(source: PixelModel, eps: int) -> Attack:
-    """Return the attack whose images are transferred: PGD that goes on beyond the source's own boundary."""
-    surrogate = 'kernel' if source.encoding else 'straight-through'
-    return PGD(source, eps, surrogate, steps=40, stop=False)
 
 
 def variant(name: str) -> Variant | None:

@@ -52,9 +52,7 @@ def binarize(
         image: uint8 (3, H, W) clean image.
         make_attack: builds the attack on a model of two classes.
         eps: bound in levels, 2 to 255.
-        generator: CPU source of all randomness.
-        points: inner points, besides the clean image.
-        draws: corners that the random search tries.
+        points, draws: inner points besides the clean image, and corners that the random search tries.
     """
     if not 2 <= eps <= 255:
         raise ValueError(f'Got eps={eps}; points inside the bound need 2 to 255 levels.')

@@ -1,6 +1,7 @@
 """Measures models under common corruptions: every model sees the same images, every figure is kept, runs resume."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +9,8 @@ import numpy as np
 import torch
 
 from timm_p2be.robustness.corruptions import SUITES
-from timm_p2be.robustness.corruptions.corrupted_sets import (
-    Batch,
-    CorruptedSet,
-    check_severities,
-    choose_names,
-    load_batches,
-    spans_of,
-)
-from timm_p2be.robustness.evaluation.corruption_results import CLEAN, CorruptionResults, describe_models, figures_of
+from timm_p2be.robustness.corruptions.corrupted_sets import Batch, CorruptedSet, load_batches, spans_of
+from timm_p2be.robustness.evaluation.corruption_results import CLEAN, CorruptionResults, figures_of
 from timm_p2be.robustness.evaluation.predictions import Judge, Outcome, check_size
 from timm_p2be.robustness.evaluation.runner import Runner, runner
 from timm_p2be.robustness.images import ImageSet
@@ -27,8 +21,6 @@ def benchmark_corruptions(
     models: Sequence[PixelModel | torch.nn.Module],
     data: CorruptedSet,
     clean: ImageSet | None = None,
-    corruptions: Sequence[str] | None = None,
-    severities: Sequence[int] | None = None,
     batch_size: int = 128,
     workers: int = 0,
     output: Path | None = None,
@@ -45,8 +37,6 @@ def benchmark_corruptions(
         models: timm models, or as `PixelModel` with unique names.
         data: corrupted images.
         clean: the same images without corruption, for the clean error; None leaves it out.
-        corruptions: of the data; None takes all.
-        severities: of the data; None takes all.
         batch_size: images at a time; halved for a model that runs out of memory.
         workers: processes that read or corrupt images.
         output: JSON file of the results; None keeps them in memory.
@@ -63,27 +53,22 @@ def benchmark_corruptions(
     if batch_size < 1 or workers < 0:
         raise ValueError(f'Got batch_size={batch_size}, workers={workers}; take at least 1 image and 0 workers.')
     wrapped = [as_pixel_model(model) for model in models]
-    label = data.describe()['label']
-    names = data.names if corruptions is None else choose_names(corruptions, False, set(data.names), label)
-    levels = data.severities if severities is None else check_severities(severities)
-    if not set(levels) <= set(data.severities):
-        raise ValueError(f'Got severities {list(levels)}; {label} has {list(data.severities)}.')
     _check_models(wrapped, data)
     config = {
-        'models': describe_models(wrapped),
+        'models': [{**model.describe(), 'input_size': model.input_size} for model in wrapped],
         'data': data.describe(),
         'clean': clean.describe() if clean is not None else None,
-        'corruptions': names,
-        'severities': levels,
+        'corruptions': data.names,
+        'severities': data.severities,
         'precision': str(amp_dtype or torch.float32).removeprefix('torch.'),
     }
     nothing: dict[str, Any] = {'clean': {}, 'results': {}, 'summary': {}, 'complete': False}
     with runner('image', show) as run:
         results = run.ranks.open(lambda: CorruptionResults.open(output, {'config': config}, nothing, overwrite))
         jobs = [(CLEAN, 0)] if clean is not None else []
-        jobs += [(name, severity) for name in names for severity in levels]
+        jobs += [(name, severity) for name in data.names for severity in data.severities]
         jobs = [job for job in jobs if not results.is_done(*job)]
-        counts = {CLEAN: len(clean) if clean is not None else 0, **dict.fromkeys(names, len(data))}
+        counts = {CLEAN: len(clean) if clean is not None else 0, **dict.fromkeys(data.names, len(data))}
         spans = {name: run.ranks.share(spans_of(count, batch_size)) for name, count in counts.items()}
         run.progress.expect(sum(len(span) for name, _ in jobs for span in spans[name]))
         judge = Judge(amp_dtype, run.progress.say)
@@ -98,10 +83,11 @@ def benchmark_corruptions(
 
 
 def _prepare(data: CorruptedSet, name: str, workers: int, run: Runner) -> None:
+    beat = partial(run.progress.step, 0)
     if run.ranks.first:
-        data.prepare(name, workers, run.progress.beat)
+        data.prepare(name, workers, beat)
     run.ranks.wait()
-    data.prepare(name, workers, run.progress.beat)  # on the other ranks: opens what the first has made
+    data.prepare(name, workers, beat)  # on the other ranks: opens what the first has made
 
 
 def _measure(

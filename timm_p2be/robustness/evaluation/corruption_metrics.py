@@ -74,18 +74,9 @@ def summarize(errors: Errors) -> dict[str, Any]:
 def calibration_gaps(confidences: NDArray[np.floating[Any]], correct: NDArray[np.bool_]) -> list[float]:
     """Return, per confidence bin, the sum of (correct - confidence) over its examples.
 
-    The bins of the largest probabilities are (0, 1/15], (1/15, 2/15], ... (Guo et al., arXiv 1706.04599).
+    The bins of the largest probabilities are (0, 1/15], (1/15, 2/15], ... (Guo et al., arXiv 1706.04599); the expected
+    calibration error is the sum of the gaps' absolute values over the number of examples.
     """
     bins = np.clip(np.ceil(confidences.astype(np.float64) * BINS).astype(int) - 1, 0, BINS - 1)
     gaps = np.bincount(bins, weights=correct - confidences.astype(np.float64), minlength=BINS)
     return [round(float(gap), 6) for gap in gaps]
-
-
-def expected_calibration_error(gaps: list[float], count: int) -> float:
-    """Return the ECE of `count` examples, a fraction.
-
-    Example:
-        >>> expected_calibration_error(calibration_gaps(np.array([0.75, 0.75]), np.array([True, False])), 2)
-        0.25
-    """
-    return sum(abs(gap) for gap in gaps) / count

@@ -19,11 +19,7 @@ _MEASURES = (
 
 
 def corruption_report(content: Content) -> Report:
-    """Return the report of all models.
-
-    Args:
-        content: of a result file, complete or not.
-    """
+    """Return the report of all models; the content of a result file may be incomplete."""
     curves = _curves(content)
     sections = [
         Section('Summary, %', notes=warnings(content), texts=[_MEASURES], table=_summary(content)),

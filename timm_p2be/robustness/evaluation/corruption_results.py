@@ -1,15 +1,13 @@
 """The result file of a corruption benchmark, results.json."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from timm_p2be.checkpoints import weights_sha256
-from timm_p2be.robustness.evaluation.corruption_metrics import calibration_gaps, expected_calibration_error, summarize
+from timm_p2be.robustness.evaluation.corruption_metrics import calibration_gaps, summarize
 from timm_p2be.robustness.evaluation.results import Bits, ResultFile, pack_bits
-from timm_p2be.robustness.pixel_model import PixelModel
 
 CLEAN = 'clean'  # where a corruption is named: none
 
@@ -46,26 +44,12 @@ class CorruptionResults(ResultFile):
 
 
 def figures_of(correct: Bits, confidence: NDArray[np.float32]) -> dict[str, Any]:
-    """Return the figures of one model on one set, JSON values only.
-
-    Args:
-        correct: (N,) whether the model is right.
-        confidence: (N,) its largest probability.
-    """
+    """Return the JSON figures of a model on a set, from whether it is right and its largest probability, both (N,)."""
     gaps = calibration_gaps(confidence, correct)
     return {
         'examples': len(correct),
         'error': int((~correct).sum()) / len(correct),
-        'ece': round(expected_calibration_error(gaps, len(correct)), 8),
+        'ece': round(sum(map(abs, gaps)) / len(correct), 8),
         'ece_gaps': gaps,
         'correct': pack_bits(correct),
     }
-
-
-def describe_models(models: Sequence[PixelModel]) -> list[dict[str, Any]]:
-    """Return what the configuration says of the models."""
-    return [
-        model.describe()
-        | {'weights_sha256': weights_sha256(model.model.state_dict()), 'input_size': list(model.input_size)}
-        for model in models
-    ]

@@ -15,12 +15,7 @@ Outcome = tuple[Bits, NDArray[np.float32]]  # of a batch: (B,) correct, (B,) con
 
 
 class Judge:
-    """Judges batches, and remembers for each model how many images fit into memory.
-
-    Args:
-        amp_dtype: torch.bfloat16 or torch.float16 for autocast; None computes in float32.
-        say: told when a batch is halved.
-    """
+    """Judges batches, in autocast if `amp_dtype` is given, and remembers for each model how many fit into memory."""
 
     def __init__(self, amp_dtype: torch.dtype | None, say: Callable[[str], None]) -> None:
         self.amp_dtype, self.memory = amp_dtype, Memory(say)

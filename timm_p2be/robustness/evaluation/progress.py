@@ -1,19 +1,14 @@
 """How far a benchmark is and when it ends: a bar on a terminal, a line every few seconds elsewhere."""
 
 import sys
-import time
+from collections.abc import Callable
+from typing import Any
 
 from tqdm import tqdm
 
 
-class Progress:
+class Progress(tqdm):
     """Progress through a number of images or calls, on stderr.
-
-    Args:
-        total: what there is to do, as far as it is known; see `expect`.
-        unit: what is counted.
-        show: False prints nothing, on all but the first rank.
-        interval: seconds between two lines where there is no terminal.
 
     Example:
         >>> progress = Progress(100, show=False)
@@ -21,45 +16,30 @@ class Progress:
         >>> progress.close()
     """
 
-    def __init__(self, total: int, unit: str = 'image', show: bool = True, interval: float = 5.0) -> None:
-        self.total, self.unit, self.show, self.interval = total, unit, show, interval
-        self.done = 0
-        self.start = self.printed = time.monotonic()
-        self.bar = tqdm(total=total, unit=unit, dynamic_ncols=True) if show and sys.stderr.isatty() else None
+    monitor_interval = 0  # no thread: processes that make images are forked
+
+    def __init__(self, total: int, unit: str = 'image', show: bool = True) -> None:
+        self.terminal = sys.stderr.isatty()
+        seconds = 0.1 if self.terminal else 5.0
+        super().__init__(total=total, unit=unit, disable=not show, mininterval=seconds, miniters=0, delay=seconds)
+
+    @staticmethod
+    def status_printer(file: Any) -> Callable[[str], None]:
+        """Return what shows the bar: elsewhere than on a terminal, lines."""
+        return tqdm.status_printer(file) if file.isatty() else lambda text: print(text, file=file, flush=True)
 
     def expect(self, left: int) -> None:
         """Say how much is left to do."""
-        self.total = self.done + left
-        if self.bar is not None:
-            self.bar.total = self.total
+        self.total = self.n + left
 
     def step(self, count: int, what: str) -> None:
-        """Count `count` more, the last of them of `what`."""
-        self.done += count
-        if self.bar is not None:
-            self.bar.set_description(what, refresh=False)
-            self.bar.update(count)
-        elif self._due() or self.done >= self.total:
-            elapsed = time.monotonic() - self.start
-            self.say(tqdm.format_meter(self.done, self.total, elapsed, ncols=0, prefix=what, unit=self.unit))
-
-    def beat(self, what: str) -> None:
-        """Show a sign of life from work that is not counted."""
-        if self.bar is not None:
-            self.bar.set_description(what)
-        elif self._due():
-            self.say(what)
+        """Count `count` more, the last of them of `what`; 0 is a sign of life from work that is not counted."""
+        self.set_description(what, refresh=False)
+        self.update(count)
 
     def say(self, line: str) -> None:
         """Print a line that stays."""
-        if self.show:
-            self.printed = time.monotonic()
-            tqdm.write(line, file=sys.stderr)
-
-    def close(self) -> None:
-        """Leave the terminal clean."""
-        if self.bar is not None:
-            self.bar.close()
-
-    def _due(self) -> bool:
-        return time.monotonic() - self.printed >= self.interval
+        if self.terminal and not self.disable:
+            self.write(line, file=sys.stderr)
+        elif not self.disable:
+            print(line, file=sys.stderr, flush=True)

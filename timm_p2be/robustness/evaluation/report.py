@@ -29,23 +29,14 @@ class Table:
 
 @dataclass
 class Section:
-    """A part of a report.
-
-    Attributes:
-        heading: of the section.
-        level: of the heading; 2 is the highest below the title.
-        notes: what the reader must know, before the rest.
-        texts: paragraphs.
-        table: after the paragraphs.
-        figures: drawn for HTML only.
-    """
+    """A part of a report, in the order of its fields."""
 
     heading: str
-    level: int = 2
-    notes: Sequence[str] = ()
+    level: int = 2  # of the heading
+    notes: Sequence[str] = ()  # what the reader must know first
     texts: Sequence[str] = ()
     table: Table | None = None
-    figures: Sequence[Curves | HeatMap] = ()
+    figures: Sequence[Curves | HeatMap] = ()  # drawn for HTML only
 
 
 @dataclass

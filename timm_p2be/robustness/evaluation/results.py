@@ -22,18 +22,13 @@ _PACKAGES = ('timm-p2be', 'torch', 'timm', 'numpy', 'scipy', 'scikit-image', 'op
 
 
 class ResultFile:
-    """What a benchmark has found so far, as JSON in memory and, if there is a `path`, on disk.
-
-    Attributes:
-        content: JSON values, as in the file: `schema_version`, `kind`, the configuration, `environment`, the results.
-        path: of the file, or None.
-        writes: whether this process writes it.
-    """
+    """What a benchmark has found so far, JSON values in memory and, if there is a `path`, on disk."""
 
     kind: str  # of a subclass
 
     def __init__(self, content: dict[str, Any], path: Path | None = None) -> None:
-        self.content, self.path, self.writes = content, path, True
+        self.content, self.path = content, path
+        self.writes = True  # False on all ranks but the first
 
     @classmethod
     def open(
@@ -45,11 +40,7 @@ class ResultFile:
     ) -> File:
         """Return the file of an earlier run of the same configuration and versions if it is there, else a new one.
 
-        Args:
-            path: where it lies; None keeps everything in memory.
-            configuration: all that the figures depend on.
-            results: those of a run that has found nothing yet.
-            overwrite: start afresh whatever is there.
+        `results` are those of a run that has found nothing yet.
         """
         head = {'schema_version': SCHEMA_VERSION, 'kind': cls.kind}
         content = {**head, **configuration, 'environment': environment(), **results}

@@ -19,11 +19,7 @@ _OUT_OF_MEMORY = ('out of memory', 'not enough memory', "can't allocate memory")
 
 
 class Memory:
-    """Remembers how many images at once fit into memory, for each model or attack.
-
-    Args:
-        say: told when a batch is halved.
-    """
+    """Remembers how many images at once fit into memory, for each model or attack; `say` hears of halved batches."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say
@@ -57,10 +53,6 @@ class Memory:
 
 class Ranks:
     """The processes that torchrun started, or the one there is without it.
-
-    Attributes:
-        rank: number of this process.
-        size: number of processes.
 
     Example:
         >>> alone = Ranks(0, 1)
@@ -121,13 +113,7 @@ def connected_ranks() -> Iterator[Ranks]:
 
 
 class Runner:
-    """A benchmark under way.
-
-    Attributes:
-        ranks: that share it.
-        progress: shown by the first of them.
-        memory: of what fits.
-    """
+    """A benchmark under way, shared by ranks of which the first shows progress."""
 
     def __init__(self, ranks: Ranks, unit: str, show: bool) -> None:
         self.ranks = ranks

@@ -1,4 +1,4 @@
-"""The attack benchmark on a synthetic defence that only looks robust: its gradient is masked, its weakness is not."""
+"""The attack benchmark on a synthetic defense that only looks robust: its gradient is masked, its weakness is not."""
 
 import numpy as np
 from PIL import Image
