@@ -87,10 +87,7 @@ def read_checkpoint(path: str | Path, *, what: str = 'checkpoint') -> Checkpoint
 
 
 def weights_sha256(state_dict: Mapping[str, Tensor]) -> str:
-    """Return the sha256 of names and values of all tensors, in the order of their module, in hexadecimal.
-
-    It does not depend on the kind of file they come from.
-    """
+    """Return the sha256 of names and values of all tensors, in the order of their module, whatever file held them."""
     digest = hashlib.sha256()
     for name, tensor in state_dict.items():
         digest.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -113,8 +113,8 @@ def _run(args: argparse.Namespace, data_flags: Sequence[str]) -> None:
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) / 'release'
         _prepare(args.run_folder, folder, release)
-        published = publish(folder, args.repo_id, args.tag, args.private)
-    print(f'Published {release.name} at commit {published.commit}: {published.url}')
+        commit = publish(folder, args.repo_id, args.tag, args.private)
+    print(f'Published {release.name} at commit {commit.oid}: {commit.repo_url}')
 
 
 def _prepare(run_folder: Path, folder: Path, release: Release) -> None:

@@ -30,7 +30,7 @@ class CodeStatistics:
 
 @dataclass(frozen=True)
 class LatentStatistics:
-    """What `latent_statistics` measures of the latents w behind a learned table.
+    """Statistics of the latents w behind a learned table.
 
     Attributes:
         mean_magnitude: mean |w|.

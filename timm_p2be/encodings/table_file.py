@@ -159,11 +159,7 @@ class TableFile:
 
 
 def read_table_file(folder: str | Path) -> TableFile:
-    """Return the table in a folder, after checking everything about it but its training record.
-
-    Raises:
-        ValueError: whatever is wrong, first with config.json, then with the tensors, then with their values.
-    """
+    """Return the table in a folder, after checking everything about it but its training record."""
     config = read_json(Path(folder) / CONFIG_FILE)
     check_config(config, str(Path(folder) / CONFIG_FILE))
     path, num_bits = Path(folder) / WEIGHTS_FILE, config['num_bits']
@@ -207,10 +203,7 @@ def check_config(config: dict[str, Any], where: str) -> None:
 
 
 def codes_sha256(codes: Tensor) -> str:
-    """Return the sha256 of (256, M) codes as they are packed in the file, in hexadecimal.
-
-    A row has ceil(M / 8) bytes, and its first bit is its first byte's highest.
-    """
+    """Return the sha256 of (256, M) codes as packed in the file: ceil(M / 8) bytes a row, its first bit highest."""
     return _digest(_pack(codes))
 
 

@@ -56,19 +56,15 @@ def shipped_entries() -> list[Entry]:
         num_bits = None if encoding == 'rgb' else DEFAULT_BITS
         provenance = shipped_provenance(name)
         digest = shipped_weights()[name]
-        found = Contents('model', architecture, encoding, num_bits, digest, None, provenance, is_ours=True)
+        found = Contents('model', encoding, num_bits, provenance, architecture, digest)
         entries.append(Entry('package', name, found, size=size, tags=(tag,) if tag else ()))
     return entries
 
 
-def cached_entries(cache_dir: Path | None = None) -> list[Entry]:
-    """Return what lies whole in the Hub cache and is of ours, by name; other repositories are passed over.
-
-    Args:
-        cache_dir: None takes the one huggingface_hub uses.
-    """
+def cached_entries() -> list[Entry]:
+    """Return what lies whole in the Hub cache and is of ours, by name; other repositories are passed over."""
     try:
-        found = scan_cache_dir(cache_dir or constants.HF_HUB_CACHE)
+        found = scan_cache_dir(constants.HF_HUB_CACHE)
     except CacheNotFound:
         return []
     entries = []
@@ -93,13 +89,6 @@ def remote_entries(namespace: str) -> list[Entry]:
     """Return the repositories of a user or an organization on the Hub that carry our tag, at most `MAX_REMOTE`.
 
     Only their config.json is downloaded; one that cannot be used becomes an entry that says so.
-
-    Args:
-        namespace: as 'org' in 'org/name'.
-
-    Raises:
-        ValueError: `namespace` is no name the Hub could have.
-        FetchError: the Hub cannot be reached or refuses, or the token is none.
     """
     if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9_.-]{0,95}', namespace):
         raise ValueError(f"Got the namespace {namespace!r}; name a user or an organization, the 'org' of 'org/name'.")

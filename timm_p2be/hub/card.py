@@ -58,9 +58,6 @@ def embedding_card(config: Mapping[str, Any], name: str | None = None, license: 
         config: its `config.json`.
         name: 'org/name' or 'org/name@revision', for the usage block; None for a folder that is not on the Hub.
         license: identifier as the Hub spells it.
-
-    Raises:
-        ValueError: malformed `config`, `name` or `license`.
     """
     record = config.get('provenance')
     check_training_record(record)
@@ -79,11 +76,7 @@ def embedding_card(config: Mapping[str, Any], name: str | None = None, license: 
 
 
 def model_card(config: Mapping[str, Any], name: str | None = None, license: str = LICENSE) -> str:
-    """Return the card of a model, as `embedding_card` does; its `config.json` needs a training record.
-
-    Raises:
-        ValueError: malformed `config`, `name` or `license`.
-    """
+    """Return the card of a model, as `embedding_card` does; its `config.json` needs a training record."""
     ours = config.get('timm_p2be')
     if not isinstance(ours, dict) or not isinstance(record := ours.get('provenance'), dict):
         raise ValueError("The config.json has no entry 'timm_p2be' with a provenance; a model needs one for a card.")
@@ -105,13 +98,7 @@ def model_card(config: Mapping[str, Any], name: str | None = None, license: str 
 
 
 def check_card(content: str) -> None:
-    """Raise unless `content` is a card as rendered here: complete metadata and a usable first example.
-
-    Nothing is sent anywhere; on upload the Hub checks the metadata once more.
-
-    Raises:
-        ValueError: what is missing or malformed.
-    """
+    """Raise unless `content` is a card as rendered here: complete metadata and a usable first example."""
     try:
         data = ModelCard(content).data.to_dict()
     except (yaml.YAMLError, TypeError, ValueError) as error:

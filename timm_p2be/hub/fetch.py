@@ -21,7 +21,7 @@ _logger = logging.getLogger(__name__)
 
 
 def split_revision(name: str) -> tuple[str, str | None]:
-    """Return the repository and the revision, or None, of 'org/name' or 'org/name@revision'."""
+    """Return the repository and the revision of 'org/name' or 'org/name@revision'."""
     repo_id, at, revision = name.partition('@')
     try:
         validate_repo_id(repo_id)
@@ -93,12 +93,6 @@ def fetch(
         local_files_only: whether to stay offline, as HF_HUB_OFFLINE=1 does.
         force_download: whether to download again what is in the cache.
         max_bytes: the largest file accepted; larger ones are not downloaded.
-
-    Returns:
-        The folder itself, or the snapshot folder in the cache.
-
-    Raises:
-        FetchError: the source does not exist, cannot be reached, or is not allowed.
     """
     folder = local_folder(source)
     if folder is None:
@@ -130,7 +124,6 @@ class _Repository:
         self.name = repo_id if revision == 'main' else f'{repo_id}@{revision}'
 
     def offline(self, filenames: Sequence[str], force_download: bool) -> Path:
-        """Return the snapshot folder without asking the Hub."""
         if force_download:
             raise FetchError(f'{self.name} cannot be downloaded again while offline; leave out force_download.')
         folder = self._cached(filenames)

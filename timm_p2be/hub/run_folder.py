@@ -47,12 +47,7 @@ class Run:
 
 
 def read_run(folder: Path, checkpoint: str = 'last') -> Run:
-    """Return a run, after checking that its files belong together and that its weights are finite.
-
-    Args:
-        folder: output folder of train.py.
-        checkpoint: 'last', 'best', or the path of another checkpoint of this run.
-    """
+    """Return a run at 'last', 'best' or the path of another checkpoint of it, after checking that these belong together."""
     flags = _flags(folder / 'args.yaml')
     path = folder / _FILES[checkpoint] if checkpoint in _FILES else Path(checkpoint)
     found = read_checkpoint(path)
