@@ -16,18 +16,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """What a file of weights holds.
-
-    Attributes:
-        state_dict: name -> tensor on the CPU, averaged weights if the file has some, without prefixes of DDP and
-            torch.compile.
-        args: flags of the training run; empty if the file has none.
-        raw: entries of a training checkpoint, as timm's CheckpointSaver wrote them; empty for bare weights.
-    """
+    """What a file of weights holds: tensors on the CPU, averaged ones if it has some, without prefixes of DDP."""
 
     state_dict: dict[str, Tensor]
-    args: dict[str, Any]
-    raw: dict[str, Any]
+    args: dict[str, Any]  # flags of the training run; empty if the file has none
+    raw: dict[str, Any]  # entries of a training checkpoint, as timm's CheckpointSaver wrote them; else empty
 
 
 def read_checkpoint(path: str | Path, *, what: str = 'checkpoint') -> Checkpoint:

@@ -4,6 +4,7 @@ import logging
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,8 @@ def fetch(
         repo_id, named = split_revision(name if revision is None else f'{name.partition("@")[0]}@{revision}')
         if revision is not None and split_revision(name)[1] not in (None, revision):
             raise FetchError(f'Got two revisions, {name!r} and revision={revision!r}; leave one of them out.')
-        repository = _Repository(repo_id, named or 'main', cache_dir, token)
+        cache = None if cache_dir is None else Path(cache_dir).expanduser()
+        repository = _Repository(repo_id, named or 'main', cache, token)
         if local_files_only or constants.HF_HUB_OFFLINE:
             folder = repository.offline(filenames, force_download)
         else:
@@ -111,17 +113,18 @@ def fetch(
     return folder
 
 
+@dataclass(frozen=True)
 class _Repository:
     """A repository at a revision, and its copy in the client's cache."""
 
-    def __init__(
-        self, repo_id: str, revision: str, cache_dir: str | os.PathLike[str] | None, token: str | bool | None
-    ) -> None:
-        self.repo_id = repo_id
-        self.revision = revision
-        self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()
-        self.token = token
-        self.name = repo_id if revision == 'main' else f'{repo_id}@{revision}'
+    repo_id: str
+    revision: str
+    cache_dir: Path | None
+    token: str | bool | None
+
+    @property
+    def name(self) -> str:
+        return self.repo_id if self.revision == 'main' else f'{self.repo_id}@{self.revision}'
 
     def offline(self, filenames: Sequence[str], force_download: bool) -> Path:
         if force_download:
