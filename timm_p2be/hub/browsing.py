@@ -20,27 +20,16 @@ MAX_REMOTE = 100  # repositories of a namespace that are looked into
 
 @dataclass(frozen=True)
 class Entry:
-    """One thing that can be used.
+    """One thing that can be used, as far as known; None and () stand for unknown."""
 
-    Attributes:
-        where: 'package', 'cache' or 'hub'.
-        name: what to type: a name of timm, or 'org/name'.
-        contents: what is known of it; None if `problem` says why nothing is.
-        commit: 40 hexadecimal digits; None in the package.
-        revisions: branches and tags that mean this commit, where known.
-        size: bytes, where known.
-        tags: of a timm name what follows the dot, on the Hub those of the card.
-        problem: why config.json could not be used.
-    """
-
-    where: str
-    name: str
+    where: str  # 'package', 'cache' or 'hub'
+    name: str  # of timm, or 'org/name'
     contents: Contents | None = None
     commit: str | None = None
-    revisions: tuple[str, ...] = ()
-    size: int | None = None
-    tags: tuple[str, ...] = ()
-    problem: str | None = None
+    revisions: tuple[str, ...] = ()  # branches and tags that mean this commit
+    size: int | None = None  # bytes
+    tags: tuple[str, ...] = ()  # of a timm name what follows the dot, on the Hub those of the card
+    problem: str | None = None  # why config.json could not be used
 
 
 def shipped_entries() -> list[Entry]:
@@ -86,10 +75,7 @@ def cached_entries() -> list[Entry]:
 
 
 def remote_entries(namespace: str) -> list[Entry]:
-    """Return the repositories of a user or an organization on the Hub that carry our tag, at most `MAX_REMOTE`.
-
-    Only their config.json is downloaded; one that cannot be used becomes an entry that says so.
-    """
+    """Return the repositories of a user or an organization that carry our tag; of them only config.json is read."""
     if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9_.-]{0,95}', namespace):
         raise ValueError(f"Got the namespace {namespace!r}; name a user or an organization, the 'org' of 'org/name'.")
     with asking(f'the models of {namespace}'):

@@ -20,23 +20,13 @@ _FIXED = ('onehot', 'thermometer')
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """A table of codes with its history.
+    """A table of codes with its history."""
 
-    Attributes:
-        source: what was asked for.
-        origin: what that turned out to be, in a few words.
-        encoding: 'p2be', 'onehot' or 'thermometer'.
-        codes: (256, M) float32 tensor of 0 and 1.
-        latents: (256, M) float32 tensor; None for a fixed encoding.
-        provenance: training record, see `timm_p2be.hub.training_record`; None if unknown.
-        commit: of a Hub repository.
-    """
-
-    source: str
-    origin: str
+    source: str  # what was asked for
+    origin: str  # what that turned out to be, in a few words
     encoding: str
-    codes: Tensor
-    latents: Tensor | None = None
+    codes: Tensor  # (256, M) float32, 0 and 1
+    latents: Tensor | None = None  # (256, M) float32; None for a fixed encoding
     provenance: dict[str, Any] | None = None
     commit: str | None = None
 

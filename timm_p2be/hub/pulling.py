@@ -14,23 +14,14 @@ _OPTIONAL = ('README.md', 'results.json')
 
 @dataclass(frozen=True)
 class Pulled:
-    """A repository that was pulled and verified.
-
-    Attributes:
-        repo_id: 'org/name'.
-        commit: 40 hexadecimal digits.
-        folder: where its files lie.
-        contents: what config.json says.
-        sha256: file name -> sha256 of its bytes, hexadecimal.
-        is_new: False if the output folder held exactly these files already.
-    """
+    """A repository that was pulled and verified."""
 
     repo_id: str
     commit: str
     folder: Path
     contents: Contents
-    sha256: dict[str, str]
-    is_new: bool = True
+    sha256: dict[str, str]  # of files, by their names
+    is_new: bool = True  # False if the output folder held exactly these files already
 
     @property
     def pinned(self) -> str:

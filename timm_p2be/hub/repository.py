@@ -65,27 +65,16 @@ _AGAIN = 'Pull or save it again, or ask its publisher.'
 
 @dataclass(frozen=True)
 class Contents:
-    """What config.json says of a repository.
+    """What config.json says of a repository."""
 
-    Attributes:
-        kind: 'embedding' or 'model'.
-        encoding: 'p2be', 'onehot', 'thermometer' or, for a model of pixel values, 'rgb'.
-        num_bits: M; None for 'rgb'.
-        provenance: training record, see `timm_p2be.hub.training_record`; None if unknown.
-        architecture: timm name of a model; None for an embedding.
-        weights_sha256: that of a model's model.safetensors, None if not stated.
-        codes_sha256: that of an embedding's packed codes; None for a model.
-        is_ours: whether this package wrote it: timm's own config.json of a model lacks the key 'timm_p2be'.
-    """
-
-    kind: str
-    encoding: str
-    num_bits: int | None
-    provenance: dict[str, Any] | None
-    architecture: str | None = None
-    weights_sha256: str | None = None
-    codes_sha256: str | None = None
-    is_ours: bool = True
+    kind: str  # 'embedding' or 'model'
+    encoding: str  # 'rgb' for a model of pixel values
+    num_bits: int | None  # None for 'rgb'
+    provenance: dict[str, Any] | None  # training record, see `timm_p2be.hub.training_record`
+    architecture: str | None = None  # of a model
+    weights_sha256: str | None = None  # of a model's model.safetensors, if stated
+    codes_sha256: str | None = None  # of an embedding's packed codes
+    is_ours: bool = True  # timm's own config.json of a model lacks the key 'timm_p2be'
 
     @property
     def dataset(self) -> str | None:

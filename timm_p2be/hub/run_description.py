@@ -47,21 +47,12 @@ _KNOWN_DATASETS = {
 
 @dataclass(frozen=True)
 class Dataset:
-    """Data set of a run, in words; a path says nothing to others.
+    """Data set of a run, in words; a path says nothing to others."""
 
-    Attributes:
-        name: None takes that of a torchvision set, which --dataset names.
-        id: on the Hub, None if it is not there.
-        note: what is particular about this copy.
-        test_images: number in the validation split; None if unknown.
-        train_split: its name.
-        test_split: name of the validation split.
-    """
-
-    name: str | None = None
-    id: str | None = None
-    note: str | None = None
-    test_images: int | None = None
+    name: str | None = None  # None takes that of a torchvision set, which --dataset names
+    id: str | None = None  # on the Hub
+    note: str | None = None  # what is particular about this copy
+    test_images: int | None = None  # in the validation split
     train_split: str = 'train'
     test_split: str = 'validation'
 
