@@ -89,10 +89,7 @@ def fetch(
         filenames: files that have to be there.
         revision: branch, tag or commit, if `source` names none; default: main.
         optional: files that are fetched if they exist.
-        cache_dir: the Hub's cache; default: that of huggingface_hub.
-        token: as in huggingface_hub; None is the token of `hf auth login` or HF_TOKEN, False is none.
-        local_files_only: whether to stay offline, as HF_HUB_OFFLINE=1 does.
-        force_download: whether to download again what is in the cache.
+        cache_dir, token, local_files_only, force_download: as in huggingface_hub.
         max_bytes: the largest file accepted; larger ones are not downloaded.
     """
     folder = local_folder(source)

@@ -79,12 +79,8 @@ def measure_clean(
 ) -> dict[str, Any]:
     """Return the error of a model on clean images, computed in float32.
 
-    Args:
-        model: with the weights as they are published.
-        images: labeled; their `source` is read, of any size.
-        config: input size, interpolation, crop and mean, by which timm's validate.py resizes and crops them.
-        split: what the card calls them.
-        state: of the weights, in words.
+    The labeled images in their `source` may have any size: `config` has input size, interpolation, crop and mean, by
+    which timm's validate.py resizes and crops them. `split` and `state` say in words what images and weights they are.
     """
     judge, transform = Judge(None, say=print), create_transform(**config, normalize=False)  # uint8 pixels
     wrong = 0
