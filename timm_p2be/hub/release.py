@@ -31,34 +31,21 @@ _PATH_FLAGS = 'output data_dir dataset config resume initial_checkpoint pretrain
 
 @dataclass(frozen=True)
 class Release:
-    """What to make of a run.
+    """What to make of a run."""
 
-    Attributes:
-        repo_id: 'org/name', for the example in the card.
-        tag: of the release, for the same; None for main.
-        checkpoint: 'last', 'best' or a path.
-        embedding_only: take the learned table alone.
-        half: round weights of convolutions and linear layers to float16.
-        dataset: what the run was trained on.
-        results: files of `timm-p2be benchmark`.
-        base_model: what the run started from; for a table, the published network it is from.
-        license: as the Hub spells it.
-        test: returns the images on which to measure the weights once more, as they are published, given a side in
-            pixels; of the image set only `source` and `limit` count, resized and cropped as config.json has it.
-        test_split: what the card calls them; None takes the run's validation split.
-    """
-
-    repo_id: str
+    repo_id: str  # for the example in the card, as the tag
     tag: str | None = None
-    checkpoint: str = 'last'
+    checkpoint: str = 'last'  # 'best', or a path
     embedding_only: bool = False
-    half: bool = False
+    half: bool = False  # round weights of convolutions and linear layers to float16
     dataset: Dataset = field(default_factory=Dataset)
-    results: Sequence[Path] = ()
-    base_model: str | None = None
+    results: Sequence[Path] = ()  # files of `timm-p2be benchmark`
+    base_model: str | None = None  # what the run started from; for a table, the published network it is from
     license: str = LICENSE
+    # images, given a side in pixels, on which to measure the weights as they are published; only their `source` and
+    # `limit` count, for they are resized and cropped as config.json has it
     test: Callable[[int], ImageSet] | None = None
-    test_split: str | None = None
+    test_split: str | None = None  # what the card calls them; None takes the run's validation split
 
     @property
     def name(self) -> str:
