@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 
 import timm_p2be
@@ -31,6 +32,16 @@ PROVENANCE: dict[str, Any] = {
     },
 }
 CARD = b'---\ntags:\n- timm-p2be\n- p2be\n---\n# A card\n'
+
+
+class Bomb:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.trace,)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -74,12 +85,13 @@ def amend(folder: Path, changes: dict[str, Any]) -> None:
     path.write_text(json.dumps(config))
 
 
-def poison(folder: Path, **changes: Any) -> dict[str, bytes]:
-    """Put a NaN into a model's weights, otherwise consistent, and return its files."""
-    from safetensors.torch import load_file
-
-    state = load_file(folder / 'model.safetensors')
-    state['layer1.0.conv1.weight'].flatten()[3] = float('nan')
-    save_file(state, folder / 'model.safetensors', metadata={'format': 'pt'})
-    amend(folder, changes)
+def edit(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> dict[str, bytes]:
+    """Change a model's weights, the sha256 in its config.json as well, and return its files."""
+    save_file(change(load_file(folder / 'model.safetensors')), folder / 'model.safetensors', metadata={'format': 'pt'})
+    amend(folder, {})
     return contents(folder)
+
+
+def poison(folder: Path) -> dict[str, bytes]:
+    """Put NaN into a model's weights, otherwise consistent, and return its files."""
+    return edit(folder, lambda state: state | {'layer1.0.conv1.weight': state['layer1.0.conv1.weight'] * float('nan')})

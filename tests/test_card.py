@@ -54,11 +54,11 @@ def example(text: str) -> str:
 
 
 def test_the_metadata_of_a_model() -> None:
-    data = metadata(model_card(network(changed(base_model='timm/net@v2')), f'{NAME}@v1'))
+    data = metadata(model_card(network(changed(base_model='timm/net@v2')), f'{NAME}@v1', license='cc-by-4.0'))
     assert data['library_name'] == 'timm-p2be'
     assert {'timm-p2be', 'timm', 'p2be', 'robustness'} <= set(data['tags'])
     assert data['pipeline_tag'] == 'image-classification'
-    assert data['license'] == 'apache-2.0'
+    assert data['license'] == 'cc-by-4.0'
     assert data['datasets'] == ['uoft-cs/cifar10']
     assert data['base_model'] == 'timm/net'
     (index,) = data['model-index']
@@ -110,17 +110,27 @@ def test_the_examples() -> None:
     assert "timm.create_model('wrn10_2_p2be', embedding='someone/net@v1', freeze_embedding=True)" in code
     assert "timm_p2be.PixelEmbedding.from_pretrained('someone/net@v1')" in code
     compile(code, 'card', 'exec')
-
-
-def test_a_fixed_table_is_not_offered_to_models_that_build_their_own() -> None:
-    text = embedding_card(table(None, encoding='onehot'), NAME)
-    assert 'create_model' not in text
-    assert 'from_pretrained' in example(text)
-
-
-def test_cards_off_the_hub_name_the_folder() -> None:
-    assert "'local-dir:path/to/this/folder'" in example(model_card(network()))
+    fixed = embedding_card(table(None, encoding='onehot'), NAME)
+    assert 'create_model' not in fixed  # models build their own
+    assert 'from_pretrained' in example(fixed)
+    config = network(architecture='encoded') | {'model_args': {'backbone': 'resnet18'}}
+    assert '`encoded` over `resnet18`' in model_card(config, NAME)
+    assert "'local-dir:path/to/this/folder'" in example(model_card(network()))  # off the Hub
     assert metadata(embedding_card(table()))['model-index'][0]['name'] == 'P2BE table'
+
+
+@pytest.mark.parametrize(
+    ('encoding', 'words', 'tags'),
+    [
+        ('rgb', 'reads pixel values', set()),
+        ('onehot', 'reads fixed one-hot codes', {'onehot', 'binary-embedding'}),
+        ('p2be', '64 bits a color', {'p2be', 'binary-embedding'}),
+    ],
+)
+def test_the_encoding_is_told(encoding: str, words: str, tags: set[str]) -> None:
+    card = model_card(network(encoding=encoding, num_bits=None if encoding == 'rgb' else 64), NAME)
+    assert words in card
+    assert set(metadata(card)['tags']) == {'timm-p2be', 'timm', 'robustness', 'image-classification', *tags}
 
 
 def test_limits() -> None:
@@ -143,25 +153,6 @@ def test_attacks_say_what_follows() -> None:
     assert '| `b` | `2` | `20` | 5.00 |  |' in text
     assert 'Measured on the weights as published. The strongest leaves 5.00 % of the images right' in text
     assert text.endswith('No adversarial robustness is claimed.')
-
-
-@pytest.mark.parametrize(
-    ('encoding', 'words'),
-    [('rgb', 'reads pixel values'), ('onehot', 'reads fixed one-hot codes'), ('p2be', '64 bits a color')],
-)
-def test_the_encoding_is_told(encoding: str, words: str) -> None:
-    assert words in model_card(network(encoding=encoding), NAME)
-
-
-@pytest.mark.parametrize(('encoding', 'tags'), [('onehot', {'onehot', 'binary-embedding'}), ('rgb', set())])
-def test_the_tags_of_baselines_do_not_say_p2be(encoding: str, tags: set[str]) -> None:
-    found = set(metadata(model_card(network(encoding=encoding, num_bits=None if encoding == 'rgb' else 64)))['tags'])
-    assert found == {'timm-p2be', 'timm', 'robustness', 'image-classification', *tags}
-
-
-def test_a_backbone_is_named() -> None:
-    config = network(architecture='encoded') | {'model_args': {'backbone': 'resnet18'}}
-    assert '`encoded` over `resnet18`' in model_card(config, NAME)
 
 
 HOSTILE = [
@@ -243,12 +234,6 @@ def test_malformed_configs_are_refused(config: dict[str, Any], name: str, messag
         model_card(config, name)
 
 
-def test_licenses_are_spelled_as_on_the_hub() -> None:
-    assert metadata(model_card(network(), NAME, license='cc-by-4.0'))['license'] == 'cc-by-4.0'
-    with pytest.raises(ValueError, match=r"Got license 'Apache 2\.0'"):
-        model_card(network(), NAME, license='Apache 2.0')
-
-
 def test_checking_a_card() -> None:
     text = model_card(network(), NAME)
     check_card(text)
@@ -262,9 +247,7 @@ def test_checking_a_card() -> None:
     ('line', 'instead'),
     [
         ('license:', 'license: ['),
-        ('license:', '\tlicense:'),
         ('license: apache-2.0', 'license: *x'),
-        ('license:', '3: 4\nlicense:'),
         ('tags:', 'tags: 3\nothers:'),
         ('model-index:', 'model-index: 3\nothers:'),
     ],

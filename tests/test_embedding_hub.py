@@ -4,18 +4,16 @@ import copy
 import json
 import pickle
 import re
-import warnings
 
 import pytest
-import safetensors.torch
 import timm
 import torch
 from hub_server import HubServer
-from huggingface_hub import HfApi, ModelCard, constants
-from published import PROVENANCE, contents
+from huggingface_hub import HfApi, constants
+from published import PROVENANCE, Bomb, contents
 from test_table_file import EDGES
 
-from timm_p2be.encodings import ENCODINGS, EmbeddingParameter, PixelEmbedding
+from timm_p2be.encodings import EmbeddingParameter, PixelEmbedding
 from timm_p2be.encodings.table_file import MAX_TABLE_BYTES, read_table_file
 from timm_p2be.hub.errors import FetchError
 from timm_p2be.stem import find_embedding
@@ -105,27 +103,16 @@ def test_a_readme_of_somebody_else_stays(tmp_path, content):
     assert _same(PixelEmbedding.from_pretrained(tmp_path), embedding)
 
 
-def _spoil(embedding, how):
-    if how == 'latents':
-        with torch.no_grad():
-            embedding.weight[3] = float('nan')
-    elif how == 'record':
-        embedding.provenance = {'model': 'wrn40_2_p2be'}
-    elif how == 'base':
-        embedding.provenance['base_model'] = 'a model/of mine'
-    else:
-        embedding.provenance['dataset']['id'] = 'my pictures'
-
-
-@pytest.mark.parametrize(('how', 'words'), [
-    ('latents', 'none of them NaN'), ('record', 'provenance lacks'), ('base', 'a model/of mine'),
-    ('dataset', 'my pictures'),
+@pytest.mark.parametrize(('spoil', 'words'), [
+    (lambda embedding: embedding.weight.data[3].fill_(float('nan')), 'none of them NaN'),
+    (lambda embedding: embedding.provenance.pop('seed'), 'provenance lacks'),
+    (lambda embedding: embedding.provenance.update(base_model='a model/of mine'), 'a model/of mine'),
 ])  # fmt: skip
-def test_what_cannot_be_saved_whole_changes_nothing(hub, tmp_path, how, words):
+def test_what_cannot_be_saved_whole_changes_nothing(hub, tmp_path, spoil, words):
     embedding = _embedding()
     embedding.save_pretrained(tmp_path / 'old')
     before = contents(tmp_path / 'old')
-    _spoil(embedding, how)
+    spoil(embedding)
     for folder in ('old', 'new'):
         with pytest.raises(ValueError, match=words):
             embedding.save_pretrained(tmp_path / folder)
@@ -145,14 +132,6 @@ def test_float64_latents_are_saved_if_float32_holds_their_signs(tmp_path):
         embedding.weight[0, 0] = -1e-60
     with pytest.raises(ValueError, match='1 of 2304 bits are not those of the signs of the latents'):
         embedding.save_pretrained(tmp_path)
-
-
-def test_the_card_says_what_the_class_says(tmp_path):
-    _embedding().save_pretrained(tmp_path)
-    card = ModelCard.load(tmp_path / 'README.md').data
-    ours = PixelEmbedding._hub_mixin_info.model_card_data
-    assert (card.library_name, card.license) == (ours.library_name, ours.license) == ('timm-p2be', 'apache-2.0')
-    assert set(ours.tags) - {'model_hub_mixin'} <= set(card.tags)
 
 
 # publishing
@@ -221,47 +200,20 @@ def test_without_a_connection(hub, monkeypatch):
 
 
 def test_offline_from_the_cache(hub, saved, tmp_path, monkeypatch):
-    commit = hub.put(NAME, saved, tag='v1')
+    hub.put(NAME, saved, tag='v1')
     expected = PixelEmbedding.from_pretrained(f'{NAME}@v1')
     hub.requests.clear()
-    assert _same(PixelEmbedding.from_pretrained(NAME, revision=commit), expected)
     assert _same(PixelEmbedding.from_pretrained(NAME, revision='v1', local_files_only=True), expected)
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
     assert _same(PixelEmbedding.from_pretrained(f'{NAME}@v1'), expected)
-    with pytest.raises(FetchError, match=r'someone/table@v2 is not in the cache.*Run `timm-p2be pull'):
-        PixelEmbedding.from_pretrained(f'{NAME}@v2')
     with pytest.raises(FetchError, match=r'is not in the cache'):
         PixelEmbedding.from_pretrained(f'{NAME}@v1', cache_dir=tmp_path / 'empty')
     assert hub.requests == []
 
 
-def test_what_is_not_there_or_out_of_order(hub, saved):
-    hub.put(NAME, saved)
-    for name, options, words in (
-        (f'{NAME}@v9', {}, 'no such revision'),
-        ('someone/other', {}, 'someone/other'),
-        (NAME, {'revision': ''}, 'name a branch'),
-    ):
-        with pytest.raises(FetchError, match=words):
-            PixelEmbedding.from_pretrained(name, **options)
-    hub.fail('GET /api/models/', 503)
-    hub.requests.clear()
-    with pytest.raises(FetchError, match=r'out of order'):
-        PixelEmbedding.from_pretrained(NAME)
-    assert len(hub.requests) == 1
-
-
-class _CreatesFile:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), 'w')
-
-
 def test_only_the_two_files_are_downloaded_and_no_pickle_is_opened(hub, saved, tmp_path):
     planted = tmp_path / 'planted'
-    bad = pickle.dumps(_CreatesFile(planted))
+    bad = pickle.dumps(Bomb(planted))
     hub.put(NAME, {**saved, 'pytorch_model.bin': bad, 'other.safetensors': b'', 'run.py': b''})
     PixelEmbedding.from_pretrained(NAME)
     resolved = {path.rpartition('/')[2] for _, path in hub.requests if '/resolve/' in path}
@@ -278,25 +230,12 @@ def _config(**changes):
     return lambda files: {**files, 'config.json': json.dumps({**json.loads(files['config.json']), **changes}).encode()}
 
 
-def _tensors(change):
-    def changed(files):
-        tensors = safetensors.torch.load(files['model.safetensors'])
-        return {**files, 'model.safetensors': safetensors.torch.save(change(tensors))}
-
-    return changed
-
-
 @pytest.mark.parametrize(('damage', 'words'), [
     (_config(codes_sha256='0' * 64), 'the codes have sha256'),
     (_config(format_version=2), 'has format version 2'),
-    (_config(num_bits=8), 'holds the tensors'),
     (_config(encoding='onehot', num_bits=10**9, init='normal'), 'num_bits is 1000000000'),
     (_config(provenance={'model': 'x'}), 'provenance lacks'),
     (lambda files: {**files, 'config.json': b'{"num_bits": 9}'}, 'describes neither'),
-    (lambda files: {**files, 'config.json': b'PK\x03\x04'}, 'cannot be read as JSON'),
-    (_tensors(lambda t: {'codes': t['codes']}), 'holds the tensors'),
-    (_tensors(lambda t: {**t, 'weight': t['weight'] * float('nan')}), '2304 latents are NaN or infinite'),
-    (_tensors(lambda t: {**t, 'weight': -t['weight']}), 'not those of the signs of the latents'),
     (lambda files: {**files, 'model.safetensors': b''}, 'is damaged or no safetensors'),
     (lambda files: {**files, 'model.safetensors': bytes(MAX_TABLE_BYTES + 1)}, f'at most {MAX_TABLE_BYTES} are acce'),
     (lambda files: {**files, 'config.json': b'{"architecture": "wrn40_2_p2be"}'}, 'no table.*timm.create_model'),
@@ -357,24 +296,3 @@ def test_provenance_stays_with_its_table_and_no_longer():
     embedding.provenance = PROVENANCE
     embedding.reset_parameters()
     assert embedding.provenance is None
-
-
-@pytest.mark.filterwarnings('ignore::DeprecationWarning')  # of torch.jit
-@pytest.mark.parametrize('encoding', ENCODINGS)
-def test_a_loaded_table_can_be_scripted_exported_and_compiled(tmp_path, encoding):
-    embedding = _embedding() if encoding == 'p2be' else PixelEmbedding(encoding, 9)
-    embedding.save_pretrained(tmp_path)
-    model = timm.create_model(f'wrn10_2_{encoding}', num_bits=9).eval().requires_grad_(False)
-    find_embedding(model).load_table_file(read_table_file(tmp_path))
-    images = torch.rand(2, 3, 16, 16)
-    expected = model(images)
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # of the tracers
-        forms = {
-            'script': torch.jit.script(model),
-            'trace': torch.jit.trace(model, images),
-            'export': torch.export.export(model, (images,)).module(),
-            'compile': torch.compile(model, backend='eager', fullgraph=True),
-        }
-        for name, form in forms.items():
-            torch.testing.assert_close(form(images), expected, rtol=1e-4, atol=1e-4, msg=name)

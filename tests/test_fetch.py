@@ -2,13 +2,11 @@
 
 import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -122,19 +120,6 @@ def test_optional_files(hub: HubServer, waits: list[float]) -> None:
     hub.fail('model.safetensors', 503)
     with pytest.raises(FetchError, match='503'):  # it is not left out
         fetch(NAME, WANTED[:1], sha, optional=WANTED[1:])
-
-
-class Bomb:
-    def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
-        return (exec, ('raise AssertionError("unpickled")',))
-
-
-def test_pickles_are_neither_downloaded_nor_opened(hub: HubServer, tmp_path: Path) -> None:
-    hub.put(NAME, {**FILES, 'pytorch_model.bin': pickle.dumps(Bomb()), 'config.pkl': pickle.dumps(Bomb())})
-    assert sorted(contents(fetch(NAME, WANTED))) == ['config.json', 'model.safetensors']
-    assert not hub.count('pytorch_model|pkl')
-    files = [path for path in (tmp_path / 'hub-cache').rglob('*') if path.is_file()]
-    assert not [path for path in files if b'unpickled' in path.read_bytes()]
 
 
 REFUSALS: list[tuple[int, dict[str, str], str]] = [

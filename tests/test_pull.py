@@ -19,7 +19,6 @@ import pytest
 import timm
 import torch
 from hub_server import HubServer
-from safetensors.torch import load, save
 from timm.models import build_model_with_cfg
 
 import timm_p2be
@@ -124,12 +123,6 @@ def _config(files: dict[str, bytes], **changes: Any) -> dict[str, bytes]:
     return files | {'config.json': json.dumps(json.loads(files['config.json']) | changes).encode()}
 
 
-def _poisoned_table(files: dict[str, bytes]) -> dict[str, bytes]:
-    tensors = load(files['model.safetensors'])
-    tensors['weight'][0, 0] = float('nan')
-    return files | {'model.safetensors': save(tensors, metadata={'format': 'pt'})}
-
-
 def _net(**ours: Any) -> Callable[[Path], dict[str, bytes]]:
     return lambda folder: published.model(folder, **ours)
 
@@ -146,14 +139,11 @@ def _cut_off(folder: Path) -> dict[str, bytes]:
 BROKEN: list[tuple[Callable[[Path], dict[str, bytes]], str]] = [
     (lambda folder: _config(published.embedding(folder), codes_sha256='0' * 64), 'codes have sha256.*says 000'),
     (lambda folder: _config(published.embedding(folder), format_version=2), 'format version 2.*Update timm-p2be'),
-    (lambda folder: _poisoned_table(published.embedding(folder)), 'finite'),
     (_net(weights_sha256='0' * 64), 'has sha256 .*, but config.json states 000'),
-    (_net(format_version=2), 'format_version is 2.*update'),
     (lambda folder: published.model(folder) and published.poison(folder), 'layer1.0.conv1.weight.*not finite'),
     (_cut_off, 'truncated or no safetensors'),
     (_net_config(architecture='wrn_of_tomorrow'), "architecture is 'wrn_of_tomorrow'.*update"),
     (_net_config(architecture='wrn10_2_p2be.\x1b[2J'), r"'wrn10_2_p2be\.\\x1b\[2J'; allowed is a name of timm"),
-    (_net_config(architecture=None), 'architecture is None'),
     (_net(weights_sha256=7), 'weights_sha256 is 7; allowed is 64 hexadecimal digits'),
     (_net(provenance={'seed': 1}), 'provenance lacks'),
     (_net(provenance=published.PROVENANCE | {'flags': {'lr': float('nan')}}), 'NaN is no JSON value'),
@@ -165,7 +155,6 @@ BROKEN: list[tuple[Callable[[Path], dict[str, bytes]], str]] = [
     (_net_config(pretrained_cfg={'hf_hub_filename': 'pytorch_model.bin'}), 'without hf_hub_filename'),
     (_net_config(pretrained_cfg={'num_features': 64, 'color': 'blue'}), r"\['color', 'num_features'\].*Update"),
     (lambda folder: published.embedding(folder) | {'config.json': b'{}'}, 'neither an embedding .* nor a model of'),
-    (lambda folder: published.embedding(folder) | {'config.json': b'[' * 100000}, 'cannot be read as JSON'),
 ]
 
 
@@ -232,23 +221,18 @@ def test_all_files_are_of_one_commit(hub: HubServer, tmp_path: Path, monkeypatch
     assert published.contents(tmp_path / 'output') == files
 
 
-def test_a_damaged_cache_is_mended(hub: HubServer, tmp_path: Path) -> None:
+def test_a_damaged_cache_is_reported_offline_and_mended(
+    hub: HubServer, tmp_path: Path, refused: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
     commit = hub.put('tester/table', published.embedding(tmp_path / 'a'), tag='v1')
     weights = pull('tester/table@v1').folder / 'model.safetensors'
     whole = weights.read_bytes()
     weights.resolve().write_bytes(whole[:-8] + bytes(8))
+    with monkeypatch.context() as offline:
+        offline.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
+        assert 'model.safetensors' in refused('pull', 'tester/table@v1')
     pulled = pull(f'tester/table@{commit}')
     assert (pulled.folder / 'model.safetensors').read_bytes() == whole
-
-
-def test_a_damaged_cache_is_reported_offline(
-    hub: HubServer, tmp_path: Path, refused: Said, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hub.put('tester/table', published.embedding(tmp_path / 'a'), tag='v1')
-    weights = pull('tester/table@v1').folder / 'model.safetensors'
-    weights.resolve().write_bytes(weights.read_bytes()[:-8] + bytes(8))
-    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
-    assert 'model.safetensors' in refused('pull', 'tester/table@v1')
 
 
 def test_offline(hub: HubServer, tmp_path: Path, refused: Said, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,13 +265,6 @@ def test_misuse_and_what_is_not_there(
     hub.put('tester/table', published.embedding(tmp_path / 'a'), tag='v1')
     hub.put('tester/bare', {'README.md': b'nothing else'})
     assert said in refused('pull', *args)
-
-
-@pytest.mark.parametrize(('status', 'said'), [(401, 'hf auth login'), (429, '429'), (503, '503')])
-def test_refusals_of_the_hub(hub: HubServer, tmp_path: Path, refused: Said, status: int, said: str) -> None:
-    hub.put('tester/table', published.embedding(tmp_path / 'a'))
-    hub.fail('tester/table', status)
-    assert said in refused('pull', 'tester/table')
 
 
 def test_a_broken_download_leaves_no_folder(hub: HubServer, tmp_path: Path, refused: Said) -> None:
@@ -358,17 +335,9 @@ def test_a_failed_replacement_keeps_the_old_folder(
 def test_two_pulls_at_once_into_one_folder(hub: HubServer, tmp_path: Path) -> None:
     hub.put('tester/net', published.model(tmp_path / 'net'))
     environment = hub.environment(tmp_path / 'child') | {'PATH': '/usr/bin:/bin', 'OMP_NUM_THREADS': '1'}
-    output = tmp_path / 'output'
-    both = [
-        subprocess.Popen(
-            [*COMMAND, 'tester/net', '--output', str(output)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
+    output, pipe = tmp_path / 'output', subprocess.PIPE
+    words = [*COMMAND, 'tester/net', '--output', str(output)]
+    both = [subprocess.Popen(words, env=environment, stdout=pipe, stderr=pipe, text=True) for _ in range(2)]
     said = [process.communicate(timeout=120) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert sum('there already, identical' in out for out, _ in said) == 1

@@ -86,11 +86,6 @@ def test_an_embedding_from_the_hub_and_from_a_folder(hub: HubServer, tmp_path: P
     assert figures == {apart: f'{statistics.distances[apart]:.2f}' for apart in figures}
 
 
-def test_a_fixed_embedding(tmp_path: Path, show: Show) -> None:
-    published.embedding(tmp_path, encoding='onehot')
-    assert show(str(tmp_path))['statistics'] == _expected(onehot_codes(16))
-
-
 @pytest.mark.parametrize('name', ['wrn10_2_p2be', 'wrn10_2_thermometer'])
 def test_the_table_in_a_model(hub: HubServer, tmp_path: Path, show: Show, name: str) -> None:
     commit = hub.put('tester/net', published.model(tmp_path / 'net', name))
@@ -118,18 +113,9 @@ def test_the_table_in_a_checkpoint(tmp_path: Path, show: Show, suffix: str) -> N
     assert shown['origin'].endswith("of 'wrn10_2_p2be'" if suffix == '.pth.tar' else 'file of weights')
 
 
-def test_the_averaged_table_is_shown_where_there_is_one(tmp_path: Path, show: Show) -> None:
-    now, averaged = (timm.create_model('wrn10_2_p2be', num_bits=8) for _ in range(2))
-    torch.save({'state_dict': now.state_dict(), 'state_dict_ema': averaged.state_dict()}, tmp_path / 'last.pth.tar')
-    assert show(str(tmp_path / 'last.pth.tar'))['statistics'] == _expected(find_embedding(averaged).codes())
-
-
 def test_shipped_weights(show: Show) -> None:
-    names = [name for name in timm.list_pretrained('*_p2be*') if 'wrn' in name]
-    if not names:
-        pytest.skip('no weights of a P2BE model ship with this version')
-    shown = show(names[0])
-    embedding = find_embedding(timm.create_model(names[0], pretrained=True))
+    shown = show('wrn16_2_p2be.cifar10')
+    embedding = find_embedding(timm.create_model('wrn16_2_p2be.cifar10', pretrained=True))
     assert shown['statistics'] == _expected(embedding.codes().detach())
     assert shown['latents'] is not None
 
@@ -169,7 +155,6 @@ def test_the_picture(tmp_path: Path, printed: Said, refused: Said) -> None:
         (['wrn10_2_p2be'], 'its table would be random. Name a checkpoint'),
         (['wrn10_2'], 'has no pixel embedding'),
         (['p2be'], "Unknown table 'p2be'"),
-        (['nonsense'], "Unknown table 'nonsense'"),
         (['./nowhere'], 'nowhere'),
         (['onehot', '--overwrite'], '--overwrite needs --output'),
         (['onehot', '--num-bits', 'x'], 'invalid int value'),
@@ -188,7 +173,6 @@ def test_what_has_no_table(hub: HubServer, tmp_path: Path, refused: Said) -> Non
     assert 'config.json' in refused('show', str(tmp_path / 'run'))
     (tmp_path / 'text.pt').write_text('no checkpoint')
     assert 'text.pt' in refused('show', str(tmp_path / 'text.pt'))
-    assert 'tester/nowhere' in refused('show', 'tester/nowhere')
 
 
 def test_weights_that_cannot_be_shown_are_not_downloaded(hub: HubServer, tmp_path: Path, refused: Said) -> None:
@@ -228,5 +212,5 @@ def test_a_folder_with_the_name_of_a_model(tmp_path: Path, show: Show, monkeypat
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'wrn10_2_onehot').mkdir()
     assert show('wrn10_2_onehot')['statistics'] == _expected(onehot_codes(64))
-    published.embedding(tmp_path / 'wrn10_2_onehot')
-    assert show('wrn10_2_onehot')['statistics'] == _expected(binarize(published.latents(16)))
+    published.embedding(tmp_path / 'wrn10_2_onehot', encoding='thermometer')
+    assert show('wrn10_2_onehot')['statistics'] == _expected(thermometer_codes(16))

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import safetensors.torch
 import torch
-from published import PROVENANCE
+from published import PROVENANCE, Bomb
 
 from timm_p2be.encodings.codes import onehot_codes, thermometer_codes
 from timm_p2be.encodings.table_file import MAX_TABLE_BYTES, TableFile, codes_sha256, read_table_file
@@ -71,12 +71,11 @@ def test_latents_come_back_bit_for_bit(tmp_path, num_bits):
     assert read_table_file(tmp_path).latents.any()
 
 
-@pytest.mark.parametrize('num_bits', [1, 9, 64])
-@pytest.mark.parametrize(('encoding', 'build'), [('onehot', onehot_codes), ('thermometer', thermometer_codes)])
-def test_fixed_codes_come_back(tmp_path, encoding, build, num_bits):
-    _fixed(encoding, build(num_bits)).write(tmp_path)
+@pytest.mark.parametrize(('encoding', 'codes'), [('onehot', onehot_codes(9)), ('thermometer', thermometer_codes(64))])
+def test_fixed_codes_come_back(tmp_path, encoding, codes):
+    _fixed(encoding, codes).write(tmp_path)
     read = read_table_file(tmp_path)
-    assert torch.equal(read.codes, build(num_bits))
+    assert torch.equal(read.codes, codes)
     assert (read.encoding, read.latents, read.provenance) == (encoding, None, None)
     assert list(safetensors.torch.load_file(tmp_path / 'model.safetensors')) == ['codes']
 
@@ -207,28 +206,21 @@ def test_what_is_no_config_is_refused(tmp_path, content, words):
 @pytest.mark.parametrize(('changes', 'words'), [
     ({'format': 'gguf'}, ("format is 'gguf'", "allowed is 'timm-p2be-embedding'")),
     ({'format_version': 2}, ('format version 2', 'reads up to 1', 'pip install -U timm-p2be')),
-    ({'format_version': 2, 'latents': 'int4'}, ('format version 2', 'Update')),
     ({'format_version': 0}, ('format_version is 0', 'allowed is 1')),
     ({'format_version': True}, ('format_version is True',)),
-    ({'format_version': 1.0}, ('format_version is 1.0',)),
     ({'package_version': 3}, ('package_version is 3', 'a version or null')),
     ({'package_version': '\x1b[2J'}, (r"package_version is '\x1b[2J'",)),
-    ({'encoding': 'rgb'}, ("encoding is 'rgb'", "['p2be', 'onehot', 'thermometer']")),
     ({'encoding': ['p2be']}, ("encoding is ['p2be']",)),
     ({'encoding': 'x' * 10_000}, ('...; allowed is one of',)),
     ({'levels': 256.0}, ('levels is 256.0', 'allowed is 256')),
-    ({'num_bits': 0}, ('num_bits is 0', '1..4096')),
     ({'num_bits': 4097}, ('num_bits is 4097', '1..4096')),
-    ({'num_bits': 9.0}, ('num_bits is 9.0', 'an integer')),
     ({'num_bits': True}, ('num_bits is True', 'an integer')),
     ({'plane_order': 'color-major'}, ("plane_order is 'color-major'", "'bit-major'")),
     ({'init': 'zeros'}, ("init is 'zeros'", "['normal', 'thermometer', 'linear']")),
     ({'encoding': 'onehot', 'init': 'thermometer'}, ("init is 'thermometer'", "a fixed encoding has 'normal'")),
     ({'codes_sha256': 'A' * 64}, ('codes_sha256 is', '64 hexadecimal digits')),
-    ({'codes_sha256': None}, ('codes_sha256 is None', '64 hexadecimal digits')),
     ({'codes_sha256': 'a' * 64}, ('the codes have sha256', f'config.json says {"a" * 64}')),
     ({'weights': '../../etc/passwd'}, ("unknown keys ['weights']",)),
-    ({'provenance': []}, ('provenance is []', 'an object or null')),
 ])  # fmt: skip
 def test_values_of_the_config_are_checked(tmp_path, changes, words):
     _table().write(tmp_path)
@@ -267,15 +259,11 @@ def _set(tensor, index, value):
 
 @pytest.mark.parametrize(('change', 'words'), [
     (lambda t: {'codes': t['codes']}, ('holds the tensors', 'allowed are exactly', "'weight'")),
-    (lambda t: {'weight': t['weight']}, ('holds the tensors', 'allowed are exactly')),
     (lambda t: {**t, 'bias': torch.zeros(1)}, ('holds the tensors', 'allowed are exactly')),
     (lambda t: {**t, 'weight': t['weight'].half()}, ('holds the tensors', 'allowed are exactly')),
-    (lambda t: {**t, 'weight': t['weight'][:255].clone()}, ('holds the tensors', 'allowed are exactly')),
-    (lambda t: {**t, 'codes': t['codes'].int()}, ('holds the tensors', 'allowed are exactly')),
     (lambda t: {**t, 'codes': t['codes'][:, :1].clone()}, ('holds the tensors', 'allowed are exactly')),
     (lambda t: {f'layer{i}': torch.zeros(1) for i in range(500)}, ('holds the tensors', '...; allowed are exactly')),
     (lambda t: {**t, 'weight': _set(t['weight'], (5, 1), float('nan'))}, ('1 latents are NaN or infinite',)),
-    (lambda t: {**t, 'weight': _set(t['weight'], 5, float('inf'))}, ('9 latents are NaN or infinite',)),
     (lambda t: {**t, 'weight': _set(t['weight'], (0, 0), -1e-9)}, ('1 of 2304 bits', 'at level 0, bit 0')),
     (lambda t: {**t, 'codes': _set(t['codes'], (200, 0), t['codes'][200, 0] ^ 0b00010000)},
      ('1 of 2304 bits', 'signs of the latents', 'at level 200, bit 3')),
@@ -287,23 +275,10 @@ def test_other_tables_are_refused(tmp_path, change, words):
     _refused(tmp_path, 'model.safetensors', *words)
 
 
-@pytest.mark.parametrize(('change', 'words'), [
-    (lambda t: {'codes': _set(t['codes'], (3, 0), 0)}, ('1 of 2304 bits', "encoding 'onehot'")),
-    (lambda t: {**t, 'weight': torch.zeros(256, 9)}, ('holds the tensors', 'allowed are exactly')),
-])  # fmt: skip
-def test_other_fixed_tables_are_refused(tmp_path, change, words):
+def test_other_fixed_tables_are_refused(tmp_path):
     _fixed('onehot', onehot_codes(9)).write(tmp_path)
-    _edit_tensors(tmp_path, change)
-    _refused(tmp_path, *words)
-
-
-def test_a_flipped_bit_is_found(tmp_path):
-    _table().write(tmp_path)
-    path = tmp_path / 'model.safetensors'
-    tensors = safetensors.torch.load_file(path)
-    tensors['codes'][17, 0] ^= 1
-    safetensors.torch.save_file(tensors, path)
-    _refused(tmp_path, 'the codes have sha256', 'config.json says')
+    _edit_tensors(tmp_path, lambda t: {'codes': _set(t['codes'], (3, 0), 0)})
+    _refused(tmp_path, '1 of 2304 bits', "encoding 'onehot'")
 
 
 def test_a_file_cut_off_is_damaged_at_every_length(tmp_path):
@@ -315,22 +290,14 @@ def test_a_file_cut_off_is_damaged_at_every_length(tmp_path):
         _refused(tmp_path, 'model.safetensors is damaged or no safetensors file')
 
 
-class _CreatesFile:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), 'w')
-
-
 @pytest.mark.parametrize('name', ['pytorch_model.bin', 'last.pth.tar', 'model.safetensors'])
 def test_pickles_are_never_opened(tmp_path, name):
     folder, planted = tmp_path / 'folder', tmp_path / 'planted'
     _table().write(folder)
     (folder / 'model.safetensors').unlink()
-    content = pickle.dumps(_CreatesFile(planted))
+    content = pickle.dumps(Bomb(planted))
     (folder / name).write_bytes(content)
     _refused(folder, 'damaged' if name == 'model.safetensors' else 'never from a pickle')
     assert not planted.exists()
-    pickle.loads(content).close()
+    pickle.loads(content)
     assert planted.exists()  # it would have

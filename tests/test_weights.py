@@ -21,7 +21,7 @@ from timm_p2be.models import weights
 from timm_p2be.stem import EncodedConv2d, find_embedding
 
 RELEASED = set(weights.shipped_weights())
-NAME = 'someone/net'
+NAME, TABLE = 'someone/net', 'conv1.embedding.weight'
 PLANTED = ('wrn10_2', 'wrn10_2_p2be', 'wrn10_2_onehot', 'wrn10_2_thermometer')  # small ones, of no use
 
 Create = Callable[..., nn.Module]
@@ -136,7 +136,7 @@ def test_damaged_shipped_weights_are_refused(folder: Path, name: str) -> None:
     assert _load(name, pretrained=False)  # nobody asks for the file
 
 
-@pytest.mark.parametrize('text', ['{', '[]', '[' * 100_000, '{"wrn10_2_p2be.planted": {"sha256": "0"}}', None])
+@pytest.mark.parametrize('text', ['{', '[]', '[' * 100_000, None])
 def test_damaged_list_of_shipped_weights(folder: Path, text: str | None) -> None:
     (folder / 'shipped.json').unlink()
     if text is not None:
@@ -155,21 +155,6 @@ def test_unlisted_weights_in_the_folder_are_refused(folder: Path) -> None:
     assert weights.shipped_provenance('wrn10_2.planted') == {}
 
 
-class Bomb:
-    """Leaves a file behind when it is unpickled."""
-
-    def __init__(self, trace: Path) -> None:
-        self.trace = trace
-
-    def __reduce__(self) -> Any:
-        return (Path.touch, (self.trace,))
-
-
-def test_bomb_works(tmp_path: Path) -> None:
-    pickle.loads(pickle.dumps(Bomb(tmp_path / 'trace')))
-    assert (tmp_path / 'trace').exists()
-
-
 @pytest.mark.parametrize('name', ['wrn10_2', 'wrn10_2_p2be'])
 @pytest.mark.parametrize('kind', ['alone', 'beside', 'named in the config'])
 @pytest.mark.parametrize('place', ['folder', 'hub'])
@@ -177,7 +162,7 @@ def test_a_pickle_is_never_opened(hub: HubServer, tmp_path: Path, name: str, kin
     where, trace = tmp_path / 'net', tmp_path / 'trace'
     published.model(where, name)
     for file in ('pytorch_model.bin', 'model.pth', 'evil.bin'):
-        (where / file).write_bytes(pickle.dumps(Bomb(trace)))
+        (where / file).write_bytes(pickle.dumps(published.Bomb(trace)))
     if kind != 'beside':
         (where / 'model.safetensors').unlink()
     if kind == 'named in the config':
@@ -199,22 +184,14 @@ def test_a_pickle_is_never_opened(hub: HubServer, tmp_path: Path, name: str, kin
 @pytest.mark.parametrize('name', ['wrn10_2', 'wrn10_2_p2be'])
 def test_revisions_are_pinned_to_the_commit_that_was_checked(hub: HubServer, tmp_path: Path, name: str) -> None:
     first = hub.put(NAME, published.model(tmp_path / 'one', name), tag='v1')
-    second = hub.put(NAME, _other(tmp_path / 'two', name))
+    published.model(tmp_path / 'two', name)
+    second = hub.put(NAME, published.edit(tmp_path / 'two', lambda state: {k: v + 1 for k, v in state.items()}))
     for revision, commit, where in (('@v1', first, 'one'), ('', second, 'two'), (f'@{first}', first, 'one')):
         model = timm.create_model(f'hf-hub:{NAME}{revision}', pretrained=True)
         saved = load_file(tmp_path / where / 'model.safetensors')
         assert all(torch.equal(value, saved[key]) for key, value in model.state_dict().items())
         assert model.pretrained_cfg['hf_hub_id'] == f'{NAME}@{commit}'  # type: ignore[index]
     assert hub.count(f'GET .*{first}/model.safetensors') == 1
-
-
-def _other(where: Path, name: str) -> dict[str, bytes]:
-    """Return the files of a model with other weights."""
-    published.model(where, name)
-    state = load_file(where / 'model.safetensors')
-    save_file({key: value + 1 for key, value in state.items()}, where / 'model.safetensors')
-    published.amend(where, {})
-    return published.contents(where)
 
 
 def test_what_was_downloaded_is_there_offline(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,10 +211,7 @@ def test_what_was_downloaded_is_there_offline(hub: HubServer, tmp_path: Path, mo
     ('damage', 'message'),
     [
         ('another sha256', r'model.safetensors has sha256 .*, but config.json states 0{64}'),
-        ('cut off', r'model.safetensors: truncated or no safetensors file'),
-        ('no header', r'model.safetensors: truncated or no safetensors file'),
         ('NaN', r'layer1.0.conv1.weight holds values that are not finite'),
-        ('newer format', 'format_version is 2; allowed is 1'),
         ('half table', r'embedding.weight is .*float16, \[256, 8\].; allowed is .*float32, \[256, 8\]'),
         ('many bits', r'num_bits is 2000000; allowed is an integer in 1..4096'),
         ('other bits', r'embedding.weight is .*\[256, 8\].; allowed is .*\[256, 9\]'),
@@ -245,19 +219,12 @@ def test_what_was_downloaded_is_there_offline(hub: HubServer, tmp_path: Path, mo
 )
 def test_damaged_weights_are_refused(hub: HubServer, tmp_path: Path, place: str, damage: str, message: str) -> None:
     where = tmp_path / 'net'
-    changes = {'another sha256': {'weights_sha256': '0' * 64}, 'newer format': {'format_version': 2}}
-    published.model(where, **changes.get(damage, {}))
-    path, config = where / 'model.safetensors', where / 'config.json'
-    if damage in ('cut off', 'no header'):
-        path.write_bytes(path.read_bytes()[:-1] if damage == 'cut off' else b'x' * 100)
-        published.amend(where, {})
-    elif damage == 'NaN':
+    published.model(where, **({'weights_sha256': '0' * 64} if damage == 'another sha256' else {}))
+    config = where / 'config.json'
+    if damage == 'NaN':
         published.poison(where)
     elif damage == 'half table':
-        state = load_file(path)
-        state['conv1.embedding.weight'] = state['conv1.embedding.weight'].half()
-        save_file(state, path)
-        published.amend(where, {})
+        published.edit(where, lambda state: state | {TABLE: state[TABLE].half()})
     elif damage in ('many bits', 'other bits'):
         content = json.loads(config.read_text())
         content['model_args']['num_bits'] = 2_000_000 if damage == 'many bits' else 9
@@ -285,8 +252,7 @@ def test_weights_that_state_no_sha256_are_taken(tmp_path: Path) -> None:
 def test_weights_of_another_network_are_refused(tmp_path: Path, classes: int, strict: dict[str, Any]) -> None:
     """timm loads what fits as soon as the classes differ; the rest would stay random."""
     published.model(tmp_path / 'net')
-    save_file({'x': torch.zeros(1)}, tmp_path / 'net' / 'model.safetensors')
-    published.amend(tmp_path / 'net', {})
+    published.edit(tmp_path / 'net', lambda _: {'x': torch.zeros(1)})
     with pytest.raises(ValueError, match=r'weights lack \d+ tensors of the model, conv1.weight for one'):
         timm.create_model(f'local-dir:{tmp_path / "net"}', pretrained=True, num_classes=classes, **strict)
 
@@ -300,24 +266,18 @@ def test_weights_of_another_network_are_refused(tmp_path: Path, classes: int, st
 def test_the_tensor_that_does_not_fit_is_named(
     tmp_path: Path, name: str, classes: int, tensor: str, shape: tuple[int, ...]
 ) -> None:
-    _resize(tmp_path / 'net', name, tensor, shape)
+    published.model(tmp_path / 'net', name)
+    published.edit(tmp_path / 'net', lambda state: state | {tensor: torch.zeros(shape)})
     with pytest.raises(ValueError, match=rf'weights have {tensor} of shape {re.escape(str(list(shape)))}; the'):
         timm.create_model(f'local-dir:{tmp_path / "net"}', pretrained=True, num_classes=classes)
 
 
 def test_only_the_classifier_that_is_replaced_may_have_another_shape(tmp_path: Path) -> None:
-    _resize(tmp_path / 'net', 'wrn10_2_p2be', 'fc.weight', (100, 128))
+    published.model(tmp_path / 'net')
+    published.edit(tmp_path / 'net', lambda state: state | {'fc.weight': torch.zeros(100, 128)})
     with pytest.raises(ValueError, match=r'have fc.weight of shape \[100, 128\]; the model has \[10, 128\]'):
         timm.create_model(f'local-dir:{tmp_path / "net"}', pretrained=True)
     assert timm.create_model(f'local-dir:{tmp_path / "net"}', pretrained=True, num_classes=7)
-
-
-def _resize(where: Path, model: str, tensor: str, shape: tuple[int, ...]) -> None:
-    """Publish a model, one of its tensors of another shape."""
-    published.model(where, model)
-    state = load_file(where / 'model.safetensors')
-    save_file({**state, tensor: torch.zeros(shape)}, where / 'model.safetensors')
-    published.amend(where, {})
 
 
 def test_a_config_of_the_hub_names_no_folder_of_ours(hub: HubServer, tmp_path: Path) -> None:

@@ -16,18 +16,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """What a file of weights holds.
-
-    Attributes:
-        state_dict: name -> tensor on the CPU, averaged weights if the file has some, without prefixes of DDP and
-            torch.compile.
-        args: flags of the training run; empty if the file has none.
-        raw: entries of a training checkpoint, as timm's CheckpointSaver wrote them; empty for bare weights.
-    """
+    """What a file of weights holds: tensors on the CPU, averaged ones if it has some, without prefixes of DDP."""
 
     state_dict: dict[str, Tensor]
-    args: dict[str, Any]
-    raw: dict[str, Any]
+    args: dict[str, Any]  # flags of the training run; empty if the file has none
+    raw: dict[str, Any]  # entries of a training checkpoint, as timm's CheckpointSaver wrote them; else empty
 
 
 def read_checkpoint(path: str | Path, *, what: str = 'checkpoint') -> Checkpoint:
@@ -87,10 +80,7 @@ def read_checkpoint(path: str | Path, *, what: str = 'checkpoint') -> Checkpoint
 
 
 def weights_sha256(state_dict: Mapping[str, Tensor]) -> str:
-    """Return the sha256 of names and values of all tensors, in the order of their module, in hexadecimal.
-
-    It does not depend on the kind of file they come from.
-    """
+    """Return the sha256 of names and values of all tensors, in the order of their module, whatever file held them."""
     digest = hashlib.sha256()
     for name, tensor in state_dict.items():
         digest.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -44,6 +44,24 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder that takes the place of `path` at the end; on an error `path` is what it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_beside(path)
+    new, old = temporary / 'new', temporary / 'old'
+    try:
+        new.mkdir(parents=True)
+        yield new
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
+    finally:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write JSON, whole or not at all; a value that JSON does not have, such as NaN, is a ValueError."""
     text = json.dumps(content, indent=1, allow_nan=False)
@@ -85,9 +103,6 @@ def check_schema(values: Any, schema: Schema, where: str, extra: bool = False) -
         schema: key -> what is allowed.
         where: what messages begin with.
         extra: allow further keys, with any values.
-
-    Raises:
-        ValueError: a missing, unknown or wrong key; the message names it, what it holds and what it may hold.
 
     Example:
         >>> check_schema({'seed': 1}, {'seed': ('an integer', lambda value: isinstance(value, int))}, 'args')

@@ -106,19 +106,14 @@ def _run(args: argparse.Namespace, data_flags: Sequence[str]) -> None:
         # the test images of torchvision's sets are a 'validation' split to timm
         test_split=None if args.dataset.startswith('torch/') else args.split,
     )
-    if args.dry_run is not None:
-        _prepare(args.run_folder, args.dry_run, release)
-        print(f'The release of {release.name} is in {args.dry_run}; nothing was uploaded.')
-        return
     with TemporaryDirectory() as temporary:
-        folder = Path(temporary) / 'release'
-        _prepare(args.run_folder, folder, release)
-        published = publish(folder, args.repo_id, args.tag, args.private)
-    print(f'Published {release.name} at commit {published.commit}: {published.url}')
-
-
-def _prepare(run_folder: Path, folder: Path, release: Release) -> None:
-    prepare(run_folder, folder, release)
-    for path in sorted(folder / name for name in RELEASE_FILES):
-        if path.is_file():
-            print(f'{path.name}: {path.stat().st_size:,} bytes, sha256 {file_sha256(path)}')
+        folder = args.dry_run or Path(temporary) / 'release'
+        prepare(args.run_folder, folder, release)
+        for path in sorted(folder / name for name in RELEASE_FILES):
+            if path.is_file():
+                print(f'{path.name}: {path.stat().st_size:,} bytes, sha256 {file_sha256(path)}')
+        if args.dry_run is not None:
+            print(f'The release of {release.name} is in {args.dry_run}; nothing was uploaded.')
+            return
+        commit = publish(folder, args.repo_id, args.tag, args.private)
+    print(f'Published {release.name} at commit {commit.oid}: {commit.repo_url}')

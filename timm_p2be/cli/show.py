@@ -9,6 +9,7 @@ from typing import Any
 
 from timm_p2be.cli.picture_files import save_picture
 from timm_p2be.encodings.statistics import CodeStatistics, code_statistics, latent_statistics
+from timm_p2be.encodings.table_file import codes_sha256
 from timm_p2be.hub.find_table import Table, find_table
 from timm_p2be.hub.pictures import codes_picture
 
@@ -60,7 +61,7 @@ def _report(table: Table) -> dict[str, Any]:
         'origin': table.origin,
         'encoding': table.encoding,
         'commit': table.commit,
-        'codes_sha256': table.codes_sha256,
+        'codes_sha256': codes_sha256(table.codes),
         'statistics': asdict(code_statistics(table.codes)),
         'latents': None if table.latents is None else asdict(latent_statistics(table.latents)),
         'provenance': table.provenance,
@@ -99,7 +100,7 @@ def _text(table: Table, report: dict[str, Any], picture: Path | None) -> str:
     lines += _provenance(table.provenance) if table.latents is not None else []
     if table.commit is not None:
         lines.append(('commit', table.commit))
-    lines.append(('sha256', f'{table.codes_sha256} of the packed codes'))
+    lines.append(('sha256', f'{report["codes_sha256"]} of the packed codes'))
     lines.append(('picture', str(picture) if picture is not None else 'none; pass --output FILE.png'))
     return '\n'.join(f'{label:<12}{text}' for label, text in lines)
 

@@ -1,8 +1,4 @@
-"""Pixel levels and their codes: the rule from pixel to level, the fixed tables, the sign of a learned one.
-
-A pixel level k (0..255) is replaced by its code e_k in {0,1}^M, the k-th row of a table. One-hot and thermometer
-tables are fixed, P2BE's is the sign of a learned latent table. Everything downstream only sees the table.
-"""
+"""Pixel levels and their codes: the rule from pixel to level, the fixed tables, the sign of a learned one."""
 
 import math
 import warnings
@@ -59,15 +55,8 @@ def warn_if_not_pixels(images: Tensor) -> bool:
 
 
 def check_num_bits(num_bits: int) -> None:
-    """Raise ValueError unless `num_bits` can be a code length M."""
     if isinstance(num_bits, bool) or not isinstance(num_bits, int) or num_bits < 1:
         raise ValueError(f'Got num_bits={num_bits!r}; it must be an integer of at least 1 (the paper uses 64).')
-
-
-def _level_bins(num_bits: int) -> Tensor:
-    """Return the bin min(floor(k M / 255), M - 1) of every level k, (256,) int64, in exact integer arithmetic."""
-    levels = torch.arange(LEVELS)
-    return (levels * num_bits // (LEVELS - 1)).clamp(max=num_bits - 1)
 
 
 def onehot_codes(num_bits: int) -> Tensor:
@@ -84,7 +73,8 @@ def onehot_codes(num_bits: int) -> Tensor:
         [0.0, 0.0, 1.0, 0.0]
     """
     check_num_bits(num_bits)
-    return nn.functional.one_hot(_level_bins(num_bits), num_bits).float()
+    bins = (torch.arange(LEVELS) * num_bits // (LEVELS - 1)).clamp(max=num_bits - 1)  # integers are exact
+    return nn.functional.one_hot(bins, num_bits).float()
 
 
 def thermometer_codes(num_bits: int) -> Tensor:

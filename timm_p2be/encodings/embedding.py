@@ -38,7 +38,6 @@ class EmbeddingParameter(nn.Parameter):
 
 
 def _hub_side() -> ModuleType:
-    """Return what reaches the Hub and writes cards, the one place where this layer does: late, as few need it."""
     from timm_p2be.hub import embedding
 
     return embedding
@@ -60,10 +59,10 @@ class PixelEmbedding(
     Args:
         encoding: 'p2be' (learned), 'onehot' or 'thermometer' (fixed).
         num_bits: code length M, at least 1.
-        init: how P2BE's latents start: 'normal' is N(0, 1) as in the paper (Algorithm 1), 'thermometer' is +0.5
-            where the thermometer code is 1 and -0.5 where it is 0, plus noise of standard deviation 0.05: neighboring
-            levels share their bits from the first step, which short runs need. 'linear' is +-0.5 by `linear_codes`,
-            without noise: the table with which `timm_p2be.convert` preserves a function, M at least 9.
+        init: how P2BE's latents start: 'normal' is N(0, 1) as in the paper (Algorithm 1), 'thermometer' is +-0.5 by
+            the thermometer code, plus noise of standard deviation 0.05: neighboring levels share their bits from the
+            first step, which short runs need. 'linear' is +-0.5 by `linear_codes`, without noise: the table with which
+            `timm_p2be.convert` preserves a function, M at least 9.
 
     Attributes:
         weight: latent table, `EmbeddingParameter` (256, num_bits) float32, or None for a fixed encoding. It stays
@@ -182,13 +181,9 @@ class PixelEmbedding(
     ) -> str | None:
         """Write the table and its card; all of it is checked before anything is written.
 
-        Args:
-            save_directory: created if it is not there. An older table in it is replaced, other files stay, and so
-                does a README.md that is no card of this package (with a warning).
-            push_to_hub: publish the table as well, as `repo_id`, and return the commit's URL.
-            repo_id: 'org/name'.
-            model_card_kwargs: of `generate_model_card`.
-            **push_to_hub_kwargs: of `push_to_hub`.
+        An older table in the folder is replaced, other files stay, and so does a README.md that is no card of this
+        package (with a warning). The arguments are those of huggingface_hub's mixin; with `push_to_hub` the table is
+        published as well, as `repo_id`, and the commit's URL returned.
         """
         card = self.generate_model_card(**(model_card_kwargs or {})).content
         self.table_file().write(save_directory, card=card)
@@ -199,15 +194,14 @@ class PixelEmbedding(
 
         Args:
             repo_id: 'org/name', created if it does not exist.
-            **kwargs: of `huggingface_hub.ModelHubMixin.push_to_hub`, such as `private`, `token`, `branch`,
-                `commit_message` and `create_pr`.
+            **kwargs: of `huggingface_hub.ModelHubMixin.push_to_hub`, such as `private`, `token` and `commit_message`.
         """
         if repo_id.count('/') != 1:
             raise ValueError(f"Got repo_id={repo_id!r}; the card shows how to load it, so write 'org/name'.")
         card = {'name': repo_id}
         with TemporaryDirectory() as folder:  # what cannot be saved fails before the mixin creates the repository
             self.save_pretrained(folder, model_card_kwargs=card)
-        with _hub_side().uploading(repo_id, kwargs.get('token')):
+        with _hub_side().asking(repo_id, kwargs.get('token'), trust_arguments=False):
             return super().push_to_hub(repo_id, model_card_kwargs=card, **kwargs)
 
     def generate_model_card(self, name: str | None = None) -> ModelCard:

@@ -7,42 +7,25 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class CodeStatistics:
-    """What `code_statistics` measures of a table of L codes of M bits.
+    """What `code_statistics` measures of a table of L codes of M bits."""
 
-    Attributes:
-        num_bits: M.
-        distinct: number of different codes.
-        ones: mean number of bits set in a code, 0..M.
-        never_on: indices of the bits that are 0 at every level.
-        always_on: indices of the bits that are 1 at every level.
-        neighbors: smallest, mean and largest Hamming distance of levels k and k + 1.
-        distances: mean Hamming distance of all pairs of levels d apart, in bits; entry d, d = 0..L - 1.
-    """
-
-    num_bits: int
-    distinct: int
-    ones: float
-    never_on: tuple[int, ...]
+    num_bits: int  # M
+    distinct: int  # number of different codes
+    ones: float  # mean number of bits set in a code, 0..M
+    never_on: tuple[int, ...]  # indices of the bits that are 0 at every level
     always_on: tuple[int, ...]
-    neighbors: tuple[float, float, float]
-    distances: tuple[float, ...]
+    neighbors: tuple[float, float, float]  # smallest, mean and largest Hamming distance of levels k and k + 1
+    distances: tuple[float, ...]  # mean Hamming distance of all pairs of levels d apart, d = 0..L - 1
 
 
 @dataclass(frozen=True)
 class LatentStatistics:
-    """What `latent_statistics` measures of the latents w behind a learned table.
-
-    Attributes:
-        mean_magnitude: mean |w|.
-        smallest_magnitude: the |w| nearest to its bit's flip at 0.
-        largest_magnitude: largest |w|.
-        saturated: share (0..1) of |w| >= 1, where the approximate sign has no gradient (Eq. 6 of the paper).
-    """
+    """Statistics of the latents w behind a learned table; magnitudes are |w|."""
 
     mean_magnitude: float
     smallest_magnitude: float
     largest_magnitude: float
-    saturated: float
+    saturated: float  # share (0..1) of |w| >= 1, where the approximate sign has no gradient (Eq. 6 of the paper)
 
 
 def hamming_distances(codes: Tensor) -> Tensor:

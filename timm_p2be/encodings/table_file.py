@@ -61,23 +61,14 @@ CONFIG: Schema = {
 
 @dataclass(frozen=True, eq=False)
 class TableFile:
-    """A table with what its folder says of it.
-
-    Attributes:
-        encoding: 'p2be', 'onehot' or 'thermometer'.
-        init: how the latents once started, one of `codes.INITS`; 'normal' for a fixed encoding.
-        codes: (256, M) float32 tensor of 0 and 1, M at most 4096.
-        latents: (256, M) float tensor, saved as float32, or None for a fixed encoding.
-        provenance: training record, see `timm_p2be.hub.training_record`; None if unknown.
-        package_version: of the writing package; None if unknown.
-    """
+    """A table with what its folder says of it."""
 
     encoding: str
-    init: str
-    codes: Tensor
-    latents: Tensor | None
-    provenance: dict[str, Any] | None = None
-    package_version: str | None = INSTALLED
+    init: str  # how the latents once started, one of `codes.INITS`; 'normal' for a fixed encoding
+    codes: Tensor  # (256, M) float32, 0 and 1, M at most 4096
+    latents: Tensor | None  # (256, M) float, saved as float32; None for a fixed encoding
+    provenance: dict[str, Any] | None = None  # training record, see `timm_p2be.hub.training_record`
+    package_version: str | None = INSTALLED  # that wrote it
 
     def config(self) -> dict[str, Any]:
         """Return the content of config.json, checked."""
@@ -159,11 +150,7 @@ class TableFile:
 
 
 def read_table_file(folder: str | Path) -> TableFile:
-    """Return the table in a folder, after checking everything about it but its training record.
-
-    Raises:
-        ValueError: whatever is wrong, first with config.json, then with the tensors, then with their values.
-    """
+    """Return the table in a folder, after checking everything about it but its training record."""
     config = read_json(Path(folder) / CONFIG_FILE)
     check_config(config, str(Path(folder) / CONFIG_FILE))
     path, num_bits = Path(folder) / WEIGHTS_FILE, config['num_bits']
@@ -207,10 +194,7 @@ def check_config(config: dict[str, Any], where: str) -> None:
 
 
 def codes_sha256(codes: Tensor) -> str:
-    """Return the sha256 of (256, M) codes as they are packed in the file, in hexadecimal.
-
-    A row has ceil(M / 8) bytes, and its first bit is its first byte's highest.
-    """
+    """Return the sha256 of (256, M) codes as packed in the file: ceil(M / 8) bytes a row, its first bit highest."""
     return _digest(_pack(codes))
 
 

@@ -20,27 +20,16 @@ MAX_REMOTE = 100  # repositories of a namespace that are looked into
 
 @dataclass(frozen=True)
 class Entry:
-    """One thing that can be used.
+    """One thing that can be used, as far as known; None and () stand for unknown."""
 
-    Attributes:
-        where: 'package', 'cache' or 'hub'.
-        name: what to type: a name of timm, or 'org/name'.
-        contents: what is known of it; None if `problem` says why nothing is.
-        commit: 40 hexadecimal digits; None in the package.
-        revisions: branches and tags that mean this commit, where known.
-        size: bytes, where known.
-        tags: of a timm name what follows the dot, on the Hub those of the card.
-        problem: why config.json could not be used.
-    """
-
-    where: str
-    name: str
+    where: str  # 'package', 'cache' or 'hub'
+    name: str  # of timm, or 'org/name'
     contents: Contents | None = None
     commit: str | None = None
-    revisions: tuple[str, ...] = ()
-    size: int | None = None
-    tags: tuple[str, ...] = ()
-    problem: str | None = None
+    revisions: tuple[str, ...] = ()  # branches and tags that mean this commit
+    size: int | None = None  # bytes
+    tags: tuple[str, ...] = ()  # of a timm name what follows the dot, on the Hub those of the card
+    problem: str | None = None  # why config.json could not be used
 
 
 def shipped_entries() -> list[Entry]:
@@ -56,19 +45,15 @@ def shipped_entries() -> list[Entry]:
         num_bits = None if encoding == 'rgb' else DEFAULT_BITS
         provenance = shipped_provenance(name)
         digest = shipped_weights()[name]
-        found = Contents('model', architecture, encoding, num_bits, digest, None, provenance, is_ours=True)
+        found = Contents('model', encoding, num_bits, provenance, architecture, digest)
         entries.append(Entry('package', name, found, size=size, tags=(tag,) if tag else ()))
     return entries
 
 
-def cached_entries(cache_dir: Path | None = None) -> list[Entry]:
-    """Return what lies whole in the Hub cache and is of ours, by name; other repositories are passed over.
-
-    Args:
-        cache_dir: None takes the one huggingface_hub uses.
-    """
+def cached_entries() -> list[Entry]:
+    """Return what lies whole in the Hub cache and is of ours, by name; other repositories are passed over."""
     try:
-        found = scan_cache_dir(cache_dir or constants.HF_HUB_CACHE)
+        found = scan_cache_dir(constants.HF_HUB_CACHE)
     except CacheNotFound:
         return []
     entries = []
@@ -90,17 +75,7 @@ def cached_entries(cache_dir: Path | None = None) -> list[Entry]:
 
 
 def remote_entries(namespace: str) -> list[Entry]:
-    """Return the repositories of a user or an organization on the Hub that carry our tag, at most `MAX_REMOTE`.
-
-    Only their config.json is downloaded; one that cannot be used becomes an entry that says so.
-
-    Args:
-        namespace: as 'org' in 'org/name'.
-
-    Raises:
-        ValueError: `namespace` is no name the Hub could have.
-        FetchError: the Hub cannot be reached or refuses, or the token is none.
-    """
+    """Return the repositories of a user or an organization that carry our tag; of them only config.json is read."""
     if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9_.-]{0,95}', namespace):
         raise ValueError(f"Got the namespace {namespace!r}; name a user or an organization, the 'org' of 'org/name'.")
     with asking(f'the models of {namespace}'):

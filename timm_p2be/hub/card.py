@@ -26,14 +26,6 @@ _CODES = {
     'thermometer': 'fixed thermometer codes, a baseline of P2BE',
     'rgb': 'pixel values, the baseline of P2BE without codes',
 }
-_FIXED: dict[str, Any] = {
-    'paper': (
-        '[Pixel to Binary Embedding Towards Robustness for CNNs](https://arxiv.org/abs/2206.05898) '
-        '(Kishida and Nakayama, 2022)'
-    ),
-    'paper_epochs': 180,  # the shorter of its two trainings, on ImageNet (docs/protocol.md)
-    'hardly': 0.05,  # a table with fewer bits of its own, as a share of all
-}
 
 
 def text(words: Any) -> str:
@@ -58,41 +50,29 @@ def embedding_card(config: Mapping[str, Any], name: str | None = None, license: 
         config: its `config.json`.
         name: 'org/name' or 'org/name@revision', for the usage block; None for a folder that is not on the Hub.
         license: identifier as the Hub spells it.
-
-    Raises:
-        ValueError: malformed `config`, `name` or `license`.
     """
-    record = config.get('provenance')
-    check_training_record(record)
     return _render(
         'P2BE table' if config.get('encoding') == 'p2be' else 'Code table',
         config,
-        record,
         name,
         license,
         'image-feature-extraction',
         is_table=True,
         source=_literal(name or _HERE),
-        network=_architecture(part_of(record, 'model') or 'wrn40_2_p2be'),
+        network=_architecture(part_of(config, 'provenance', 'model') or 'wrn40_2_p2be'),
         digest=_digest(config, 'codes_sha256'),
     )
 
 
 def model_card(config: Mapping[str, Any], name: str | None = None, license: str = LICENSE) -> str:
-    """Return the card of a model, as `embedding_card` does; its `config.json` needs a training record.
-
-    Raises:
-        ValueError: malformed `config`, `name` or `license`.
-    """
+    """Return the card of a model, as `embedding_card` does; its `config.json` needs a training record."""
     ours = config.get('timm_p2be')
-    if not isinstance(ours, dict) or not isinstance(record := ours.get('provenance'), dict):
+    if not isinstance(ours, dict) or not isinstance(ours.get('provenance'), dict):
         raise ValueError("The config.json has no entry 'timm_p2be' with a provenance; a model needs one for a card.")
-    check_training_record(record)
     backbone = part_of(config.get('model_args'), 'backbone')
     return _render(
         'Model',
         ours,
-        record,
         name,
         license,
         'image-classification',
@@ -105,13 +85,7 @@ def model_card(config: Mapping[str, Any], name: str | None = None, license: str 
 
 
 def check_card(content: str) -> None:
-    """Raise unless `content` is a card as rendered here: complete metadata and a usable first example.
-
-    Nothing is sent anywhere; on upload the Hub checks the metadata once more.
-
-    Raises:
-        ValueError: what is missing or malformed.
-    """
+    """Raise unless `content` is a card as rendered here: complete metadata and a usable first example."""
     try:
         data = ModelCard(content).data.to_dict()
     except (yaml.YAMLError, TypeError, ValueError) as error:
@@ -126,16 +100,9 @@ def check_card(content: str) -> None:
         )
 
 
-def _render(
-    kind: str,
-    config: Mapping[str, Any],
-    record: dict[str, Any] | None,
-    name: str | None,
-    license: str,
-    pipeline: str,
-    **values: Any,
-) -> str:
-    encoding, bits = config.get('encoding'), config.get('num_bits')
+def _render(kind: str, config: Mapping[str, Any], name: str | None, license: str, pipeline: str, **values: Any) -> str:
+    record, encoding, bits = (config.get(key) for key in ('provenance', 'encoding', 'num_bits'))
+    check_training_record(record)
     if not isinstance(encoding, str) or encoding not in _CODES:
         raise ValueError(f'Got the encoding {encoding!r}; allowed are {list(_CODES)}.')
     if encoding != 'rgb' and (type(bits) is not int or bits < 1):
@@ -145,7 +112,6 @@ def _render(
     card = ModelCard.from_template(
         _metadata(record, encoding, (repo or kind).rpartition('/')[2], license, pipeline),
         template_path=str(_TEMPLATE),
-        **_FIXED,
         **values,
         kind=kind,
         record=record or dict.fromkeys(RECORD),

@@ -4,6 +4,7 @@ import logging
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ _logger = logging.getLogger(__name__)
 
 
 def split_revision(name: str) -> tuple[str, str | None]:
-    """Return the repository and the revision, or None, of 'org/name' or 'org/name@revision'."""
+    """Return the repository and the revision of 'org/name' or 'org/name@revision'."""
     repo_id, at, revision = name.partition('@')
     try:
         validate_repo_id(repo_id)
@@ -88,17 +89,8 @@ def fetch(
         filenames: files that have to be there.
         revision: branch, tag or commit, if `source` names none; default: main.
         optional: files that are fetched if they exist.
-        cache_dir: the Hub's cache; default: that of huggingface_hub.
-        token: as in huggingface_hub; None is the token of `hf auth login` or HF_TOKEN, False is none.
-        local_files_only: whether to stay offline, as HF_HUB_OFFLINE=1 does.
-        force_download: whether to download again what is in the cache.
+        cache_dir, token, local_files_only, force_download: as in huggingface_hub.
         max_bytes: the largest file accepted; larger ones are not downloaded.
-
-    Returns:
-        The folder itself, or the snapshot folder in the cache.
-
-    Raises:
-        FetchError: the source does not exist, cannot be reached, or is not allowed.
     """
     folder = local_folder(source)
     if folder is None:
@@ -106,7 +98,8 @@ def fetch(
         repo_id, named = split_revision(name if revision is None else f'{name.partition("@")[0]}@{revision}')
         if revision is not None and split_revision(name)[1] not in (None, revision):
             raise FetchError(f'Got two revisions, {name!r} and revision={revision!r}; leave one of them out.')
-        repository = _Repository(repo_id, named or 'main', cache_dir, token)
+        cache = None if cache_dir is None else Path(cache_dir).expanduser()
+        repository = _Repository(repo_id, named or 'main', cache, token)
         if local_files_only or constants.HF_HUB_OFFLINE:
             folder = repository.offline(filenames, force_download)
         else:
@@ -117,20 +110,20 @@ def fetch(
     return folder
 
 
+@dataclass(frozen=True)
 class _Repository:
     """A repository at a revision, and its copy in the client's cache."""
 
-    def __init__(
-        self, repo_id: str, revision: str, cache_dir: str | os.PathLike[str] | None, token: str | bool | None
-    ) -> None:
-        self.repo_id = repo_id
-        self.revision = revision
-        self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()
-        self.token = token
-        self.name = repo_id if revision == 'main' else f'{repo_id}@{revision}'
+    repo_id: str
+    revision: str
+    cache_dir: Path | None
+    token: str | bool | None
+
+    @property
+    def name(self) -> str:
+        return self.repo_id if self.revision == 'main' else f'{self.repo_id}@{self.revision}'
 
     def offline(self, filenames: Sequence[str], force_download: bool) -> Path:
-        """Return the snapshot folder without asking the Hub."""
         if force_download:
             raise FetchError(f'{self.name} cannot be downloaded again while offline; leave out force_download.')
         folder = self._cached(filenames)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from timm_p2be.checkpoints import read_checkpoint
 from timm_p2be.encodings.codes import LEVELS, binarize, check_num_bits, fixed_codes
-from timm_p2be.encodings.table_file import codes_sha256, read_table_file
+from timm_p2be.encodings.table_file import read_table_file
 from timm_p2be.hub.fetch import resolved_commit
 from timm_p2be.hub.repository import DEFAULT_BITS, FILES, Contents, fetch_repository, verified_weights
 from timm_p2be.models.weights import shipped_provenance
@@ -20,47 +20,23 @@ _FIXED = ('onehot', 'thermometer')
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """A table of codes with its history.
+    """A table of codes with its history."""
 
-    Attributes:
-        source: what was asked for.
-        origin: what that turned out to be, in a few words.
-        encoding: 'p2be', 'onehot' or 'thermometer'.
-        codes: (256, M) float32 tensor of 0 and 1.
-        latents: (256, M) float32 tensor; None for a fixed encoding.
-        provenance: training record, see `timm_p2be.hub.training_record`; None if unknown.
-        commit: of a Hub repository.
-    """
-
-    source: str
-    origin: str
+    source: str  # what was asked for
+    origin: str  # what that turned out to be, in a few words
     encoding: str
-    codes: Tensor
-    latents: Tensor | None = None
+    codes: Tensor  # (256, M) float32, 0 and 1
+    latents: Tensor | None = None  # (256, M) float32; None for a fixed encoding
     provenance: dict[str, Any] | None = None
     commit: str | None = None
 
-    @property
-    def codes_sha256(self) -> str:
-        """Sha256 of the packed codes, as in the config.json of an embedding."""
-        return codes_sha256(self.codes)
-
 
 def find_table(source: str, num_bits: int | None = None) -> Table:
-    """Return the table that `source` stands for; the first rule that fits decides.
-
-    1. 'onehot' or 'thermometer': the fixed table of `num_bits` bits.
-    2. A file: the learned table in a checkpoint (.pth.tar, .pt, .safetensors).
-    3. A folder with a config.json, 'org/name[@revision]', or either after 'local-dir:' or 'hf-hub:': an embedding, or
-       the table in a model's weights.
-    4. A name of timm.list_models(): the table in its shipped weights, or its fixed table.
+    """Return the table that `source` stands for, by the rules of `timm-p2be show --help`.
 
     Args:
-        source: see above.
-        num_bits: M of a fixed table, 64 by default; for nothing else.
-
-    Raises:
-        ValueError: nothing fits, there is no table in it, or it fails its check; see `timm_p2be.hub.fetch.fetch`.
+        source: a name, file, folder or repository.
+        num_bits: M of 'onehot' or 'thermometer', 64 by default; for nothing else.
     """
     if source in _FIXED:
         bits = DEFAULT_BITS if num_bits is None else num_bits
@@ -126,11 +102,7 @@ def _of_registered(name: str) -> Table:
 
 
 def _learned_table(state: dict[str, Tensor], where: str) -> Tensor:
-    """Return the one learned table in a model's weights, float32.
-
-    Raises:
-        ValueError: there is none, or several.
-    """
+    """Return the one learned table in a model's weights, float32."""
     found = {
         name: tensor
         for name, tensor in state.items()

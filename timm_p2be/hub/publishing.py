@@ -1,9 +1,8 @@
 """Uploads a release to the Hub: one commit, then a tag."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 
 import timm_p2be
 from timm_p2be.hub.card import check_card
@@ -13,26 +12,9 @@ from timm_p2be.hub.release import RELEASE_FILES
 from timm_p2be.hub.repository import verify
 
 
-@dataclass(frozen=True)
-class Published:
-    """A release on the Hub.
-
-    Attributes:
-        repo_id: 'org/name'.
-        url: of its page.
-        commit: 40 hexadecimal digits.
-        tag: of the release, or None.
-    """
-
-    repo_id: str
-    url: str
-    commit: str
-    tag: str | None
-
-
 def publish(
     folder: Path, repo_id: str, tag: str | None = None, private: bool = False, token: str | None = None
-) -> Published:
+) -> CommitInfo:
     """Upload a release in one commit and tag it; what an interrupted call left undone is done by the next.
 
     Args:
@@ -41,25 +23,19 @@ def publish(
         tag: name of the release, one that the repository does not have yet.
         private: create it private.
         token: of the Hub; None takes that of `hf auth login` or HF_TOKEN.
-
-    Raises:
-        ValueError: the folder holds no sound release, the name or tag cannot be used, the card's metadata are refused.
-        FetchError: the Hub refused or could not be reached; the message says what to do.
     """
     check_names(repo_id, tag)
     verify(folder)
     files = [name for name in RELEASE_FILES if (folder / name).is_file()]
-    if 'README.md' not in files:
-        raise ValueError(f'{folder} has no README.md; write the release again with --dry-run.')
     try:
         card = (folder / 'README.md').read_text(encoding='utf-8')
         check_card(card)
-    except ValueError as error:  # UnicodeDecodeError is one
+    except (OSError, ValueError) as error:  # UnicodeDecodeError is one
         raise ValueError(f'{folder / "README.md"}: {error}') from error
     api = HfApi(token=token, library_name='timm-p2be', library_version=timm_p2be.__version__)
     with asking(repo_id, token):
         ModelCard(card).validate()
-        url = api.create_repo(repo_id, private=private or None, exist_ok=True)  # None: as the namespace has it
+        api.create_repo(repo_id, private=private or None, exist_ok=True)  # None: as the namespace has it
         info = api.model_info(repo_id)
         if private and not info.private:
             raise ValueError(f'{repo_id} exists and is public. Make it private on its page first, or omit --private.')
@@ -80,7 +56,7 @@ def publish(
         )
         if tag is not None:
             api.create_tag(repo_id, tag=tag, revision=commit.oid)
-    return Published(repo_id, str(url), commit.oid, tag)
+    return commit
 
 
 def check_names(repo_id: str, tag: str | None) -> None:

@@ -4,7 +4,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from timm_p2be.files import file_sha256, temporary_beside
+from timm_p2be.files import atomic_folder, file_sha256
 from timm_p2be.hub.errors import FetchError
 from timm_p2be.hub.fetch import resolved_commit, split_revision
 from timm_p2be.hub.repository import FILES, Contents, fetch_repository, verify
@@ -14,23 +14,14 @@ _OPTIONAL = ('README.md', 'results.json')
 
 @dataclass(frozen=True)
 class Pulled:
-    """A repository that was pulled and verified.
-
-    Attributes:
-        repo_id: 'org/name'.
-        commit: 40 hexadecimal digits.
-        folder: where its files lie.
-        contents: what config.json says.
-        sha256: file name -> sha256 of its bytes, hexadecimal.
-        is_new: False if the output folder held exactly these files already.
-    """
+    """A repository that was pulled and verified."""
 
     repo_id: str
     commit: str
     folder: Path
     contents: Contents
-    sha256: dict[str, str]
-    is_new: bool = True
+    sha256: dict[str, str]  # of files, by their names
+    is_new: bool = True  # False if the output folder held exactly these files already
 
     @property
     def pinned(self) -> str:
@@ -51,8 +42,6 @@ def pull(source: str, revision: str | None = None, output: Path | None = None, o
 
     Raises:
         ValueError: what arrived is not what it claims to be, or `output` holds other files.
-        FetchError: two revisions, or it could not be downloaded.
-        OSError: the disk is full or `output` is not writable.
     """
     name = source.removeprefix('hf-hub:')
     repo_id, _ = split_revision(name)
@@ -94,21 +83,12 @@ def _write_folder(snapshot: Path, output: Path, overwrite: bool) -> bool:
         raise ValueError(f'{output} holds files that no pull wrote, such as {foreign[0]!r}. Choose another --output.')
     if found and not overwrite:
         raise ValueError(f'{output} holds another version already. Choose another --output, or pass --overwrite.')
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_beside(output)
     try:
-        (temporary / 'new').mkdir(parents=True)
-        for name in wanted:
-            shutil.copyfile(snapshot / name, temporary / 'new' / name)
-        if output.exists():
-            output.rename(temporary / 'old')
-        (temporary / 'new').rename(output)
+        with atomic_folder(output) as folder:
+            for name in wanted:
+                shutil.copyfile(snapshot / name, folder / name)
     except OSError:
-        if output.exists() and _digests(output) == wanted:  # by another pull meanwhile
+        if _digests(output) == wanted:  # by another pull meanwhile
             return False
-        if (temporary / 'old').exists() and not output.exists():
-            (temporary / 'old').rename(output)
         raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return True

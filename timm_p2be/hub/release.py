@@ -1,7 +1,6 @@
 """From a run of train.py to the files of a repository: weights, configuration, results and card, nothing else."""
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,11 +13,11 @@ from torch import nn
 import timm_p2be
 from timm_p2be.checkpoints import weights_sha256
 from timm_p2be.encodings.codes import thermometer_codes
-from timm_p2be.files import file_sha256, temporary_beside, write_json
+from timm_p2be.files import atomic_folder, file_sha256, write_json
 from timm_p2be.hub.card import LICENSE, embedding_card, model_card
 from timm_p2be.hub.repository import MODEL_FORMAT_VERSION, verify
 from timm_p2be.hub.results import PUBLISHED, ROUNDED, collect_results, measure_clean
-from timm_p2be.hub.run_description import Dataset, Origin, has_learned_table, origin_of, training_record
+from timm_p2be.hub.run_description import Dataset, dataset_of, has_learned_table, training_record
 from timm_p2be.hub.run_folder import Run, build_model, data_config, read_run
 from timm_p2be.robustness.images import ImageSet
 from timm_p2be.robustness.pixel_model import PixelModel
@@ -27,48 +26,26 @@ from timm_p2be.stem import encoded_stem
 RELEASE_FILES = ('README.md', 'config.json', 'model.safetensors', 'results.json')
 
 _WEIGHTS = 'model.safetensors'
-_PATH_FLAGS = (
-    'output',
-    'data_dir',
-    'dataset',
-    'config',
-    'resume',
-    'initial_checkpoint',
-    'pretrained_path',
-    'class_map',
-)
+_PATH_FLAGS = 'output data_dir dataset config resume initial_checkpoint pretrained_path class_map'.split()
 
 
 @dataclass(frozen=True)
 class Release:
-    """What to make of a run.
+    """What to make of a run."""
 
-    Attributes:
-        repo_id: 'org/name', for the example in the card.
-        tag: of the release, for the same; None for main.
-        checkpoint: 'last', 'best' or a path.
-        embedding_only: take the learned table alone.
-        half: round weights of convolutions and linear layers to float16.
-        dataset: what the run was trained on.
-        results: files of `timm-p2be benchmark`.
-        base_model: what the run started from; for a table, the published network it is from.
-        license: as the Hub spells it.
-        test: returns the images on which to measure the weights once more, as they are published, given a side in
-            pixels; of the image set only `source` and `limit` count, resized and cropped as config.json has it.
-        test_split: what the card calls them; None takes the run's validation split.
-    """
-
-    repo_id: str
+    repo_id: str  # for the example in the card, as the tag
     tag: str | None = None
-    checkpoint: str = 'last'
+    checkpoint: str = 'last'  # 'best', or a path
     embedding_only: bool = False
-    half: bool = False
+    half: bool = False  # round weights of convolutions and linear layers to float16
     dataset: Dataset = field(default_factory=Dataset)
-    results: Sequence[Path] = ()
-    base_model: str | None = None
+    results: Sequence[Path] = ()  # files of `timm-p2be benchmark`
+    base_model: str | None = None  # what the run started from; for a table, the published network it is from
     license: str = LICENSE
+    # images, given a side in pixels, on which to measure the weights as they are published; only their `source` and
+    # `limit` count, for they are resized and cropped as config.json has it
     test: Callable[[int], ImageSet] | None = None
-    test_split: str | None = None
+    test_split: str | None = None  # what the card calls them; None takes the run's validation split
 
     @property
     def name(self) -> str:
@@ -85,33 +62,21 @@ def prepare(run_folder: Path, output: Path, release: Release) -> None:
         run_folder: output folder of train.py.
         output: new folder, or one that holds an earlier release and nothing else.
         release: what to make of the run.
-
-    Raises:
-        ValueError: the run has no results, its weights are unsound, or the release cannot be made of it; `output` is
-            as it was.
     """
     run = read_run(run_folder, release.checkpoint)
     model = build_model(run)
     foreign = sorted({path.name for path in output.iterdir()} - {*RELEASE_FILES}) if output.is_dir() else []
     if foreign or (output.exists() and not output.is_dir()):
         raise ValueError(f'{output} holds {foreign or "something else"}, which is no release. Choose another folder.')
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_beside(output.absolute())
-    try:
-        temporary.mkdir()
+    with atomic_folder(output.absolute()) as folder:
         write = _write_embedding if release.embedding_only else _write_model
-        write(run, model, temporary, release)
-        verify(temporary)
-        _check_silent(run, temporary)
-        if output.exists():
-            shutil.rmtree(output)
-        temporary.rename(output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        write(run, model, folder, release)
+        verify(folder)
+        _check_silent(run, folder)
 
 
 def _write_model(run: Run, model: nn.Module, folder: Path, release: Release) -> None:
-    origin = origin_of(run, release.dataset)
+    dataset = dataset_of(run, release.dataset)
     own = ROUNDED if release.half else PUBLISHED
     known = {run.sha256: own, weights_sha256(model.state_dict()): own}
     if release.half:
@@ -120,8 +85,8 @@ def _write_model(run: Run, model: nn.Module, folder: Path, release: Release) -> 
     save_for_hf(model, str(folder), safe_serialization=True, data_config=config)
     digest = file_sha256(folder / _WEIGHTS)
     known |= {digest: PUBLISHED, weights_sha256(model.float().state_dict()): PUBLISHED}
-    results = _results(run, model, release, known, origin, PUBLISHED)
-    provenance = training_record(run, model, origin, release.dataset.note, release.base_model, results)
+    results = _results(run, model, release, known, dataset, PUBLISHED)
+    provenance = training_record(run, model, dataset, release.base_model, results)
     path = folder / 'config.json'
     content: dict[str, Any] = json.loads(path.read_text(encoding='utf-8'))
     content['pretrained_cfg'].pop('tag', None)  # of the registered weights, which these are not
@@ -151,30 +116,29 @@ def _write_embedding(run: Run, model: nn.Module, folder: Path, release: Release)
         )
     if release.half:
         raise ValueError('A table is published as it is: its latents stay float32. Leave out --half.')
-    origin, embedding = origin_of(run, release.dataset), stem.embedding
+    dataset, embedding = dataset_of(run, release.dataset), stem.embedding
     network = 'of the network the table was trained in'
     known = {run.sha256: network, weights_sha256(model.state_dict()): network}
-    results = _results(run, model, release, known, origin, network)
+    results = _results(run, model, release, known, dataset, network)
     file = replace(
         embedding.table_file(),
         init=run.flags.get('p2be_init') or embedding.init,
-        provenance=training_record(run, model, origin, release.dataset.note, release.base_model, results),
-        package_version=timm_p2be.__version__,
+        provenance=training_record(run, model, dataset, release.base_model, results),
     )
     file.write(folder, card=embedding_card(file.config(), release.name, release.license))
 
 
 def _results(
-    run: Run, model: nn.Module, release: Release, known: dict[str, str], origin: Origin, state: str
+    run: Run, model: nn.Module, release: Release, known: dict[str, str], dataset: Dataset, state: str
 ) -> dict[str, Any]:
     """Return what results.json holds; `model` has the weights as they are published, `state` says so in words."""
     measured = None
     if release.test is not None:
         config = data_config(run, model)
         pixels = PixelModel(model, config['mean'], config['std'])
-        images, split = release.test(config['input_size'][-1]), release.test_split or origin.test_split
+        images, split = release.test(config['input_size'][-1]), release.test_split or dataset.test_split
         measured = measure_clean(pixels, images, config, split, state)
-    found = collect_results(run, release.results, known, origin.test_split, origin.test_images, measured)
+    found = collect_results(run, release.results, known, dataset.test_split, dataset.test_images, measured)
     return found | _learned(model)
 
 

@@ -65,27 +65,16 @@ _AGAIN = 'Pull or save it again, or ask its publisher.'
 
 @dataclass(frozen=True)
 class Contents:
-    """What config.json says of a repository.
+    """What config.json says of a repository."""
 
-    Attributes:
-        kind: 'embedding' or 'model'.
-        architecture: timm name of a model; None for an embedding.
-        encoding: 'p2be', 'onehot', 'thermometer' or, for a model of pixel values, 'rgb'.
-        num_bits: M; None for 'rgb'.
-        weights_sha256: that of a model's model.safetensors, None if not stated.
-        codes_sha256: that of an embedding's packed codes; None for a model.
-        provenance: training record, see `timm_p2be.hub.training_record`; None if unknown.
-        is_ours: whether this package wrote it: timm's own config.json of a model lacks the key 'timm_p2be'.
-    """
-
-    kind: str
-    architecture: str | None
-    encoding: str
-    num_bits: int | None
-    weights_sha256: str | None
-    codes_sha256: str | None
-    provenance: dict[str, Any] | None
-    is_ours: bool
+    kind: str  # 'embedding' or 'model'
+    encoding: str  # 'rgb' for a model of pixel values
+    num_bits: int | None  # None for 'rgb'
+    provenance: dict[str, Any] | None  # training record, see `timm_p2be.hub.training_record`
+    architecture: str | None = None  # of a model
+    weights_sha256: str | None = None  # of a model's model.safetensors, if stated
+    codes_sha256: str | None = None  # of an embedding's packed codes
+    is_ours: bool = True  # timm's own config.json of a model lacks the key 'timm_p2be'
 
     @property
     def dataset(self) -> str | None:
@@ -110,16 +99,8 @@ def read_contents(folder: Path) -> Contents:
     if 'format' in config:
         check_config(config, str(path))
         check_training_record(config['provenance'], f'{path}: provenance')
-        return Contents(
-            kind='embedding',
-            architecture=None,
-            encoding=config['encoding'],
-            num_bits=config['num_bits'],
-            weights_sha256=None,
-            codes_sha256=config['codes_sha256'],
-            provenance=config['provenance'],
-            is_ours=True,
-        )
+        encoding, num_bits, digest = config['encoding'], config['num_bits'], config['codes_sha256']
+        return Contents('embedding', encoding, num_bits, config['provenance'], codes_sha256=digest)
     if 'architecture' not in config:
         raise ValueError(
             f'{path} describes neither an embedding (format timm-p2be-embedding) nor a model of timm (architecture). '
@@ -145,26 +126,6 @@ def _model_contents(config: dict[str, Any], where: str) -> Contents:
             f'{where}: model_args must not name {", ".join(sorted(refused))}; allowed is what the network itself is '
             f'made from. {_AGAIN}'
         )
-    _check_cfg(config, where)
-    encoding, num_bits = encoding_of(architecture, args), args.get('num_bits', DEFAULT_BITS)
-    if encoding not in (*ENCODINGS, 'rgb'):
-        raise ValueError(f'{where}: encoding is {shown(encoding)}; allowed are {list(ENCODINGS)}. {_AGAIN}')
-    if type(num_bits) is not int or not 1 <= num_bits <= MAX_BITS:
-        raise ValueError(f'{where}: num_bits is {shown(num_bits)}; allowed is an integer in 1..{MAX_BITS}. {_AGAIN}')
-    return Contents(
-        kind='model',
-        architecture=architecture,
-        encoding=encoding,
-        num_bits=None if encoding == 'rgb' else num_bits,
-        weights_sha256=stated['weights_sha256'],
-        codes_sha256=None,
-        provenance=stated['provenance'],
-        is_ours=ours is not None,
-    )
-
-
-def _check_cfg(config: dict[str, Any], where: str) -> None:
-    """Raise unless timm takes the pretrained_cfg, and loads model.safetensors with it."""
     cfg = config.get('pretrained_cfg', config)
     if not isinstance(cfg, dict) or cfg.get('hf_hub_filename') is not None:  # which leads to another file
         raise ValueError(f'{where}: pretrained_cfg must be an object without hf_hub_filename. {_AGAIN}')
@@ -174,6 +135,13 @@ def _check_cfg(config: dict[str, Any], where: str) -> None:
             f'{where}: pretrained_cfg has {shown(unknown)}, unknown to timm here. Update: '
             'pip install -U timm timm-p2be.'
         )
+    encoding, num_bits = encoding_of(architecture, args), args.get('num_bits', DEFAULT_BITS)
+    if encoding not in (*ENCODINGS, 'rgb'):
+        raise ValueError(f'{where}: encoding is {shown(encoding)}; allowed are {list(ENCODINGS)}. {_AGAIN}')
+    if type(num_bits) is not int or not 1 <= num_bits <= MAX_BITS:
+        raise ValueError(f'{where}: num_bits is {shown(num_bits)}; allowed is an integer in 1..{MAX_BITS}. {_AGAIN}')
+    bits, record = None if encoding == 'rgb' else num_bits, stated['provenance']
+    return Contents('model', encoding, bits, record, architecture, stated['weights_sha256'], is_ours=ours is not None)
 
 
 def encoding_of(architecture: str, model_args: dict[str, Any]) -> Any:
@@ -193,14 +161,8 @@ def fetch_repository(
 ) -> tuple[Path, Contents]:
     """Return a folder with config.json and model.safetensors of one commit, and what the first says of it.
 
-    config.json comes first: what it says decides how large the weights may be. They are not verified.
-
-    Args:
-        source: as in `timm_p2be.hub.fetch.fetch`.
-        revision: likewise.
-        optional: texts that are fetched if they exist.
-        check: raises before the weights are fetched, if they are not wanted.
-        **options: of `timm_p2be.hub.fetch.fetch`.
+    config.json comes first: what it says decides how large the weights may be, and `check` raises if they are not
+    wanted. They are not verified. The other arguments are those of `timm_p2be.hub.fetch.fetch`.
     """
     folder = fetch(source, FILES[:1], revision, optional=optional, max_bytes=_MAX_TEXT_BYTES, **options)
     contents = read_contents(folder)

@@ -37,16 +37,12 @@ def collect_results(
 
     Args:
         run: its error comes from summary.csv.
-        files: of `timm-p2be benchmark corruptions` and `timm-p2be benchmark attacks`.
+        files: of `timm-p2be benchmark corruptions` and `timm-p2be benchmark attacks`, one of a kind.
         weights: sha256 of a file of weights, or of the weights themselves -> `PUBLISHED` or `ROUNDED`. The first
             entry is what became of the run's own weights.
         split: name of the validation split.
         images: in that split, if known.
         measured: result of `measure_clean`.
-
-    Raises:
-        ValueError: no results at all, a file that cannot be read, is incomplete or measured other weights, or two
-            files of one kind.
     """
     clean: list[dict[str, Any]] = []
     found: dict[str, Any] = {'corruptions': None, 'attacks': None}
@@ -83,12 +79,8 @@ def measure_clean(
 ) -> dict[str, Any]:
     """Return the error of a model on clean images, computed in float32.
 
-    Args:
-        model: with the weights as they are published.
-        images: labeled; their `source` is read, of any size.
-        config: input size, interpolation, crop and mean, by which timm's validate.py resizes and crops them.
-        split: what the card calls them.
-        state: of the weights, in words.
+    The labeled images in their `source` may have any size: `config` has input size, interpolation, crop and mean, by
+    which timm's validate.py resizes and crops them. `split` and `state` say in words what images and weights they are.
     """
     judge, transform = Judge(None, say=print), create_transform(**config, normalize=False)  # uint8 pixels
     wrong = 0
@@ -177,13 +169,10 @@ def _attacks(
         }
         for name, eps, entry in entries
     ]
-    measured = max((content['clean'][key] for key in ('alone', 'worst_case') if key in content['clean']), key=_count)
+    cleans = [content['clean'][key] for key in ('alone', 'worst_case') if key in content['clean']]
+    measured = max(cleans, key=lambda entry: entry['count'])
     split = f'{content["data"]["name"]}, first {measured["count"]} images'
     return attacks, _clean(path.name, 1 - measured['accuracy'], measured['count'], split, state)
-
-
-def _count(entry: Mapping[str, Any]) -> int:
-    return entry['count']
 
 
 def _clean(source: str, error: float, images: int, split: str, state: str) -> dict[str, Any]:

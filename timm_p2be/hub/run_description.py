@@ -1,7 +1,7 @@
 """The training record of a run: what train.py was told, without anything that says where or by whom it was run."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
 
@@ -47,34 +47,18 @@ _KNOWN_DATASETS = {
 
 @dataclass(frozen=True)
 class Dataset:
-    """Data set of a run, in words; a path says nothing to others.
+    """Data set of a run, in words; a path says nothing to others."""
 
-    Attributes:
-        name: None takes that of a torchvision set, which --dataset names.
-        id: on the Hub, None if it is not there.
-        note: what is particular about this copy.
-        test_images: number in the validation split; None if unknown.
-    """
-
-    name: str | None = None
-    id: str | None = None
-    note: str | None = None
-    test_images: int | None = None
+    name: str | None = None  # None takes that of a torchvision set, which --dataset names
+    id: str | None = None  # on the Hub
+    note: str | None = None  # what is particular about this copy
+    test_images: int | None = None  # in the validation split
+    train_split: str = 'train'
+    test_split: str = 'validation'
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Data set of a run as its card states it: name, Hub id, splits and images of the validation split."""
-
-    name: str
-    id: str | None
-    train_split: str
-    test_split: str
-    test_images: int | None
-
-
-def origin_of(run: Run, given: Dataset) -> Origin:
-    """Return what a run was trained and validated on."""
+def dataset_of(run: Run, given: Dataset) -> Dataset:
+    """Return what a run was trained and validated on: what is given, else what its flags say."""
     name, hub_id, split, images = _KNOWN_DATASETS.get(run.flags.get('dataset') or '', (None, None, None, None))
     if run.flags.get('val_num_samples'):
         images = None
@@ -83,8 +67,9 @@ def origin_of(run: Run, given: Dataset) -> Origin:
             "args.yaml says where the data set was, not what it was. Pass --dataset-name, for example 'CIFAR-10', and "
             '--dataset-id if it is on the Hub.'
         )
-    return Origin(
-        name=given.name or name or '',
+    return replace(
+        given,
+        name=given.name or name,
         id=given.id if given.name else given.id or hub_id,
         train_split=_word(run.flags.get('train_split'), 'train'),
         test_split=split or _word(run.flags.get('val_split'), 'validation'),
@@ -93,18 +78,9 @@ def origin_of(run: Run, given: Dataset) -> Origin:
 
 
 def training_record(
-    run: Run, model: nn.Module, origin: Origin, note: str | None, base_model: str | None, results: dict[str, Any]
+    run: Run, model: nn.Module, dataset: Dataset, base_model: str | None, results: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return the training record of what a run trained, see `timm_p2be.hub.training_record`.
-
-    Args:
-        run: the run.
-        model: its network.
-        origin: its data set.
-        note: what is particular about that copy of the data.
-        base_model: what it started from, or was cut out of; None if nothing.
-        results: of the card.
-    """
+    """Return the training record of what a run trained, see `timm_p2be.hub.training_record`."""
     flags, name = run.flags, run.flags['model']
     if base_model is None and flags.get('pretrained') and name.startswith('hf-hub:'):
         base_model = _hub_name(name.removeprefix('hf-hub:'))
@@ -118,7 +94,7 @@ def training_record(
         raise ValueError(f"Got base_model={base_model!r}; write 'org/name', 'org/name@revision' or a name of timm.")
     trains_table = has_learned_table(model) and not flags.get('p2be_freeze')
     return {
-        'dataset': {'name': origin.name, 'id': origin.id, 'split': origin.train_split, 'note': note},
+        'dataset': {'name': dataset.name, 'id': dataset.id, 'split': dataset.train_split, 'note': dataset.note},
         'model': architecture(model),
         'recipe': PurePath(flags['config']).name if flags.get('config') else None,
         'flags': _published_flags(run, has_learned_table(model)),

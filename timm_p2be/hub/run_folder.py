@@ -25,34 +25,19 @@ _NOT_THE_MODEL = ('embedding', 'embedding_init', 'freeze_embedding', 'img_size',
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A run of train.py at one of its checkpoints.
-
-    Attributes:
-        folder: its output folder.
-        flags: those of train.py, by their names in args.yaml.
-        path: of the checkpoint.
-        checkpoint: its content.
-        sha256: of the checkpoint's file.
-        epoch: index of the epoch after which it was written.
-        error: on the validation split at that epoch, percent; None if that was not measured.
-    """
+    """A run of train.py at one of its checkpoints."""
 
     folder: Path
-    flags: dict[str, Any]
-    path: Path
+    flags: dict[str, Any]  # by their names in args.yaml
+    path: Path  # of the checkpoint
     checkpoint: Checkpoint
-    sha256: str
-    epoch: int
-    error: float | None
+    sha256: str  # of the checkpoint's file
+    epoch: int  # index of the one after which it was written
+    error: float | None  # on the validation split at that epoch, percent; None if that was not measured
 
 
 def read_run(folder: Path, checkpoint: str = 'last') -> Run:
-    """Return a run, after checking that its files belong together and that its weights are finite.
-
-    Args:
-        folder: output folder of train.py.
-        checkpoint: 'last', 'best', or the path of another checkpoint of this run.
-    """
+    """Return a run at 'last', 'best' or the path of another checkpoint of it, checked to belong together."""
     flags = _flags(folder / 'args.yaml')
     path = folder / _FILES[checkpoint] if checkpoint in _FILES else Path(checkpoint)
     found = read_checkpoint(path)

@@ -67,9 +67,6 @@ def check_training_record(record: Any, where: str = 'provenance') -> None:
             with errors and accuracies in percent, and whatever else was measured.
         where: what messages begin with.
 
-    Raises:
-        ValueError: a missing, unknown or wrongly typed key.
-
     Example:
         >>> check_training_record(None)  # unknown is allowed
     """

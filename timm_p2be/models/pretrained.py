@@ -81,7 +81,6 @@ def _checked(cfg: PretrainedCfg, cache_dir: str | Path | None) -> PretrainedCfg:
 
 
 def _fetch_weights(source: str, cache_dir: str | Path | None) -> Path:
-    """Return a folder with config.json and model.safetensors, both checked as `timm-p2be pull` does."""
     try:
         folder, _ = fetch_repository(source, cache_dir=cache_dir)
     except FetchError as error:

@@ -16,16 +16,7 @@ def published_table(
     cache_dir: str | Path | None = None,
     device: Any = None,
 ) -> PixelEmbedding:
-    """Return the table that a model is to start from.
-
-    Args:
-        embedding: 'org/name[@revision]' or a folder, see `PixelEmbedding.from_pretrained`.
-        encoding: the model's.
-        num_bits: M the caller asked for; None takes the table's.
-        embedding_init: start the caller asked for; a loaded table has no use for one.
-        cache_dir: cache of the Hub's files, None for the usual one.
-        device: the model's, None for torch's default.
-    """
+    """Return the table that a model is to start from; what else the caller asked for has to fit it."""
     if not isinstance(embedding, str | Path) or not str(embedding):
         raise ValueError(f"Got embedding={embedding!r}; write the path of a folder, 'org/name[@revision]', or None.")
     if encoding != 'p2be':

@@ -1,6 +1,5 @@
 """Weights of our own training that ship with the package; shipped.json has the sha256 and provenance of each."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +25,21 @@ def shipped_weights() -> dict[str, str]:
 
 def shipped_provenance(name: str) -> dict[str, Any]:
     """Return how the shipped weights `name` were trained and what they reach, see `timm_p2be.hub.training_record`."""
-    shipped = _shipped()
-    if name not in shipped:
-        raise _not_shipped(name, shipped)
-    return shipped[name]['provenance']
+    return _entry(name)['provenance']
 
 
 def _shipped() -> dict[str, dict[str, Any]]:
-    """Return the list of shipped weights: name -> sha256 and provenance."""
-    path = FOLDER / 'shipped.json'
     try:
-        listed = read_json(path)
+        return read_json(FOLDER / 'shipped.json')
     except ValueError as error:
         raise ValueError(f'The list of shipped weights, {error} {_REINSTALL}') from error
-    if not all(isinstance(entry, dict) and entry.keys() == {'sha256', 'provenance'} for entry in listed.values()):
-        raise ValueError(f'{path}, the list of shipped weights, lacks their sha256 or provenance. {_REINSTALL}')
-    return listed
 
 
-def _not_shipped(name: str, shipped: Iterable[str]) -> ValueError:
-    return ValueError(f'The weights {name} do not ship with this version; it has {sorted(shipped)}.')
+def _entry(name: str) -> dict[str, Any]:
+    shipped = _shipped()
+    if name not in shipped:
+        raise ValueError(f'The weights {name} do not ship with this version; it has {sorted(shipped)}.')
+    return shipped[name]
 
 
 def is_shipped(path: str) -> bool:
@@ -55,10 +49,7 @@ def is_shipped(path: str) -> bool:
 
 def verify_weights(path: str) -> None:
     """Check a shipped file against the sha256 that it was released with."""
-    name = Path(path).name.removesuffix(_SUFFIX)
-    expected = shipped_weights().get(name)
-    if expected is None:
-        raise _not_shipped(name, shipped_weights())
+    expected = _entry(Path(path).name.removesuffix(_SUFFIX))['sha256']
     try:
         found = file_sha256(Path(path))
     except OSError as error:
