@@ -52,6 +52,10 @@ def _documented() -> dict[str, dict[str, list[Any]]]:
 DOCUMENTED = _documented()
 
 
+def _values(name: str, suite: str) -> dict[str, Any]:
+    return {keyword: values[list(SUITES).index(suite)] for keyword, values in PARAMETERS[name].items()}
+
+
 def _expected(name: str, suite: str, severity: int) -> list[Any]:
     return DOCUMENTED[name][suite][severity - 1]
 
@@ -92,7 +96,7 @@ def test_names_are_in_the_order_of_the_benchmark() -> None:
 @each_suite
 @pytest.mark.parametrize('name', [name for name in ALL if name != 'zoom_blur'])
 def test_parameters_are_the_documented_ones(name: str, suite: str) -> None:
-    columns = list(PARAMETERS[name][suite].values())
+    columns = list(_values(name, suite).values())
     np.testing.assert_allclose(np.array(columns, dtype=float).T, DOCUMENTED[name][suite], rtol=1e-12)
 
 
@@ -101,7 +105,7 @@ def test_parameters_are_the_documented_ones(name: str, suite: str) -> None:
 def test_zoom_factors_are_those_of_arange(suite: str, severity: int) -> None:
     """To the last bit, since sizes are rounded: 26 pixels times 1.25 are 32, times arange's 1.2500000000000002 33."""
     last, step = _expected('zoom_blur', suite, severity)
-    factors = PARAMETERS['zoom_blur'][suite]['factors'][severity - 1]
+    factors = _values('zoom_blur', suite)['factors'][severity - 1]
     assert list(factors) == np.arange(1, last + step / 2, step).tolist()
 
 
@@ -453,7 +457,7 @@ def test_mud_is_brown_and_hides(suite: str, severity: int) -> None:
 def test_water_without_a_drop_changes_nothing() -> None:
     """The original divides by zero there."""
     image = _image('cifar')
-    numbers = {key: values[0] for key, values in PARAMETERS['spatter']['cifar'].items()}
+    numbers = {key: values[0] for key, values in _values('spatter', 'cifar').items()}
     got = weather.spatter(image, np.random.default_rng(0), **{**numbers, 'mean': 0.0})
     np.testing.assert_array_equal(got, image)
 

@@ -18,8 +18,8 @@ from timm_p2be.robustness.evaluation.attack_checks import conclude
 from timm_p2be.robustness.evaluation.attack_probes import probe_curves
 from timm_p2be.robustness.evaluation.attack_report import attack_report, threat_model
 from timm_p2be.robustness.evaluation.attack_report import warnings as attack_warnings
+from timm_p2be.robustness.evaluation.corruption_benchmark import CLEAN, CorruptionResults, figures_of
 from timm_p2be.robustness.evaluation.corruption_report import corruption_report, warnings
-from timm_p2be.robustness.evaluation.corruption_results import CLEAN, CorruptionResults, figures_of
 from timm_p2be.robustness.evaluation.figures import Curves, HeatMap
 from timm_p2be.robustness.evaluation.report import Report, Section, Table
 from timm_p2be.robustness.evaluation.results import read_json

@@ -4,8 +4,6 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from timm_p2be.cli.flags import DATA_FLAGS, add_data_flags, given_flags, images_from
@@ -16,7 +14,7 @@ from timm_p2be.robustness.corruptions.contact_sheet import contact_sheet
 from timm_p2be.robustness.corruptions.corrupted_sets import check_severities, choose_names
 from timm_p2be.robustness.corruptions.generated_set import GeneratedSet, write_set
 from timm_p2be.robustness.evaluation.progress import Progress
-from timm_p2be.robustness.images import RESIZE, ImageSet
+from timm_p2be.robustness.images import RESIZE, ImageSet, Pixels, open_image
 
 _EPILOG = """\
 IMAGE files are written to OUTPUT as <image>_<corruption>_<severity>.png. A data set is written in the layout that
@@ -94,7 +92,7 @@ def _write_data(args: argparse.Namespace, clean: ImageSet) -> None:
     print(f'{written} {kind} of {data.describe()["label"]} written to {args.output}')
 
 
-def _write_files(args: argparse.Namespace, images: dict[Path, NDArray[np.uint8]]) -> None:
+def _write_files(args: argparse.Namespace, images: dict[Path, Pixels]) -> None:
     names = choose_names(args.name, args.extra)
     severities = check_severities(args.severity)
     stems = [path.stem for path in images]
@@ -110,15 +108,9 @@ def _write_files(args: argparse.Namespace, images: dict[Path, NDArray[np.uint8]]
     print(f'{len(images) * len(names) * len(severities)} images written to {args.output}')
 
 
-def _read(path: Path, suite: str) -> NDArray[np.uint8]:
+def _read(path: Path, suite: str) -> Pixels:
     """Return an image file at the suite's size: as it is if it has that, else as images of a data set are treated."""
-    if not path.is_file():
-        raise ValueError(f'No image file {path}.')
-    try:
-        with Image.open(path) as file:
-            image = file.convert('RGB')
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f'{path} cannot be read as an image: {error}.') from error
+    image = open_image(path)
     side = SUITES[suite]
     resize = None if image.size == (side, side) else RESIZE[suite]
     return ImageSet([(image, 0)], path.name, side, resize)[0][0]
