@@ -84,12 +84,7 @@ def check_severities(severities: Sequence[int]) -> tuple[int, ...]:
 
 
 def spans_of(count: int, batch_size: int) -> list[range]:
-    """Return 0..count-1 cut into ranges of `batch_size`, the last one shorter.
-
-    Example:
-        >>> spans_of(5, 2)
-        [range(0, 2), range(2, 4), range(4, 5)]
-    """
+    """Return 0..count-1 cut into ranges of `batch_size`, the last one shorter."""
     return [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
 
 

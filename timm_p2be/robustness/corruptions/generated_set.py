@@ -90,9 +90,7 @@ def write_set(
     Args:
         data: what to write; for the suite 'cifar' it has all severities.
         folder: empty, or with the same data.
-        workers: processes that corrupt images.
         overwrite: delete a set that this package wrote there before.
-        step: told of progress.
 
     Returns:
         Number of arrays, or of folders of one severity, that were written now.

@@ -30,9 +30,7 @@ def open_corrupted(
     """Return the corrupted images of a folder, of whichever layout it has.
 
     Args:
-        folder: of the images.
         names, extra: see `choose_names`; ImageNet-C-bar has none of the 15.
-        severities: of 1 to 5.
         limit: first images of each severity only.
         class_map: of ImageNet-C, timm's file of class names, one a line; without it classes are the sorted folders.
     """

@@ -69,14 +69,10 @@ def benchmark_corruptions(
 
     Args:
         models: timm models, or as `PixelModel` with unique names.
-        data: corrupted images.
         clean: the same images without corruption, for the clean error; None leaves it out.
         batch_size: images at a time; halved for a model that runs out of memory.
-        workers: processes that read or corrupt images.
         output: JSON file of the results; None keeps them in memory.
-        overwrite: start afresh even if there are results.
         amp_dtype: torch.bfloat16 or torch.float16 for autocast; None computes in float32.
-        show: print progress.
 
     Returns:
         The content of the file, as docs/protocol.md describes.
