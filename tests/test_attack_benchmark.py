@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from planted import Push, Toss, planted_images, planted_model
 from ranks import run_ranks
+from runs import OPEN_FILES
 from safetensors.torch import load_file
 from torch import Generator, Tensor
 
@@ -25,8 +26,7 @@ from timm_p2be.robustness.evaluation.results import unpack_bits
 from timm_p2be.robustness.images import ImageSet
 from timm_p2be.robustness.pixel_model import PixelModel
 
-# timm's readers leave images open
-pytestmark = pytest.mark.filterwarnings('ignore:unclosed file:ResourceWarning')
+pytestmark = OPEN_FILES
 EVEN = set(range(0, 100, 2))
 
 
@@ -334,19 +334,11 @@ def test_the_budget_multiplies_calls_by_their_time() -> None:
 
 
 @pytest.fixture
-def flags(tmp_path: Path, nets: dict[str, PixelModel]) -> list[str]:
-    """A checkpoint and an image folder."""
+def flags(tmp_path: Path, data: Path, nets: dict[str, PixelModel]) -> list[str]:
     torch.save(nets['wrn10_2_p2be'].model.state_dict(), tmp_path / 'net.pth')
-    random = np.random.default_rng(0)
-    for label in range(2):
-        folder = tmp_path / 'data' / 'validation' / str(label)
-        folder.mkdir(parents=True)
-        for number in range(3):
-            pixels = random.integers(0, 256, (32, 32, 3), np.uint8)
-            Image.fromarray(pixels).save(folder / f'{number}.png')
     return [
         *('benchmark', 'attacks', '--model', f'net:wrn10_2_p2be={tmp_path}/net.pth', '--num-classes', '10'),
-        *('--data-dir', str(tmp_path / 'data'), '--output', str(tmp_path / 'out'), '--probed', '2'),
+        *('--data-dir', str(data), '--output', str(tmp_path / 'out'), '--probed', '2'),
     ]
 
 
@@ -356,7 +348,7 @@ def test_the_command_writes_results_and_reports(
     flags += ['--attacks', 'noise', 'fgsm', 'pgd-kernel', '--no-curves', '--batch-size', '4']
     assert main(flags) == 0
     content = json.loads((tmp_path / 'out' / 'net.attacks.json').read_text())
-    assert content['data']['images'] == content['settings']['alone'] == 6
+    assert content['data']['images'] == content['settings']['alone'] == 8
     assert content['probes']['binarization']['tried'] == 2
     assert set(content['probes']['gradients']) == {'linear', 'kernel', 'straight-through'}
     report = (tmp_path / 'out' / 'report.md').read_text()

@@ -212,18 +212,9 @@ def _zoom_blur(image: Pixels, generator: np.random.Generator, last: float, step:
     return (np.clip((x + sum(zoomed)) / (len(zoomed) + 1), 0, 1) * 255).astype(np.uint8)
 
 
-def _snow(
-    image: Pixels,
-    generator: np.random.Generator,
-    mean: float,
-    deviation: float,
-    zoom: float,
-    threshold: float,
-    radius: int,
-    streak: float,
-    clarity: float,
-) -> NDArray[np.floating]:
+def _snow(image: Pixels, generator: np.random.Generator, *numbers: Any) -> NDArray[np.floating]:
     """b x + (1 - b) max(x, 1.5 gray + .5), and flakes, added once more upside down."""
+    mean, deviation, zoom, threshold, radius, streak, clarity = numbers
     layer = _center_zoom(generator.normal(mean, deviation, (*image.shape[:2], 1)), zoom)[..., 0]
     flakes = np.where(layer < threshold, 0, np.floor(255 * layer.clip(0, 1))).astype(np.uint8)
     fallen = directed_blur(flakes, radius, streak, generator.uniform(-135, -45)).astype(float)[..., None]

@@ -39,7 +39,7 @@ class Progress(tqdm):
         self.total = self.n + left
 
     def step(self, count: int, what: str) -> None:
-        """Count `count` more, the last of them of `what`; 0 is a sign of life from work that is not counted."""
+        """Count `count` more, the last of them of `what`."""
         self.set_description(what, refresh=False)
         self.update(count)
 
