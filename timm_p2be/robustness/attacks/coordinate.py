@@ -31,12 +31,7 @@ class CoordinateSearch(Attack):
     kind = 'score'
 
     def __init__(
-        self,
-        model: nn.Module,
-        eps: int = 8,
-        queries: int = 2000,
-        block: int = 8,
-        name: str = 'coordinate',
+        self, model: nn.Module, eps: int = 8, queries: int = 2000, block: int = 8, name: str = 'coordinate'
     ) -> None:
         super().__init__(model, eps, name)
         check_count('queries', queries, least=2)

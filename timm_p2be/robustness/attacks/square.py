@@ -27,13 +27,7 @@ class Square(Attack):
 
     kind = 'score'
 
-    def __init__(
-        self,
-        model: nn.Module,
-        eps: int = 8,
-        queries: int = 5000,
-        name: str = 'square',
-    ) -> None:
+    def __init__(self, model: nn.Module, eps: int = 8, queries: int = 5000, name: str = 'square') -> None:
         super().__init__(model, eps, name)
         check_count('queries', queries, least=2)
         self.queries = queries

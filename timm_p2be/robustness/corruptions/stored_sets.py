@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ class StoredSet(CorruptedSet):
     """Images of a folder, of which the first `limit` of each severity are used; `places` are those of corruptions."""
 
     all_labels: NDArray[np.int64]
+    published: str | None = None  # the label of the set that has this layout and size
 
     def __init__(self, folder: Path, places: dict[str, Path], severities: Sequence[int], limit: int | None) -> None:
         super().__init__(places, severities)
@@ -62,21 +64,24 @@ class StoredSet(CorruptedSet):
     def __len__(self) -> int:
         return len(self.all_labels[: self.limit])
 
-    def _describe(self, published: str | None, fingerprint: str) -> dict[str, Any]:
-        """Return the description; `published` is the label of the set that has this layout and size, if any."""
+    def describe(self) -> dict[str, Any]:
+        """Return what reports say of the data; the fingerprint covers labels, and first and last image of each set."""
         made, side, count, total = self.made or {}, SUITES[self.suite], len(self), len(self.all_labels)
+        digest = hashlib.sha256(self.all_labels.tobytes())
+        for name, severity, index in itertools.product(self.names, self.severities, (0, total - 1)):
+            digest.update(self.image(name, severity, index)[0].tobytes())
         return {
-            'label': made.get('label') or published or f'{self.folder.resolve().name} ({self.suite} layout)',
+            'label': made.get('label') or self.published or f'{self.folder.resolve().name} ({self.suite} layout)',
             'suite': self.suite,
             'source': 'stored, written by timm-p2be' if made else 'stored',
-            'official': published is not None and not made,
+            'official': self.published is not None and not made,
             'images': count,
             'classes': len(np.unique(self.all_labels[: self.limit])),
             'subset': 'all' if count == total else f'first {count} of {total} at each severity',
             'transform': f'none: stored {side}x{side} pixels as they are',
             'seed': made.get('seed'),
             'record': self.made,
-            'fingerprint': fingerprint,
+            'fingerprint': digest.hexdigest(),
         }
 
 
@@ -100,18 +105,12 @@ class CorruptedArrays(StoredSet):
         self.all_labels = rows[0].astype(np.int64)
         total, side = len(self.all_labels), SUITES[self.suite]
         self._arrays = {name: _open_array(path, (5 * total, side, side, 3)) for name, path in places.items()}
-        self.num_classes = int(self.all_labels.max()) + 1 if self.made is None and total == 10_000 else None
+        if self.made is None and total == 10_000:
+            self.num_classes = int(self.all_labels.max()) + 1
+            self.published = {10: 'CIFAR-10-C', 100: 'CIFAR-100-C'}.get(self.num_classes)
 
     def image(self, name: str, severity: int, index: int) -> Labeled:
         return self._arrays[name][(severity - 1) * len(self.all_labels) + index], int(self.all_labels[index])
-
-    def describe(self) -> dict[str, Any]:
-        """Return what reports say of the data; the fingerprint covers labels, and first and last image of each file."""
-        digest = hashlib.sha256(self.all_labels.tobytes())
-        for array in self._arrays.values():
-            digest.update(array[0].tobytes() + array[-1].tobytes())
-        published = {10: 'CIFAR-10-C', 100: 'CIFAR-100-C'}.get(self.num_classes or 0)
-        return self._describe(published, digest.hexdigest())
 
 
 class CorruptedFolders(StoredSet):
@@ -139,6 +138,9 @@ class CorruptedFolders(StoredSet):
                 )
         classes = self._classes(sorted({file.partition('/')[0] for file in self._files}), class_map)
         self.all_labels = np.array([classes[file.partition('/')[0]] for file in self._files], np.int64)
+        known = set(self.names) <= {*CORRUPTIONS, *EXTRA_CORRUPTIONS}
+        if known and len(self._files) == 50_000 and self.num_classes == 1000:
+            self.published = 'ImageNet-C'
 
     def _classes(self, folders: list[str], class_map: str) -> dict[str, int]:
         """Return the class of each folder: of the map, or its number if we wrote the set, else by sorting."""
@@ -162,16 +164,6 @@ class CorruptedFolders(StoredSet):
     def image(self, name: str, severity: int, index: int) -> Labeled:
         path = self._roots[name, severity] / self._files[index]
         return as_pixels(open_image(path), SUITES[self.suite], str(path)), int(self.all_labels[index])
-
-    def describe(self) -> dict[str, Any]:
-        """Return what reports say of the data; the fingerprint covers file names, first and last image of each set."""
-        digest = hashlib.sha256('\n'.join(self._files).encode() + self.all_labels.tobytes())
-        for root in self._roots.values():
-            for file in (self._files[0], self._files[-1]):
-                digest.update((root / file).read_bytes())
-        known = set(self.names) <= {*CORRUPTIONS, *EXTRA_CORRUPTIONS}
-        published = known and len(self._files) == 50_000 and self.num_classes == 1000
-        return self._describe('ImageNet-C' if published else None, digest.hexdigest())
 
 
 def _open_array(path: Path, shape: tuple[int, ...] | None = None) -> NDArray[Any]:
