@@ -3,7 +3,7 @@
 import glob
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from timm.data.readers.class_map import load_class_map
 
 from timm_p2be.files import read_json
 from timm_p2be.robustness.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES, SUITES
-from timm_p2be.robustness.corruptions.corrupted_sets import CorruptedSet, Labeled, choose_names
+from timm_p2be.robustness.corruptions.corrupted_sets import Batch, CorruptedSet, Labeled, choose_names
 from timm_p2be.robustness.images import as_pixels, open_image
 
 DESCRIPTION = 'corrupted.json'  # beside sets that this package wrote: how they were made
@@ -111,6 +111,9 @@ class CorruptedArrays(StoredSet):
 
     def image(self, name: str, severity: int, index: int) -> Labeled:
         return self._arrays[name][(severity - 1) * len(self.all_labels) + index], int(self.all_labels[index])
+
+    def batches(self, name: str, severity: int, spans: Sequence[range], workers: int = 0) -> Iterator[Batch]:
+        return super().batches(name, severity, spans)  # handing mapped rows to workers would cost more than it saves
 
 
 class CorruptedFolders(StoredSet):
