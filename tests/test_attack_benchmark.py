@@ -379,8 +379,6 @@ def test_images_of_a_size_the_model_does_not_take_are_refused(
 @pytest.mark.parametrize(
     ('more', 'message'),
     [
-        (['--eps', '256'], 'eps'),
-        (['--attacks', 'magic'], "Unknown attack 'magic'"),
         (['--num-classes', '3'], 'does not fit'),
         (['--mean', '1', '2'], 'mean'),
         (['--data-dir', 'nowhere'], 'nowhere'),
