@@ -1,5 +1,7 @@
 """Models whose weakness is known image by image, and attacks with known answers."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from PIL import Image
@@ -56,6 +58,15 @@ class Corner(Planted):
         return ((lead * 4).floor() / 4 if self.masked else lead) / 255
 
 
+def random_levels(count: int = 2, side: int = 8) -> Tensor:
+    """Images of noise, the first with values at both ends of the range."""
+    images = torch.randint(
+        0, 256, (count, 3, side, side), generator=torch.Generator().manual_seed(1), dtype=torch.uint8
+    )
+    images[0, 0, 0, :6] = torch.tensor([0, 1, 5, 250, 254, 255])
+    return images
+
+
 def planted_model() -> PixelModel:
     return PixelModel(Threshold())
 
@@ -71,7 +82,10 @@ def planted_images(count: int = 20, wrong: tuple[int, ...] = ()) -> ImageSet:
 
 
 class Push:
-    """Lowers the first value by `depth`, of the images in `only` if that is given; remembers whom it attacked."""
+    """Lowers the first value by `depth`, of the images in `only` if that is given; remembers whom it attacked.
+
+    `before` is called with the images first, and may raise.
+    """
 
     def __init__(
         self, name: str, depth: int, only: set[int] | None = None, kind: str = 'white-box', eps: int = 8
@@ -79,11 +93,13 @@ class Push:
         self.name, self.kind, self.eps = name, kind, eps
         self.depth, self.only = depth, only
         self.faced: list[list[int]] = []
+        self.before: Callable[[Tensor], object] = len
 
     def cost(self) -> Cost:
         return Cost(1, self.depth)
 
     def __call__(self, levels: Tensor, labels: Tensor, generator: Generator | None = None) -> Tensor:
+        self.before(levels)
         numbers = [int(value) - 128 for value in levels[:, 0, 0, 0]]
         self.faced.append(numbers)
         moved = levels.clone()

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from planted import Push, Toss, planted_images, planted_model
 from ranks import run_ranks
+from runs import OPEN_FILES
 from safetensors.torch import load_file
 from torch import Generator, Tensor
 
@@ -20,19 +21,17 @@ from timm_p2be.cli import benchmark_attacks as command
 from timm_p2be.cli import main
 from timm_p2be.robustness.attacks.judge import BrokenAttackError, is_correct, seeded
 from timm_p2be.robustness.evaluation.attack_benchmark import benchmark_attacks
-from timm_p2be.robustness.evaluation.attack_budget import Speed, budget
-from timm_p2be.robustness.evaluation.attack_suite import FAMILIES, build_suite, variant
+from timm_p2be.robustness.evaluation.attack_suite import FAMILIES, budget, build_suite, variant
 from timm_p2be.robustness.evaluation.results import unpack_bits
 from timm_p2be.robustness.images import ImageSet
 from timm_p2be.robustness.pixel_model import PixelModel
 
-# timm's readers leave images open
-pytestmark = pytest.mark.filterwarnings('ignore:unclosed file:ResourceWarning')
+pytestmark = OPEN_FILES
 EVEN = set(range(0, 100, 2))
 
 
 def felled(results: Any, name: str) -> list[int]:
-    return np.flatnonzero(results.felled(name)).tolist()
+    return np.flatnonzero(results.bits('worst_case', name)).tolist()
 
 
 def test_an_attack_alone_fells_what_it_can_and_faces_every_image() -> None:
@@ -114,19 +113,8 @@ def test_an_attack_that_changes_the_model_is_caught() -> None:
         benchmark_attacks(model, planted_images(), [Bad(spoil)])
 
 
-class Killed(Push):
-    """Stops the run in call number `after`."""
-
-    after = 10**9
-
-    def __call__(self, levels: Tensor, labels: Tensor, generator: Generator | None = None) -> Tensor:
-        if len(self.faced) == self.after:
-            raise KeyboardInterrupt
-        return super().__call__(levels, labels, generator)
-
-
 def some_attacks() -> list[Push]:
-    return [Killed('a', 2), Killed('b', 4, EVEN), Killed('c', 6)]
+    return [Push('a', 2), Push('b', 4, EVEN), Push('c', 6)]
 
 
 def timeless(results: Any) -> dict[str, Any]:
@@ -146,7 +134,12 @@ def test_a_killed_run_resumes_without_repeating_finished_batches(tmp_path: Path,
     whole = some_attacks()
     expected = timeless(benchmark_attacks(planted_model(), planted_images(20), whole, alone=8, batch_size=4))
     before, rest = some_attacks(), some_attacks()
-    before[attack].after = after
+
+    def stop(levels: Tensor) -> None:
+        if len(before[attack].faced) == after:
+            raise KeyboardInterrupt
+
+    before[attack].before = stop
     with pytest.raises(KeyboardInterrupt):
         run(before)
     assert timeless(run(rest)) == expected
@@ -161,10 +154,10 @@ def test_a_killed_run_resumes_without_repeating_finished_batches(tmp_path: Path,
     ('change', 'message'),
     [
         ({'seed': 1}, r'settings\.seed: 0 -> 1'),
-        ({'attacks': [Push('other', 3)]}, r'attacks\[0\]\.name: push -> other'),
-        ({'attacks': [Push('push', 4)]}, r'attacks\[0\]\.backwards: 3 -> 4'),
+        ({'attacks': [Push('other', 3)]}, r'attacks\.0\.name: push -> other'),
+        ({'attacks': [Push('push', 4)]}, r'attacks\.0\.backwards: 3 -> 4'),
         ({'data': planted_images(19)}, r'data\.images: 20 -> 19'),
-        ({'model': PixelModel(planted_model().model, mean=(0.1,) * 3)}, r'model\.mean\[0\]'),
+        ({'model': PixelModel(planted_model().model, mean=(0.1,) * 3)}, r'model\.mean\.0'),
     ],
 )
 def test_another_configuration_needs_another_folder_or_overwrite(
@@ -186,8 +179,8 @@ def test_another_configuration_needs_another_folder_or_overwrite(
             r"\('attacks', 2\); this version reads",
         ),
         (lambda text: text.replace('"attacks"', '"corruptions"', 1), r"\('corruptions', 1\)"),
-        (lambda text: text[:-9], 'cannot be read as a result file'),
-        (lambda text: '[]', 'None'),
+        (lambda text: text[:-9], 'cannot be read as JSON'),
+        (lambda text: '[]', 'a list, not an object'),
     ],
 )
 def test_files_of_other_versions_are_not_continued(tmp_path: Path, damage: Callable[[str], str], message: str) -> None:
@@ -211,13 +204,13 @@ def test_randomness_does_not_depend_on_the_attacks_before() -> None:
 
 
 def test_saved_images_fool_the_model_within_the_bound(tmp_path: Path) -> None:
-    data, model = planted_images(20, wrong=(1,)), planted_model()
+    data, model = planted_images(20, wrong=(1,)), PixelModel(planted_model().model, name='ours:th/1')
     attacks = [Push('even', 6, EVEN), Push('deep', 8)]
     results = benchmark_attacks(
         model, data, attacks, alone=4, worst_case=20, batch_size=8, output=tmp_path, save_images=True
     )
     found = {}
-    for file in sorted((tmp_path / 'th.images').glob('*.safetensors')):
+    for file in sorted((tmp_path / 'ours_th_1.images').glob('*.safetensors')):
         saved = load_file(file)
         assert not is_correct(model, saved['images'], saved['labels']).any()
         for image, index in zip(saved['images'], saved['indices'].tolist(), strict=True):
@@ -226,7 +219,7 @@ def test_saved_images_fool_the_model_within_the_bound(tmp_path: Path) -> None:
             found[index] = file.name.partition('-')[0]
     assert found == {**dict.fromkeys(felled(results, 'even'), 'even'), **dict.fromkeys(felled(results, 'deep'), 'deep')}
     benchmark_attacks(model, data, attacks, alone=4, output=tmp_path, overwrite=True)
-    assert not list((tmp_path / 'th.images').glob('*'))
+    assert not list((tmp_path / 'ours_th_1.images').glob('*'))
 
 
 @pytest.mark.parametrize(
@@ -251,13 +244,12 @@ def test_arguments_out_of_range_are_refused(change: dict[str, Any], message: str
 
 
 def test_out_of_memory_halves_the_batch(capsys: pytest.CaptureFixture[str]) -> None:
-    class Large(Push):
-        def __call__(self, levels: Tensor, labels: Tensor, generator: Generator | None = None) -> Tensor:
-            if len(levels) > 3:
-                raise RuntimeError('CUDA out of memory. Tried to allocate 2 GiB')
-            return super().__call__(levels, labels, generator)
+    def allocate(levels: Tensor) -> None:
+        if len(levels) > 3:
+            raise RuntimeError('CUDA out of memory. Tried to allocate 2 GiB')
 
-    large, data = Large('a', 5), planted_images(20)
+    large, data = Push('a', 5), planted_images(20)
+    large.before = allocate
     results = benchmark_attacks(planted_model(), data, [large], alone=8, batch_size=7, show=True)
     assert [len(batch) for batch in large.faced] == [3, 3, 1, 1, 3, 3, 1, 3, 2]
     assert 'a: out of memory, going on with 3 images at a time' in capsys.readouterr().err
@@ -308,15 +300,21 @@ def test_the_suite_has_every_family_once_a_surrogate_and_cheapest_first(nets: di
     assert 'square' not in [attack.name for attack in build_suite(nets['wrn10_2'], names=['quick'])]
 
 
-def test_unknown_attacks_are_answered_with_the_list(nets: dict[str, PixelModel]) -> None:
-    with pytest.raises(ValueError, match=r"Unknown attack 'pgd-ramp' for wrn10_2_p2be.*quick.*noise.*pgd-kernel"):
-        build_suite(nets['wrn10_2_p2be'], names=['pgd-ramp'])
-    with pytest.raises(ValueError, match='--transfer-from'):
-        build_suite(nets['wrn10_2'], names=['transfer'])
-    with pytest.raises(ValueError, match='2 classes'):
-        build_suite(nets['wrn10_2'], sources=[planted_model()])
-    with pytest.raises(ValueError, match='label the models'):
-        build_suite(nets['wrn10_2'], sources=[nets['wrn10_2'], nets['wrn10_2']])
+@pytest.mark.parametrize(
+    ('model', 'names', 'others', 'message'),
+    [
+        ('wrn10_2_p2be', ['pgd-ramp'], [], r"Unknown attack 'pgd-ramp' for wrn10_2_p2be.*quick.*noise.*pgd-kernel"),
+        ('wrn10_2', ['transfer'], [], '--transfer-from'),
+        ('wrn10_2', ['full'], ['planted'], '2 classes'),
+        ('wrn10_2', ['full'], ['wrn10_2', 'wrn10_2'], 'label the models'),
+    ],
+)
+def test_suites_that_cannot_be_built(
+    nets: dict[str, PixelModel], model: str, names: list[str], others: list[str], message: str
+) -> None:
+    nets = {**nets, 'planted': planted_model()}
+    with pytest.raises(ValueError, match=message):
+        build_suite(nets[model], names=names, sources=[nets[name] for name in others])
 
 
 def test_variants_have_the_bound_and_steps_asked_for(nets: dict[str, PixelModel]) -> None:
@@ -325,29 +323,22 @@ def test_variants_have_the_bound_and_steps_asked_for(nets: dict[str, PixelModel]
     assert {name.split('-')[0] for name, build in builders.items() if build} == {'pgd', 'apgd', 'lspga'}
     for name, build in builders.items():
         if build is not None:
-            attack = build(nets['wrn10_2_p2be'], 3, 5)
-            assert (attack.name, attack.eps, attack.cost().backwards) == (name, 3, 5)
+            for steps in (1, 5):
+                attack = build(nets['wrn10_2_p2be'], 3, steps)
+                assert (attack.name, attack.eps, attack.cost().backwards) == (name, 3, steps)
 
 
 def test_the_budget_multiplies_calls_by_their_time() -> None:
-    text = budget([Push('a', 3), Push('b', 5)], 10, Speed(0.1, 0.2))
+    text = budget([Push('a', 3), Push('b', 5)], 10, (0.1, 0.2))
     assert 'at most 00:18' in text  # 10 * (2 * 0.1 + 8 * 0.2)
 
 
 @pytest.fixture
-def flags(tmp_path: Path, nets: dict[str, PixelModel]) -> list[str]:
-    """A checkpoint and an image folder."""
+def flags(tmp_path: Path, data: Path, nets: dict[str, PixelModel]) -> list[str]:
     torch.save(nets['wrn10_2_p2be'].model.state_dict(), tmp_path / 'net.pth')
-    random = np.random.default_rng(0)
-    for label in range(2):
-        folder = tmp_path / 'data' / 'validation' / str(label)
-        folder.mkdir(parents=True)
-        for number in range(3):
-            pixels = random.integers(0, 256, (32, 32, 3), np.uint8)
-            Image.fromarray(pixels).save(folder / f'{number}.png')
     return [
         *('benchmark', 'attacks', '--model', f'net:wrn10_2_p2be={tmp_path}/net.pth', '--num-classes', '10'),
-        *('--data-dir', str(tmp_path / 'data'), '--output', str(tmp_path / 'out'), '--probed', '2'),
+        *('--data-dir', str(data), '--output', str(tmp_path / 'out'), '--probed', '2'),
     ]
 
 
@@ -357,7 +348,7 @@ def test_the_command_writes_results_and_reports(
     flags += ['--attacks', 'noise', 'fgsm', 'pgd-kernel', '--no-curves', '--batch-size', '4']
     assert main(flags) == 0
     content = json.loads((tmp_path / 'out' / 'net.attacks.json').read_text())
-    assert content['data']['images'] == content['settings']['alone'] == 6
+    assert content['data']['images'] == content['settings']['alone'] == 8
     assert content['probes']['binarization']['tried'] == 2
     assert set(content['probes']['gradients']) == {'linear', 'kernel', 'straight-through'}
     report = (tmp_path / 'out' / 'report.md').read_text()
@@ -388,8 +379,6 @@ def test_images_of_a_size_the_model_does_not_take_are_refused(
 @pytest.mark.parametrize(
     ('more', 'message'),
     [
-        (['--eps', '256'], 'eps'),
-        (['--attacks', 'magic'], "Unknown attack 'magic'"),
         (['--num-classes', '3'], 'does not fit'),
         (['--mean', '1', '2'], 'mean'),
         (['--data-dir', 'nowhere'], 'nowhere'),

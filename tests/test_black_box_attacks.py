@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from timm_p2be.robustness.attacks import Attack, CoordinateSearch, Noise, Square, Transfer
+from timm_p2be.robustness.attacks import Attack, CoordinateSearch, Noise, Square, Transfer, attempts
 from timm_p2be.robustness.attacks.attack import Cost
 from timm_p2be.robustness.attacks.attempts import Attempts, margins
 from timm_p2be.robustness.attacks.square import _squares
@@ -159,9 +159,10 @@ def test_coordinate_search_visits_first_what_moved_the_margin() -> None:
 
 
 @pytest.mark.parametrize('search', [CoordinateSearch, Square])
-def test_batches_of_candidates_keep_to_the_cap(search: Build) -> None:
+def test_batches_of_candidates_keep_to_the_cap(search: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempts, 'BATCH', 3)
     model = planted(8.5)
-    search(model, queries=50, batch_size=3)(*gray(5))
+    search(model, queries=50)(*gray(5))
     assert max(model.asked) == 3
 
 

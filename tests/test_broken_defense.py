@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 from planted import Corner
 
-from timm_p2be.robustness.attacks import Square, attack_view
+from timm_p2be.robustness.attacks import Square
 from timm_p2be.robustness.evaluation.attack_benchmark import benchmark_attacks
 from timm_p2be.robustness.evaluation.attack_checks import conclude
 from timm_p2be.robustness.evaluation.attack_probes import probe_gradients
@@ -20,7 +20,7 @@ def _benchmark(masked: bool) -> AttackResults:
     data = ImageSet([(Image.fromarray(np.full((8, 8, 3), 100 + i, np.uint8)), 0) for i in range(20)], 'grays', 8)
     suite = [*build_suite(model, 8, ['fgsm', 'pgd', 'apgd-ce', 'apgd-margin']), Square(model, 8, queries=2000)]
     results = benchmark_attacks(model, data, suite, alone=20, worst_case=20, probed=20)
-    probe_gradients(model, data, results, {'straight-through': lambda: attack_view(model)})
+    probe_gradients(model, data, results)
     conclude(results)
     return results
 

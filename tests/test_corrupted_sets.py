@@ -1,6 +1,6 @@
 """Corrupted images on disk and on the fly: what is read, what is refused, what a cache keeps."""
 
-import json
+import importlib.util
 import os
 import resource
 import shutil
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from ranks import start
 
-from timm_p2be.robustness.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from timm_p2be.robustness.corruptions.corrupted_sets import spans_of
+from timm_p2be.robustness.corruptions import SEVERITIES, corrupt, weather
+from timm_p2be.robustness.corruptions.corrupted_sets import CorruptedSet, spans_of
 from timm_p2be.robustness.corruptions.generated_set import GeneratedSet, write_set
 from timm_p2be.robustness.corruptions.stored_sets import DESCRIPTION, open_corrupted
 from timm_p2be.robustness.images import ImageSet
@@ -63,13 +63,17 @@ def pixels_of(data: Any, name: str, severity: int, workers: int = 0, batch_size:
     return np.concatenate([images.numpy() for images, _ in batches])
 
 
+def labels_of(data: CorruptedSet) -> list[int]:
+    return [data.image(data.names[0], data.severities[0], index)[1] for index in range(len(data))]
+
+
 def test_arrays_are_severity_major(arrays: Path) -> None:
     data = open_corrupted(arrays, NAMES)
     assert len(data) == COUNT
     images = pixels_of(data, 'fog', 3)
     assert images.shape == (COUNT, 3, 32, 32)
     assert images[:, 0, 0, 0].tolist() == [30, 31, 32, 33, 34, 35]
-    assert data.labels.tolist() == list(range(COUNT))
+    assert labels_of(data) == list(range(COUNT))
 
 
 def test_limit_takes_the_first_images_of_each_severity(arrays: Path) -> None:
@@ -106,9 +110,9 @@ def cut(name: str, keep: int) -> Callable[[Path], None]:
 
 # what is done to the arrays, how they are opened, and words of the error
 BAD_ARRAYS: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
-    'truncated': (cut('fog.npy', 5000), {}, r'fog\.npy \(5000 bytes\) cannot be read'),
+    'truncated': (cut('fog.npy', 5000), {}, r'fog\.npy cannot be read.* cut off'),
     'truncated labels': (cut('labels.npy', 130), {}, r'labels\.npy'),
-    'no labels': (lambda folder: (folder / 'labels.npy').unlink(), {}, r'No file .*labels\.npy'),
+    'no labels': (lambda folder: (folder / 'labels.npy').unlink(), {}, r'labels\.npy cannot be read.*No such file'),
     'missing': (lambda folder: (folder / 'fog.npy').unlink(), {}, 'no corruption fog; it has gaussian_noise'),
     'dtype': (save('fog.npy', lambda x: x.astype(np.float32)), {}, 'holds float32 .* must be uint8'),
     'size': (save('fog.npy', lambda x: np.zeros((30, 28, 28, 3), np.uint8)), {}, r'28, 3\).*\(30, 32, 32, 3\)'),
@@ -134,7 +138,7 @@ def test_bad_arrays_are_refused_on_opening(arrays: Path, case: str) -> None:
 
 def test_folders_give_stored_pixels_and_sorted_classes(folders: Path) -> None:
     data = open_corrupted(folders, ['gaussian_noise', 'fog'], [1, 2])
-    assert data.labels.tolist() == [0, 1, 2]  # n01, n02, n03
+    assert labels_of(data) == [0, 1, 2]  # n01, n02, n03
     assert pixels_of(data, 'fog', 2)[:, 0, 0, 0].tolist() == [21, 20, 22]
     np.testing.assert_array_equal(pixels_of(data, 'fog', 2, 0), pixels_of(data, 'fog', 2, 2, batch_size=1))
     assert data.num_classes == 3
@@ -144,7 +148,7 @@ def test_folders_give_stored_pixels_and_sorted_classes(folders: Path) -> None:
 def test_class_map(folders: Path, tmp_path: Path) -> None:
     (tmp_path / 'map.txt').write_text('n00\nn01\nn02\nn03\n')
     data = open_corrupted(folders, ['fog'], [1], class_map=str(tmp_path / 'map.txt'))
-    assert data.labels.tolist() == [1, 2, 3]
+    assert labels_of(data) == [1, 2, 3]
     assert data.num_classes is None
     (tmp_path / 'map.txt').write_text('n01\n')
     with pytest.raises(ValueError, match=r'2 class folders .* not in the class map'):
@@ -179,7 +183,7 @@ def test_bad_folders_are_refused_on_opening(folders: Path, case: str) -> None:
 def test_stored_images_are_never_resized_and_damage_is_named(folders: Path, workers: int) -> None:
     path = folders / 'fog' / '1' / 'n01' / '1.png'
     Image.new('RGB', (256, 256)).save(path)
-    with pytest.raises(ValueError, match=r'^[^\n]*1\.png has 256x256 pixels; [^\n]*$'):
+    with pytest.raises(ValueError, match=r'^[^\n]*1\.png has 256x256 pixels, not 224x224\. [^\n]*$'):
         pixels_of(open_corrupted(folders, ['fog'], [1]), 'fog', 1, workers)
     path.write_bytes(b'\x89PNG')
     with pytest.raises(ValueError, match=r'1\.png cannot be read as an image'):
@@ -213,50 +217,11 @@ def test_generated_set_refuses_bad_input(arguments: dict[str, Any], message: str
 
 
 def test_frost_without_its_photographs(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(*args: Any) -> None:
-        raise ModuleNotFoundError('run: pip install imagecorruptions-imaug')
-
-    monkeypatch.setattr('timm_p2be.robustness.corruptions.generated_set.corrupt', missing)
-    with pytest.raises(ValueError, match='pip install imagecorruptions-imaug'):
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+    weather.frost_picture.cache_clear()
+    with pytest.raises(ModuleNotFoundError, match='pip install imagecorruptions-imaug'):
         GeneratedSet(clean_images())
     GeneratedSet(clean_images(), names=['fog'])
-    monkeypatch.undo()
-    assert GeneratedSet(clean_images()).names == CORRUPTIONS
-
-
-def cached(cache: Path, seed: int = 0, severities: tuple[int, ...] = (1, 3)) -> GeneratedSet:
-    return GeneratedSet(clean_images(), 'cifar', ['fog'], severities, seed=seed, cache=cache)
-
-
-def test_cache_is_used_again_only_if_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = pixels_of(GeneratedSet(clean_images(), 'cifar', ['fog']), 'fog', 3)
-    first = cached(tmp_path)
-    first.prepare('fog')
-    np.testing.assert_array_equal(pixels_of(first, 'fog', 3), plain)
-    files = sorted(tmp_path.iterdir())
-    assert [path.suffix for path in files] == ['.json', '.npy']
-    assert json.loads(files[0].read_text())['seed'] == 0
-
-    def fail(*args: Any) -> None:
-        raise AssertionError('generated again')
-
-    with monkeypatch.context() as patch:
-        patch.setattr('timm_p2be.robustness.corruptions.generated_set.corrupt', fail)
-        again = cached(tmp_path)
-        again.prepare('fog')
-        np.testing.assert_array_equal(pixels_of(again, 'fog', 3), plain)
-        assert next(again.batches('fog', 1, [range(2, 4)]))[1].tolist() == [2, 0]
-    other = cached(tmp_path, seed=1)
-    other.prepare('fog')
-    assert len(list(tmp_path.glob('*.npy'))) == 2
-    assert (pixels_of(other, 'fog', 3) != plain).any()
-
-
-def test_cut_off_cache_is_refused(tmp_path: Path) -> None:
-    cached(tmp_path).prepare('fog')
-    os.truncate(next(tmp_path.glob('*.npy')), 4000)
-    with pytest.raises(ValueError, match='cut off'):
-        cached(tmp_path).prepare('fog')
 
 
 def test_full_disk_leaves_no_half_file(tmp_path: Path) -> None:
@@ -265,22 +230,21 @@ def test_full_disk_leaves_no_half_file(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
         with pytest.raises(OSError, match='too large'):
-            cached(tmp_path).prepare('fog')
+            write_set(GeneratedSet(clean_images(), 'cifar', ['fog']), tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, ignored)
-    assert list(tmp_path.iterdir()) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == [DESCRIPTION, 'labels.npy']
 
 
-@pytest.mark.parametrize('workers', [0, 2])
-def test_written_arrays_are_read_back(tmp_path: Path, workers: int) -> None:
+def test_written_arrays_are_read_back(tmp_path: Path) -> None:
     data = GeneratedSet(clean_images(), 'cifar', NAMES, seed=5)
-    assert write_set(data, tmp_path, workers) == 2
+    assert write_set(data, tmp_path, workers=2) == 2
     stored = open_corrupted(tmp_path, NAMES)
     for name in NAMES:
         for severity in SEVERITIES:
             np.testing.assert_array_equal(pixels_of(stored, name, severity), pixels_of(data, name, severity))
-    np.testing.assert_array_equal(stored.labels, data.labels)
+    assert labels_of(stored) == [0, 1, 2, 0, 1, 2]
     description = stored.describe()
     assert description['label'] == 'noise-C-style'
     assert description['seed'] == 5
@@ -310,7 +274,7 @@ def test_written_folders_keep_the_labels(tmp_path: Path) -> None:
     assert write_set(data, tmp_path) == 1
     assert write_set(data, tmp_path) == 0
     stored = open_corrupted(tmp_path, ['brightness'], [2])
-    assert stored.labels.tolist() == [2, 5, 5]
+    assert labels_of(stored) == [2, 5, 5]
     assert abs(int(pixels_of(stored, 'brightness', 2)[0, 0, 0, 0]) - int(40 * 2 + 0.2 * 255)) <= 2  # JPEG
 
 

@@ -5,11 +5,10 @@ from typing import Any
 import pytest
 import timm
 import torch
-from planted import Planted
+from planted import Planted, random_levels
 from torch import Tensor, nn
 
 from timm_p2be.robustness.attacks import DGA, LSPGA
-from timm_p2be.robustness.attacks.attack import margin
 from timm_p2be.robustness.attacks.code_model import CodeModel
 from timm_p2be.robustness.attacks.windows import Windows
 from timm_p2be.robustness.pixel_model import PixelModel
@@ -20,13 +19,6 @@ ENCODED = ('wrn10_2_p2be', 'wrn10_2_onehot', 'wrn10_2_thermometer')
 def _model(name: str = 'wrn10_2_p2be', classes: int = 5) -> PixelModel:
     torch.manual_seed(0)
     return PixelModel(timm.create_model(name, num_classes=classes))
-
-
-def _images(count: int = 2, side: int = 8) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    images = torch.randint(0, 256, (count, 3, side, side), generator=generator, dtype=torch.uint8)
-    images[0, 0, 0, :6] = torch.tensor([0, 1, 5, 250, 254, 255])
-    return images
 
 
 def _dense(model: PixelModel, levels: Tensor, labels: Tensor, eps: int, noise: Tensor, **arguments: Any) -> Tensor:
@@ -55,7 +47,7 @@ def _dense(model: PixelModel, levels: Tensor, labels: Tensor, eps: int, noise: T
     ids=['official', 'sharpen', 'raw'],
 )
 def test_window_form_equals_dense_form(name: str, arguments: dict[str, Any]) -> None:
-    model, levels, labels, eps = _model(name), _images(), torch.tensor([0, 3]), 8
+    model, levels, labels, eps = _model(name), random_levels(), torch.tensor([0, 3]), 8
     noise = torch.randn((*levels.shape, 17), generator=torch.Generator().manual_seed(5))
     dense_noise = torch.randn(*levels.shape, 256)
     start = (levels.long() - eps).clamp(0, 256 - 17)
@@ -81,24 +73,9 @@ def test_windows_hold_the_legal_levels_once(eps: int, width: int) -> None:
         assert sorted(candidates[row][windows.legal[row]].tolist()) == [k for k in range(256) if abs(k - value) <= eps]
 
 
-def test_mix_and_compare_are_products_with_the_table() -> None:
-    levels, table = _images(), torch.randn(256, 7)
-    windows = Windows(levels, 8)
-    shares = torch.rand(levels.numel(), 17)
-    start = (levels.long() - 8).clamp(0, 239)
-    unsorted = torch.empty_like(shares)
-    unsorted[windows._order] = shares
-    dense = torch.zeros(*levels.permute(0, 2, 3, 1).shape, 256)
-    dense.scatter_(-1, start.permute(0, 2, 3, 1).unsqueeze(-1) + torch.arange(17), unsorted.view(*dense.shape[:-1], 17))
-    torch.testing.assert_close(windows.mix(shares, table), dense @ table)
-    planes = torch.randn(*dense.shape[:-1], 7)
-    products = (planes @ table.T).gather(-1, start.permute(0, 2, 3, 1).unsqueeze(-1) + torch.arange(17))
-    torch.testing.assert_close(windows.compare(planes, table), products.reshape(-1, 17)[windows._order])
-
-
 @pytest.mark.parametrize('name', ['wrn10_2_p2be', 'wrn10_2', 'resnet18_thermometer'])
 def test_code_model_is_the_network_at_codes(name: str) -> None:
-    model, levels = _model(name), _images(side=32)
+    model, levels = _model(name), random_levels(side=32)
     network = CodeModel(model).train()  # stays in evaluation mode
     planes = network.table()[levels.permute(0, 2, 3, 1).long()]
     torch.testing.assert_close(network(planes), model(levels), rtol=1e-4, atol=1e-5)
@@ -124,30 +101,6 @@ def test_fallen_images_are_left_alone_and_the_smallest_margin_is_kept() -> None:
     assert got[1].float().mean() < 246
 
 
-def test_targets() -> None:
-    model, levels = _model('wrn10_2_onehot'), _images(6, 16)
-    labels = model(levels).argmax(1)
-    targets = (labels + 2) % 5
-    attack = LSPGA(model, 16, steps=10, targeted=True)
-    reached = attack(levels, labels, targets=targets)
-    before, after = (nn.functional.cross_entropy(model(x), targets) for x in (levels, reached))
-    assert after < before - 0.1
-    hard = model(levels).argmin(1)
-    once, thrice = (
-        margin(model(LSPGA(model, 1, 1, 1e-9, restarts=n, targeted=True)(levels, labels, targets=hard)), hard)
-        for n in (1, 3)
-    )
-    assert (thrice >= once).all()  # the restart that comes nearest to the target is kept
-    assert (thrice > once).any()
-    # without given targets each restart takes another wrong class
-    tried = LSPGA(model, 1, steps=1, restarts=4, targeted=True)._goals(levels, labels, None)
-    assert all(
-        sorted([*row, label]) == [0, 1, 2, 3, 4] for row, label in zip(tried.tolist(), labels.tolist(), strict=True)
-    )
-    with pytest.raises(ValueError, match='targeted=True'):
-        LSPGA(model)(levels, labels, targets=targets)
-
-
 def test_presets_and_names() -> None:
     model = _model()
     official = LSPGA.official(model)
@@ -164,7 +117,7 @@ def test_presets_and_names() -> None:
 
 def test_dga_jumps_to_the_most_harmful_level() -> None:
     """One step, by hand: the exact first-order change of every legal level at the first codes."""
-    model, levels = _model('wrn10_2_p2be'), _images(1)
+    model, levels = _model('wrn10_2_p2be'), random_levels(1)
     noise = torch.rand(levels.shape, generator=torch.Generator().manual_seed(0))
     current = (levels + (2 * noise - 1) * 8).round().clamp(0, 255).to(torch.uint8)
     labels = model(current).argmax(1)  # else the image has fallen before the first step

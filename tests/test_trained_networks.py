@@ -10,14 +10,10 @@ import torch
 from timm_p2be.robustness.attacks.judge import attack_batch, seeded
 from timm_p2be.robustness.evaluation.attack_suite import build_suite
 from timm_p2be.robustness.images import as_batch, read_images
-from timm_p2be.robustness.pixel_model import PixelModel, load_model
+from timm_p2be.robustness.pixel_model import load_model
 
 NETWORKS = Path(__file__).parents[1] / 'benchmarks' / 'networks'
 NAMES = ('wrn10_2', 'wrn10_2_onehot', 'wrn10_2_thermometer', 'wrn10_2_p2be')
-
-
-def _load(name: str) -> PixelModel:
-    return load_model(f'{name}={NETWORKS / name}.safetensors')
 
 
 def test_weights_are_those_that_were_measured() -> None:
@@ -28,32 +24,26 @@ def test_weights_are_those_that_were_measured() -> None:
     assert {f'{name}.safetensors' for name in NAMES} < digests.keys()
 
 
+ALL = ['fgsm', 'lspga-official', 'pgd']
+ALONE = [('wrn10_2', 'pgd'), ('wrn10_2_thermometer', 'pgd-kernel')]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize('name', NAMES)
-def test_attacks_break_networks_without_a_defense(name: str, p2be_data: Path) -> None:
+@pytest.mark.parametrize(
+    ('name', 'attacks'),
+    [*((name, ALL) for name in NAMES), *((name, [one]) for name, pgd in ALONE for one in ('lspga-official', pgd))],
+)
+def test_attacks_break_networks_without_a_defense(name: str, attacks: list[str], p2be_data: Path) -> None:
     """At eps 8 at most 2 % of 500 photographs may stand, by the same attacks for every encoding and for RGB."""
-    model = _load(name)
+    model = load_model(f'{name}={NETWORKS / name}.safetensors')
     data = read_images(f'hfds/{p2be_data}/cifar10', None, 'test', limit=500, input_key='img', target_key='label')
     levels, labels = as_batch(data, range(500))
     with torch.no_grad():
         standing = model(levels).argmax(1) == labels
     assert standing.float().mean() > 0.7
-    for attack in build_suite(model, 8, ['fgsm', 'lspga-official', 'pgd']):
+    for attack in build_suite(model, 8, attacks):
         left = standing.nonzero().squeeze(1)
         if len(left):
             _, success = attack_batch(model, attack, levels[left], labels[left], 8, seeded(name, attack.name))
             standing[left[torch.from_numpy(success)]] = False
     assert standing.float().mean() <= 0.02
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('name', ['wrn10_2', 'wrn10_2_thermometer'])
-@pytest.mark.parametrize('attack', ['lspga-official', 'pgd'])
-def test_one_attack_alone_breaks_them(name: str, attack: str, p2be_data: Path) -> None:
-    model = _load(name)
-    data = read_images(f'hfds/{p2be_data}/cifar10', None, 'test', limit=500, input_key='img', target_key='label')
-    levels, labels = as_batch(data, range(500))
-    chosen = build_suite(model, 8, [attack])
-    strongest = next((a for a in chosen if a.name == 'pgd-kernel'), chosen[0])
-    _, success = attack_batch(model, strongest, levels, labels, 8, seeded(name, attack))
-    assert 1 - success.mean() <= 0.02

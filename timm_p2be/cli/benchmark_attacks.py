@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,12 @@ from timm_p2be.cli.flags import add_data_flags, add_model_flags, images_from, mo
 from timm_p2be.cli.interruption import run_long
 from timm_p2be.extras import require
 from timm_p2be.robustness.attacks.attack import Attack
-from timm_p2be.robustness.attacks.surrogates import attack_view, surrogates_for
 from timm_p2be.robustness.evaluation.attack_benchmark import benchmark_attacks
-from timm_p2be.robustness.evaluation.attack_budget import budget, measure_speed
 from timm_p2be.robustness.evaluation.attack_checks import conclude
 from timm_p2be.robustness.evaluation.attack_probes import probe_binarization, probe_curves, probe_gradients, strongest
 from timm_p2be.robustness.evaluation.attack_report import attack_report
 from timm_p2be.robustness.evaluation.attack_results import AttackResults
-from timm_p2be.robustness.evaluation.attack_suite import FAMILIES, SUITES, build_suite, variant
+from timm_p2be.robustness.evaluation.attack_suite import FAMILIES, SUITES, budget, build_suite, measure_speed, variant
 from timm_p2be.robustness.evaluation.predictions import check_size
 from timm_p2be.robustness.evaluation.runner import connected_ranks
 from timm_p2be.robustness.images import ImageSet, as_batch
@@ -126,8 +123,7 @@ def _benchmark(
     results = benchmark_attacks(
         model, data, attacks, **_settings(args), output=args.output, overwrite=args.overwrite, show=True
     )
-    views = {by: partial(attack_view, model, surrogate=by) for by in surrogates_for(model)}
-    probe_gradients(model, data, results, views)
+    probe_gradients(model, data, results)
     variants = {attack.name: build for attack in attacks if (build := variant(attack.name)) is not None}
     best = strongest(results.content, [name for name in variants if name != 'lspga-official'] or list(variants))
     if not args.no_curves:

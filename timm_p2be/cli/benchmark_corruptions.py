@@ -62,7 +62,6 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         '--severities', nargs='+', type=int, default=list(SEVERITIES), metavar='S', help='default: 1 to 5'
     )
     group.add_argument('--seed', type=int, help='of the corruptions that are made here (default: 0)')
-    group.add_argument('--cache', type=Path, metavar='DIR', help='keep the corrupted images here, for further runs')
     group = parser.add_argument_group('run')
     group.add_argument(
         '--batch-size', type=int, default=128, metavar='N', help='default: %(default)s; less if memory runs out'
@@ -103,13 +102,9 @@ def _data(args: argparse.Namespace, unused: str) -> tuple[CorruptedSet, ImageSet
     if args.corrupted is None:
         suite = args.suite or 'cifar'
         clean = images_from(args, SUITES[suite], RESIZE[suite])
-        seed = args.seed or 0
-        return GeneratedSet(clean, suite, args.corruptions, args.severities, args.extra, seed, args.cache), clean
-    for flag in ('seed', 'cache'):
-        if getattr(args, flag) is not None:
-            raise ValueError(
-                f'--{flag} is for corruptions that are made here; --corrupted {args.corrupted} has its own.'
-            )
+        return GeneratedSet(clean, suite, args.corruptions, args.severities, args.extra, args.seed or 0), clean
+    if args.seed is not None:
+        raise ValueError(f'--seed is for corruptions that are made here; --corrupted {args.corrupted} has its own.')
     named = bool(args.dataset or args.data_dir)
     if unused and not named:
         raise ValueError(f'Got {unused}, but no clean images that it is about. Pass --dataset or --data-dir too.')

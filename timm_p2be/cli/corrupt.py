@@ -1,22 +1,21 @@
 """`timm-p2be corrupt`: corrupted copies of image files, or of a whole data set."""
 
 import argparse
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from timm_p2be.cli.flags import DATA_FLAGS, add_data_flags, given_flags, images_from
 from timm_p2be.cli.interruption import run_long
 from timm_p2be.cli.picture_files import save_picture
-from timm_p2be.robustness.corruptions import SEVERITIES, SUITES, corrupt
+from timm_p2be.robustness.corruptions import SEVERITIES, SUITES
 from timm_p2be.robustness.corruptions.contact_sheet import contact_sheet
-from timm_p2be.robustness.corruptions.corrupted_sets import check_severities, choose_names
+from timm_p2be.robustness.corruptions.corrupted_sets import choose_names
 from timm_p2be.robustness.corruptions.generated_set import GeneratedSet, write_set
-from timm_p2be.robustness.evaluation.progress import Progress
-from timm_p2be.robustness.images import RESIZE, ImageSet
+from timm_p2be.robustness.evaluation.runner import Progress
+from timm_p2be.robustness.images import RESIZE, ImageSet, open_image
 
 _EPILOG = """\
 IMAGE files are written to OUTPUT as <image>_<corruption>_<severity>.png. A data set is written in the layout that
@@ -65,26 +64,22 @@ def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
 def _run(args: argparse.Namespace, data_flags: str) -> int:
     if args.output is None and args.contact_sheet is None:
         raise ValueError('Nothing to write: pass --output DIR, or --contact-sheet FILE.')
-    if not args.image:
-        clean = images_from(args, SUITES[args.suite], RESIZE[args.suite])
-        if args.output is not None:
-            _write_data(args, clean)
-        first = clean[0][0]
-    elif data_flags:
+    if args.image and data_flags:
         raise ValueError(f'Got image files and {data_flags}, which is for data sets. Pass one of the two.')
+    if args.image:
+        clean = ImageSet([(_read(path, args.suite), 0) for path in args.image], 'image files', SUITES[args.suite])
     else:
-        images = {path: _read(path, args.suite) for path in args.image}
-        if args.output is not None:
-            _write_files(args, images)
-        first = images[args.image[0]]
+        clean = images_from(args, SUITES[args.suite], RESIZE[args.suite])
+    if args.output is not None:
+        data = GeneratedSet(clean, args.suite, args.name, args.severity, args.extra, args.seed)
+        (_write_files if args.image else _write_data)(args, data)
     if args.contact_sheet is not None:
         names = choose_names(args.name, args.name is None or args.extra)
-        save_picture(contact_sheet(first, args.suite, args.seed, names), args.contact_sheet, args.overwrite)
+        save_picture(contact_sheet(clean[0][0], args.suite, args.seed, names), args.contact_sheet, args.overwrite)
     return 0
 
 
-def _write_data(args: argparse.Namespace, clean: ImageSet) -> None:
-    data = GeneratedSet(clean, args.suite, args.name, args.severity, args.extra, args.seed)
+def _write_data(args: argparse.Namespace, data: GeneratedSet) -> None:
     progress = Progress(len(data.names) * len(data.severities) * len(data))
     try:
         written = write_set(data, args.output, args.workers, args.overwrite, progress.step)
@@ -94,31 +89,21 @@ def _write_data(args: argparse.Namespace, clean: ImageSet) -> None:
     print(f'{written} {kind} of {data.describe()["label"]} written to {args.output}')
 
 
-def _write_files(args: argparse.Namespace, images: dict[Path, NDArray[np.uint8]]) -> None:
-    names = choose_names(args.name, args.extra)
-    severities = check_severities(args.severity)
-    stems = [path.stem for path in images]
+def _write_files(args: argparse.Namespace, data: GeneratedSet) -> None:
+    stems = [path.stem for path in args.image]
     twice = sorted({stem for stem in stems if stems.count(stem) > 1})
     if twice:
         raise ValueError(f'Two images are called {twice[0]!r}; corrupt them into folders of their own.')
-    for number, (path, pixels) in enumerate(images.items()):
-        for name in names:
-            for severity in severities:
-                made = corrupt(pixels, name, severity, args.suite, (args.seed, number))
-                target = args.output / f'{path.stem}_{name}_{severity}.png'
-                save_picture(Image.fromarray(made), target, args.overwrite)
-    print(f'{len(images) * len(names) * len(severities)} images written to {args.output}')
+    jobs = [*itertools.product(enumerate(stems), data.names, data.severities)]
+    for (index, stem), name, severity in jobs:
+        image = Image.fromarray(data.image(name, severity, index)[0])
+        save_picture(image, args.output / f'{stem}_{name}_{severity}.png', args.overwrite)
+    print(f'{len(jobs)} images written to {args.output}')
 
 
-def _read(path: Path, suite: str) -> NDArray[np.uint8]:
+def _read(path: Path, suite: str) -> Image.Image:
     """Return an image file at the suite's size: as it is if it has that, else as images of a data set are treated."""
-    if not path.is_file():
-        raise ValueError(f'No image file {path}.')
-    try:
-        with Image.open(path) as file:
-            image = file.convert('RGB')
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f'{path} cannot be read as an image: {error}.') from error
-    side = SUITES[suite]
-    resize = None if image.size == (side, side) else RESIZE[suite]
-    return ImageSet([(image, 0)], path.name, side, resize)[0][0]
+    image, side = open_image(path), SUITES[suite]
+    if image.size == (side, side):
+        return image
+    return Image.fromarray(ImageSet([(image, 0)], path.name, side, RESIZE[suite])[0][0])

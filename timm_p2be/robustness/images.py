@@ -1,7 +1,7 @@
 """Clean labeled images as uint8 levels, read by any reader of timm, in a fixed order."""
 
 import hashlib
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,9 +47,7 @@ class ImageSet(Dataset[tuple[Pixels, int]]):
         self.name = name
         self.size = size
         self.limit = limit
-        self._crop: Callable[[Image.Image], Image.Image] | None = None
-        if resize is not None:
-            self._crop = Compose([Resize(resize, InterpolationMode.BILINEAR), CenterCrop(size)])
+        self._crop = Compose([Resize(resize, InterpolationMode.BILINEAR), CenterCrop(size)]) if resize else None
         self.transform = f'Resize({resize}, bilinear), CenterCrop({size})' if resize else f'none ({size}x{size})'
 
     def __len__(self) -> int:
@@ -62,12 +60,7 @@ class ImageSet(Dataset[tuple[Pixels, int]]):
         image = image.convert('RGB')
         if self._crop is not None:
             image = self._crop(image)
-        if image.size != (self.size, self.size):
-            raise ValueError(
-                f'Image {index} of {self.name} has {image.width}x{image.height} pixels, not {self.size}x{self.size}. '
-                'Choose the suite of that size, or have the images resized (--resize).'
-            )
-        return np.asarray(image), int(label)
+        return as_pixels(image, self.size, f'Image {index} of {self.name}'), int(label)
 
     def describe(self) -> dict[str, Any]:
         """Return what reports say of the data; the fingerprint covers number, first and last image and label."""
@@ -82,6 +75,25 @@ class ImageSet(Dataset[tuple[Pixels, int]]):
             'transform': self.transform,
             'fingerprint': digest.hexdigest(),
         }
+
+
+def open_image(path: Path) -> Image.Image:
+    """Return the RGB image of a file."""
+    try:
+        with Image.open(path) as image:
+            return image.convert('RGB')
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f'{path} cannot be read as an image: {error}. Get it again.') from error
+
+
+def as_pixels(image: Image.Image, size: int, name: str) -> Pixels:
+    """Return uint8 levels (size, size, 3) of an RGB image of that size, which errors call `name`."""
+    if image.size != (size, size):
+        raise ValueError(
+            f'{name} has {image.width}x{image.height} pixels, not {size}x{size}. Choose the suite of that size, or '
+            'have clean images resized (--resize); resizing after a corruption would change its strength.'
+        )
+    return np.asarray(image)
 
 
 def read_images(

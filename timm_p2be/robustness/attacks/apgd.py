@@ -14,10 +14,10 @@ class APGD(PGD):
     The first step is 2 eps by default. An image's step is halved, and the search goes on from its best point, if fewer
     than 75 % of the steps since the last checkpoint raised the loss or when neither step nor best loss has changed.
 
-    Args: as `PGD`, with at least 2 steps, by default 100; `step_size` is the first one.
+    Args: as `PGD`, by default 100 steps; `step_size` is the first one.
     """
 
-    algorithm, usual_steps, least_steps = 'apgd', 100, 2
+    algorithm, usual_steps = 'apgd', 100
 
     def _usual_step_size(self) -> float:
         return 2.0 * max(self.eps, 1)

@@ -6,16 +6,22 @@ from torch import Generator, Tensor
 from timm_p2be.robustness.attacks.attack import margin
 from timm_p2be.robustness.pixel_model import PixelModel
 
+BATCH = 512  # most images in one call of the model
+
 
 class Attempts:
-    """The best attempt at every image of a batch so far, uint8 (B, 3, H, W), at first itself, and its margin, (B,)."""
+    """The best attempt at every image of a batch so far, uint8 (B, 3, H, W), and its margin, (B,).
 
-    def __init__(self, model: PixelModel, levels: Tensor, labels: Tensor, batch_size: int = 512) -> None:
+    At first it is the image itself; without `clean` any attempt is better than that.
+    """
+
+    def __init__(self, model: PixelModel, levels: Tensor, labels: Tensor, clean: bool = True) -> None:
         self.levels = levels.clone()
         self.labels = labels
         self._model = model
-        self._batch_size = batch_size
-        self.margins = margins(model, levels, labels, batch_size)
+        self.margins = (
+            margins(model, levels, labels) if clean else torch.full(labels.shape, torch.inf).to(labels.device)
+        )
 
     def standing(self) -> Tensor:
         """Return the numbers of the images that have not fallen, int64 (N,)."""
@@ -24,7 +30,7 @@ class Attempts:
     def score(self, images: Tensor, candidates: Tensor) -> Tensor:
         """Return the margins, (N, C), of C candidates for each of N images, uint8 (N, C, 3, H, W)."""
         labels = self.labels[images].repeat_interleave(candidates.shape[1])
-        return margins(self._model, candidates.flatten(0, 1), labels, self._batch_size).view(candidates.shape[:2])
+        return margins(self._model, candidates.flatten(0, 1), labels).view(candidates.shape[:2])
 
     def offer(self, images: Tensor, candidates: Tensor, always: bool = False) -> None:
         """Score one candidate, uint8 (N, 3, H, W), for each of N images; take those that are better, or all."""
@@ -39,10 +45,10 @@ class Attempts:
 
 
 @torch.no_grad()
-def margins(model: PixelModel, levels: Tensor, labels: Tensor, batch_size: int = 512) -> Tensor:
+def margins(model: PixelModel, levels: Tensor, labels: Tensor) -> Tensor:
     """Return the margin of each uint8 image (B, 3, H, W), float32 (B,)."""
     chunks = [levels.new_empty(0, dtype=torch.float32)]
-    for images, truth in zip(levels.split(batch_size), labels.split(batch_size), strict=True):
+    for images, truth in zip(levels.split(BATCH), labels.split(BATCH), strict=True):
         chunks.append(margin(model(images), truth))
     return torch.cat(chunks)
 

@@ -26,35 +26,25 @@ class CoordinateSearch(Attack):
     Args: as `Attack`, and
         queries: most an image can cost, the clean one included; at least 2.
         block: side of the first blocks in pixels, a power of 2.
-        batch_size: most images in one call of the model.
     """
 
     kind = 'score'
 
     def __init__(
-        self,
-        model: nn.Module,
-        eps: int = 8,
-        queries: int = 2000,
-        block: int = 8,
-        batch_size: int = 512,
-        name: str = 'coordinate',
+        self, model: nn.Module, eps: int = 8, queries: int = 2000, block: int = 8, name: str = 'coordinate'
     ) -> None:
         super().__init__(model, eps, name)
         check_count('queries', queries, least=2)
-        check_count('batch_size', batch_size)
         if not isinstance(block, int) or block < 1 or block & (block - 1):
             raise ValueError(f'Got block={block!r}; the side of the first blocks is a power of 2 (usual is 8).')
         self.queries = queries
         self.block = block
-        self.batch_size = batch_size
 
     def cost(self) -> Cost:
-        """Return the clean image's query and one a candidate."""
         return Cost(self.queries, 0)
 
     def _attack(self, levels: Tensor, labels: Tensor, generator: Generator) -> Tensor:
-        attempts = Attempts(self.model, levels, labels, self.batch_size)
+        attempts = Attempts(self.model, levels, labels)
         effect = torch.rand(levels.shape, generator=generator).to(levels.device)
         left = self.queries - 1
         rounds = self._rounds()

@@ -26,7 +26,6 @@ class DGA(Attack):
         self._network = CodeModel(self.model)
 
     def cost(self) -> Cost:
-        """Return the most an image can cost; the last image is only judged."""
         return Cost(1, self.steps)
 
     def _attack(self, levels: Tensor, labels: Tensor, generator: Generator) -> Tensor:
@@ -36,7 +35,8 @@ class DGA(Attack):
         standing = torch.arange(len(levels), device=levels.device)
         for _ in range(self.steps):
             # the gradient pass also tells which images have fallen already
-            logits, slope = self._gradient(current[standing], labels[standing], table)
+            planes = table[current[standing].permute(0, 2, 3, 1).long()]
+            logits, slope = self._network.gradient(planes, labels[standing])
             alive = logits.argmax(dim=1) == labels[standing]
             standing = standing[alive]
             if len(standing) == 0:
@@ -45,11 +45,3 @@ class DGA(Attack):
             harm = windows.compare(slope[alive], table).masked_fill_(~windows.legal, -torch.inf)
             current[standing] = windows.pick(harm.argmax(dim=1))
         return current
-
-    def _gradient(self, levels: Tensor, labels: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits, and the gradient of the summed loss with respect to the (B, H, W, 3, M) code planes."""
-        with torch.enable_grad():
-            planes = table[levels.permute(0, 2, 3, 1).long()].requires_grad_()
-            logits = self._network(planes)
-            loss = nn.functional.cross_entropy(logits, labels, reduction='sum')
-            return logits.detach(), torch.autograd.grad(loss, planes)[0]

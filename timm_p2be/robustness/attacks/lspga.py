@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Generator, Tensor, nn
 
-from timm_p2be.robustness.attacks.attack import Attack, Cost, check_count, check_images, margin
+from timm_p2be.robustness.attacks.attack import Attack, Cost, check_count
+from timm_p2be.robustness.attacks.attempts import Attempts
 from timm_p2be.robustness.attacks.code_model import CodeModel
 from timm_p2be.robustness.attacks.windows import Windows
 from timm_p2be.robustness.pixel_model import tied_copy
@@ -29,7 +30,6 @@ class LSPGA(Attack):
         anneal: 'flatten' as the P2BE code: T = 1, 1, delta, delta^2, ...; 'sharpen' as Buckman: T = 1, 1/delta, ...
         gradient: 'sign', or 'raw' (of the loss summed over images), as a bug in widespread copies of the original.
         restarts: random starts u ~ N(0, 1), at least 1; an image that has fallen is not attacked again.
-        targeted: descend to a wrong class instead: the one given, or the r-th most likely one in restart r.
 
     Example:
         >>> import timm
@@ -50,7 +50,6 @@ class LSPGA(Attack):
         anneal: str = 'flatten',
         gradient: str = 'sign',
         restarts: int = 1,
-        targeted: bool = False,
         name: str = 'lspga',
     ) -> None:
         super().__init__(model, eps, name)
@@ -64,19 +63,12 @@ class LSPGA(Attack):
             raise ValueError(f'Unknown anneal {anneal!r}; choose one of {list(ANNEALS)}.')
         if gradient not in GRADIENTS:
             raise ValueError(f'Unknown gradient {gradient!r}; choose one of {list(GRADIENTS)}.')
-        classes = self.model.num_classes
-        if targeted and restarts >= classes:
-            raise ValueError(
-                f'Got restarts={restarts} of a targeted attack on {classes} classes; each restart has a wrong class of '
-                f'its own, so at most {classes - 1}.'
-            )
         self.steps = steps
         self.step_size = step_size
         self.anneal_rate = anneal_rate
         self.anneal = anneal
         self.gradient = gradient
         self.restarts = restarts
-        self.targeted = targeted
         self._network = CodeModel(self.model)
         self._judge = tied_copy(self.model)  # a PixelModel may be training meanwhile
 
@@ -92,73 +84,33 @@ class LSPGA(Attack):
         return cls(model, eps, 100, 0.1, rate, anneal, restarts=10, name=f'lspga-strong-{anneal}')
 
     def cost(self) -> Cost:
-        """Return the budget of one image: every restart ends with one forward pass of the attacked model."""
-        return Cost(self.restarts + self.targeted, self.restarts * self.steps)
+        return Cost(self.restarts, self.restarts * self.steps)
 
-    def __call__(
-        self, levels: Tensor, labels: Tensor, generator: Generator | None = None, targets: Tensor | None = None
-    ) -> Tensor:
-        """Attack a batch, as every `Attack` does, or reach `targets`, int64 (B,) wrong classes, with a targeted one.
-
-        Without `targets` a targeted attack tries likely classes and counts any error as success.
-        """
-        if targets is not None and not self.targeted:
-            raise ValueError('Got targets for an untargeted attack; build it with targeted=True.')
-        check_images(levels)
-        return self._attack(levels, labels, generator or torch.Generator().manual_seed(0), targets)
-
-    def _attack(self, levels: Tensor, labels: Tensor, generator: Generator, targets: Tensor | None = None) -> Tensor:
-        goals = self._goals(levels, labels, targets)
-        result = levels.clone()
-        margins = torch.full((len(levels),), math.inf, device=levels.device)
-        standing = torch.arange(len(levels), device=levels.device)
-        for restart in range(self.restarts):
-            goal = goals[standing, restart % goals.shape[1]]
-            attempt = self._ascend(levels[standing], goal, generator)
-            with torch.no_grad():
-                logits = self._judge(attempt)
-            lead = margin(logits, labels[standing]) if targets is None else -margin(logits, goal)
-            better = lead < margins[standing]
-            result[standing[better]] = attempt[better]
-            margins[standing[better]] = lead[better]
-            standing = standing[margins[standing] >= 0]
+    def _attack(self, levels: Tensor, labels: Tensor, generator: Generator) -> Tensor:
+        attempts = Attempts(self._judge, levels, labels, clean=False)
+        for _ in range(self.restarts):
+            standing = attempts.standing()
             if len(standing) == 0:
                 break
-        return result
+            attempts.offer(standing, self._ascend(levels[standing], labels[standing], generator))
+        return attempts.levels
 
-    def _goals(self, levels: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
-        """Return the classes whose loss is worked on, (B, 1) or (B, restarts)."""
-        if not self.targeted:
-            return labels.unsqueeze(1)
-        if targets is not None:
-            return targets.unsqueeze(1)
-        with torch.no_grad():
-            logits = self._judge(levels).scatter(1, labels.unsqueeze(1), -math.inf)
-        return logits.argsort(dim=1, descending=True)[:, : self.restarts]
-
-    def _ascend(self, levels: Tensor, goal: Tensor, generator: Generator) -> Tensor:
+    def _ascend(self, levels: Tensor, labels: Tensor, generator: Generator) -> Tensor:
         windows = Windows(levels, self.eps)
         table = self._network.table()
         start = torch.randn((*levels.shape, windows.width), generator=generator).to(levels.device)
         logits = windows.sort(start).masked_fill_(~windows.legal, -math.inf)
-        step = -self.step_size if self.targeted else self.step_size
         for index in range(self.steps):
             temperature = self._temperature(index)
             shares = torch.softmax(logits / temperature, dim=1)
-            slope = windows.compare(self._code_gradient(windows.mix(shares, table), goal), table)
+            _, slope = self._network.gradient(windows.mix(shares, table), labels)
+            slope = windows.compare(slope, table)
             # softmax backward; exactly 0 where the share is 0, so illegal levels never move
             slope = shares * (slope - (shares * slope).sum(1, keepdim=True)) / temperature
-            logits += step * (slope.sign_() if self.gradient == 'sign' else slope)
+            logits += self.step_size * (slope.sign_() if self.gradient == 'sign' else slope)
         return windows.pick(logits.argmax(dim=1))
 
     def _temperature(self, step: int) -> float:
         if self.anneal == 'flatten':
             return self.anneal_rate ** max(step - 1, 0)
         return self.anneal_rate**-step
-
-    def _code_gradient(self, planes: Tensor, goal: Tensor) -> Tensor:
-        """Return the gradient of the summed cross-entropy with respect to the code planes."""
-        with torch.enable_grad():
-            planes.requires_grad_()
-            loss = nn.functional.cross_entropy(self._network(planes), goal, reduction='sum')
-            return torch.autograd.grad(loss, planes)[0]

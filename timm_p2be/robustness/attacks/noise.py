@@ -21,7 +21,6 @@ class Noise(Attack):
         self.draws = draws
 
     def cost(self) -> Cost:
-        """Return the clean image's query and one a draw."""
         return Cost(1 + self.draws, 0)
 
     def _attack(self, levels: Tensor, labels: Tensor, generator: Generator) -> Tensor:

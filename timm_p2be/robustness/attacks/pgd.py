@@ -29,7 +29,7 @@ class PGD(Attack):
             better to other models.
     """
 
-    algorithm, usual_steps, least_steps = 'pgd', 40, 1
+    algorithm, usual_steps = 'pgd', 40
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class PGD(Attack):
     ) -> None:
         super().__init__(model, eps, name or '')
         steps = self.usual_steps if steps is None else steps
-        check_count('steps', steps, self.least_steps)
+        check_count('steps', steps)
         check_count('restarts', restarts)
         if step_size is not None and not 0 < step_size < math.inf:
             raise ValueError(f'Got step_size={step_size!r}; it is a positive number of levels.')
@@ -71,7 +71,6 @@ class PGD(Attack):
         return f'{self.algorithm}-{self.surrogate}' + ('-margin' if self.loss == 'margin' else '')
 
     def cost(self) -> Cost:
-        """Return the most an image can cost: a gradient a step, and the judgement of the last iterate."""
         return Cost(self.restarts, self.restarts * self.steps)
 
     def _attack(self, levels: Tensor, labels: Tensor, generator: Generator) -> Tensor:

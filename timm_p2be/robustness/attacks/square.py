@@ -23,31 +23,20 @@ class Square(Attack):
 
     Args: as `Attack`, and
         queries: most an image can cost, the clean one included; at least 2.
-        batch_size: most images in one call of the model.
     """
 
     kind = 'score'
 
-    def __init__(
-        self,
-        model: nn.Module,
-        eps: int = 8,
-        queries: int = 5000,
-        batch_size: int = 512,
-        name: str = 'square',
-    ) -> None:
+    def __init__(self, model: nn.Module, eps: int = 8, queries: int = 5000, name: str = 'square') -> None:
         super().__init__(model, eps, name)
         check_count('queries', queries, least=2)
-        check_count('batch_size', batch_size)
         self.queries = queries
-        self.batch_size = batch_size
 
     def cost(self) -> Cost:
-        """Return the clean image's query, the stripes' and one a square."""
         return Cost(self.queries, 0)
 
     def _attack(self, levels: Tensor, labels: Tensor, generator: Generator) -> Tensor:
-        attempts = Attempts(self.model, levels, labels, self.batch_size)
+        attempts = Attempts(self.model, levels, labels)
         height, width = levels.shape[2:]
         squares = self.queries - 2
         standing = attempts.standing()

@@ -25,7 +25,6 @@ class Transfer(Attack):
         self.source = source
 
     def cost(self) -> Cost:
-        """Return the clean image's query of the attacked model, and the source attack's cost on its own model."""
         forwards, backwards = self.source.cost()
         return Cost(1 + forwards, backwards)
 

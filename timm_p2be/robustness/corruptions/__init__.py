@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from timm_p2be.robustness.corruptions import blur, digital, noise, weather
-from timm_p2be.robustness.corruptions.parameters import BLUR, DIGITAL, NOISE, PARAMETERS, WEATHER
+from timm_p2be.robustness.corruptions.parameters import PARAMETERS
 
 __all__ = ['CATEGORIES', 'CORRUPTIONS', 'EXTRA_CORRUPTIONS', 'SEVERITIES', 'SUITES', 'corrupt']
 
@@ -31,9 +31,8 @@ EXTRA_CORRUPTIONS = ('speckle_noise', 'gaussian_blur', 'spatter', 'saturate')  #
 
 # (uint8 image (H, W, 3), generator, keywords of parameters.py) -> values on the 0..255 scale, fractions included
 _FUNCTIONS: dict[str, Callable[..., NDArray[Any]]] = {
-    name: getattr(module, name)
-    for module, table in ((noise, NOISE), (blur, BLUR), (weather, WEATHER), (digital, DIGITAL))
-    for name in table
+    name: next(getattr(module, name) for module in (noise, blur, weather, digital) if hasattr(module, name))
+    for name in (*CORRUPTIONS, *EXTRA_CORRUPTIONS)
 }
 
 
@@ -70,7 +69,8 @@ def corrupt(
             f'Got an image that is a {got}; the suite {suite!r} has parameters for uint8 levels of shape {shape}. '
             "Resize or crop it, take another suite, or np.asarray(image.convert('RGB')) of a PIL image."
         )
-    parameters = {key: values[severity - 1] for key, values in PARAMETERS[name][suite].items()}
+    column = list(SUITES).index(suite)
+    parameters = {keyword: values[column][severity - 1] for keyword, values in PARAMETERS[name].items()}
     return _FUNCTIONS[name](image, _generator(name, severity, seed), **parameters).astype(np.uint8)
 
 

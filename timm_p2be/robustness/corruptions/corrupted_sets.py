@@ -1,19 +1,18 @@
 """What a benchmark asks of corrupted images: the same ones under several corruptions, as uint8 levels."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from timm_p2be.extras import require
 from timm_p2be.robustness.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES
-from timm_p2be.robustness.images import collate
+from timm_p2be.robustness.images import Pixels, collate
 
 Batch = tuple[Tensor, Tensor]  # uint8 levels (B, 3, H, W), int64 labels (B,)
-Images = Dataset[tuple[NDArray[np.uint8], int]]  # uint8 levels (H, W, 3) and their label
+Labeled = tuple[Pixels, int]  # uint8 levels (H, W, 3) and their label
 
 
 class CorruptedSet:
@@ -24,30 +23,25 @@ class CorruptedSet:
         severities: ascending.
         suite: 'cifar' or 'imagenet', which fixes the side of the images.
         num_classes: of the data if it is known, else None.
-        labels: (N,) int64, the same for all corruptions and severities.
     """
 
     suite: str
     num_classes: int | None = None
-    labels: NDArray[np.int64]
 
     def __init__(self, names: Iterable[str], severities: Sequence[int]) -> None:
         self.names, self.severities = tuple(names), check_severities(severities)
 
     def __len__(self) -> int:
         """Return the number of images at each severity of each corruption."""
-        return len(self.labels)
+        raise NotImplementedError
 
-    def images(self, name: str, severity: int) -> Images:
-        """Return the images of one corruption and severity."""
+    def image(self, name: str, severity: int, index: int) -> Labeled:
+        """Return one image and its label, which is the same for all corruptions and severities."""
         raise NotImplementedError
 
     def batches(self, name: str, severity: int, spans: Sequence[range], workers: int = 0) -> Iterator[Batch]:
         """Yield one batch for each range of indices; see `load_batches`."""
-        return load_batches(self.images(name, severity), spans, workers)
-
-    def prepare(self, name: str, workers: int = 0, beat: Callable[[str], None] = print) -> None:
-        """Do what must be done once, by one process, before `batches` of a corruption; `beat` is told now and then."""
+        return load_batches(partial(self.image, name, severity), spans, workers)
 
     def describe(self) -> dict[str, Any]:
         """Return what reports say of the data and what two runs must share, JSON values only."""
@@ -90,31 +84,24 @@ def check_severities(severities: Sequence[int]) -> tuple[int, ...]:
 
 
 def spans_of(count: int, batch_size: int) -> list[range]:
-    """Return 0..count-1 cut into ranges of `batch_size`, the last one shorter.
-
-    Example:
-        >>> spans_of(5, 2)
-        [range(0, 2), range(2, 4), range(4, 5)]
-    """
+    """Return 0..count-1 cut into ranges of `batch_size`, the last one shorter."""
     return [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
 
 
-class Rows(Dataset[tuple[NDArray[np.uint8], int]]):
-    """Images of an array (rows, H, W, 3), from row `start` on."""
+class _ByIndex(Dataset[Labeled]):
+    def __init__(self, image: Callable[[int], Labeled]) -> None:
+        self.image = image
 
-    def __init__(self, array: NDArray[np.uint8], labels: NDArray[np.int64], start: int) -> None:
-        self.array, self.labels, self.start = array, labels, start
-
-    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
-        return self.array[self.start + index], int(self.labels[index])
+    def __getitem__(self, index: int) -> Labeled:
+        return self.image(index)
 
 
-def load_batches(images: Images, spans: Sequence[range], workers: int) -> Iterator[Batch]:
-    """Yield one batch for each range of indices, read by `workers` processes (0: by this one, as `Rows` always are)."""
+def load_batches(image: Callable[[int], Labeled], spans: Sequence[range], workers: int) -> Iterator[Batch]:
+    """Yield one batch of images for each range of indices, made by `workers` processes (0: by this one)."""
     loader = DataLoader(
-        images,
+        _ByIndex(image),
         batch_sampler=[list(span) for span in spans],
-        num_workers=0 if isinstance(images, Rows) else min(workers, len(spans)),
+        num_workers=min(workers, len(spans)),
         worker_init_fn=_one_thread,
         collate_fn=collate,
     )

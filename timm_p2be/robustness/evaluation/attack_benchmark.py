@@ -17,7 +17,7 @@ from torch import nn
 from timm_p2be.checkpoints import weights_sha256
 from timm_p2be.robustness.attacks.attack import Attack
 from timm_p2be.robustness.attacks.judge import Bits, BrokenAttackError, attack_batch, is_correct, seeded
-from timm_p2be.robustness.evaluation.attack_results import AttackResults
+from timm_p2be.robustness.evaluation.attack_results import PARTS, AttackResults
 from timm_p2be.robustness.evaluation.predictions import check_labels
 from timm_p2be.robustness.evaluation.runner import Runner, runner
 from timm_p2be.robustness.images import ImageSet, as_batch
@@ -50,17 +50,13 @@ def benchmark_attacks(
         model: judged in evaluation mode; the attacks hold whatever model they attack.
         data: clean images; `alone` and `worst_case` are cut to their number.
         attacks: cheapest first, with unique names.
-        eps: bound in levels, 1 to 255; no attack may have a larger one.
-        alone: images that every attack faces, at least 1.
-        worst_case: images of the worst case; 0 leaves it out.
-        batch_size: images attacked at once.
+        eps: bound in levels; no attack may have a larger one.
+        worst_case: 0 leaves it out.
         probed: images that the probes of `attack_probes` will look at.
         output: folder of `<model>.attacks.json`, written after every batch; a run of the same configuration resumes
-            from it. None keeps everything in memory.
-        overwrite: drop an earlier result instead of resuming.
+            from it unless told to `overwrite`. None keeps everything in memory.
         save_images: also write the images that fell in the worst case, as `<model>.images/<attack>-<first>.safetensors`
             with `images` uint8 (N, 3, H, W), `indices` and `labels` int64 (N,).
-        show: print progress and one line per attack on stderr.
 
     Raises:
         BrokenAttackError: an attack broke its contract or changed the model.
@@ -76,12 +72,13 @@ def benchmark_attacks(
         run.progress.expect(results.work_left())
         for attack in attacks:
             work = partial(_attack, model, data, attack, results, run)
-            for indices, (success, seconds) in run.results(results.left_alone(attack.name), work):
-                results.add_alone(attack.name, success, seconds)
-                _show(model, attack, results, run, indices)
-            for indices, (success, seconds) in run.results(results.left_standing(attack.name), work):
-                results.add_standing(attack.name, indices, success, seconds)
-                _show(model, attack, results, run, indices)
+            for part in PARTS:
+                for indices, (success, seconds) in run.results(results.left(part, attack.name), work):
+                    results.add(part, attack.name, indices, success, seconds)
+                    # images that fell meanwhile need no more work
+                    done = results.work(attack.name, len(indices))
+                    run.progress.expect(done + results.work_left())
+                    run.progress.step(done, f'{model.name} {attack.name}, {int(results.standing().sum())} stand')
             if weights_sha256(model.model.state_dict()) != results.content['model']['weights_sha256']:
                 raise BrokenAttackError(f'Attack {attack.name!r} changed the weights or buffers of {model.name}.')
             run.progress.say(f'{model.name}: {results.line(attack.name)}')
@@ -120,10 +117,3 @@ def _attack(
         found['indices'] = labels.new_tensor([indices[i] for i in felled])
         save_file(found, folder / f'{attack.name}-{indices[0]:06d}.safetensors')
     return fell, seconds
-
-
-def _show(model: PixelModel, attack: Attack, results: AttackResults, run: Runner, indices: list[int]) -> None:
-    """Show progress; images that fell meanwhile need no more work."""
-    work = results.work(attack.name, len(indices))
-    run.progress.expect(work + results.work_left())
-    run.progress.step(work, f'{model.name} {attack.name}, {int(results.standing().sum())} stand')

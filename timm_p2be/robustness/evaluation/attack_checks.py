@@ -62,11 +62,10 @@ class Evidence(NamedTuple):
         """Return the attack of some kinds that felled most."""
         return max(self.of(kinds), key=lambda outcome: int(outcome.felled.sum()), default=None)
 
-    def lowest(self, axis: str) -> list[tuple[int, dict[str, Any]]]:
-        """Return, for each x that all curves have, the point of the attack that left the fewest images."""
-        series = [{point['x']: point for point in curve[axis]} for curve in self.probes.get('curves', {}).values()]
-        shared = set.intersection(*(set(points) for points in series)) if series else set()
-        return [(x, min((points[x] for points in series), key=lambda point: point['number'])) for x in sorted(shared)]
+    def lowest(self, axis: str) -> list[dict[str, Any]]:
+        """Return, for each x of the curves, the point of the attack that left the fewest images."""
+        curves = [curve[axis] for curve in self.probes.get('curves', {}).values()]
+        return [min(points, key=lambda point: point['number']) for points in zip(*curves, strict=True)]
 
 
 Finding = tuple[bool | None, str]  # whether it holds, None if nothing can be said; what was measured
@@ -131,11 +130,10 @@ def _bound(evidence: Evidence) -> Finding:
     points = evidence.lowest('eps')
     if len(points) < 2:
         return None, 'needs the curve over the bound'
-    count = max(point['count'] for _, point in points)
-    rises = [now['number'] - before['number'] for (_, before), (_, now) in pairwise(points)]
-    text = ', '.join(f'eps {x}: {point["accuracy"]:.0%}' for x, point in points) + ' stand'
-    last, end = points[-1]
-    return max(rises) <= max(1, PLATEAU * count) and (last < 255 or end['number'] == 0), text
+    rises = [now['number'] - before['number'] for before, now in pairwise(points)]
+    text = ', '.join(f'eps {point["x"]}: {point["accuracy"]:.0%}' for point in points) + ' stand'
+    last = points[-1]
+    return max(rises) <= max(1, PLATEAU * last['count']) and (last['x'] < 255 or last['number'] == 0), text
 
 
 @_check(
@@ -147,8 +145,8 @@ def _steps(evidence: Evidence) -> Finding:
     points = evidence.lowest('steps')
     if len(points) < 2:
         return None, 'needs the curve over the steps'
-    (before, earlier), (now, last) = points[-2:]
-    text = f'{earlier["accuracy"]:.1%} stand after {before} steps, {last["accuracy"]:.1%} after {now}'
+    earlier, last = points[-2:]
+    text = f'{earlier["accuracy"]:.1%} stand after {earlier["x"]} steps, {last["accuracy"]:.1%} after {last["x"]}'
     enough = earlier['number'] - last['number'] <= max(1, PLATEAU * last['count'])
     return enough, f'{text} ({last["count"]} images).'
 
@@ -220,16 +218,12 @@ def suspected(checks: Sequence[Check]) -> bool:
 
 
 def _outcomes(content: Mapping[str, Any]) -> list[Outcome]:
-    """Return the finished attacks, each on the clean images of the subset that the model gets right."""
-    if not content['clean']:
-        return []
+    """Return the attacks, each on the clean images of the subset that the model gets right."""
     alone, worst_case = content['settings']['alone'], content['settings']['worst_case']
     correct = unpack_bits(content['clean']['correct'], max(alone, worst_case))[:alone]
-    entries = [(attack, content['alone'].get(attack['name'], {})) for attack in content['attacks']]
     return [
-        Outcome(attack['name'], attack['kind'], unpack_bits(entry['success'], alone)[correct])
-        for attack, entry in entries
-        if 'accuracy' in entry
+        Outcome(x['name'], x['kind'], unpack_bits(content['alone'][x['name']]['success'], alone)[correct])
+        for x in content['attacks']
     ]
 
 

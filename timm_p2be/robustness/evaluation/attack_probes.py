@@ -1,6 +1,6 @@
 """Measurements that tell a robust model from one on which attacks merely fail: gradients, curves, binarization."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from timm_p2be.robustness.attacks.judge import Bits, attack_batch, is_correct, seeded
+from timm_p2be.robustness.attacks.surrogates import attack_view, surrogates_for
 from timm_p2be.robustness.evaluation.attack_results import AttackResults
 from timm_p2be.robustness.evaluation.attack_suite import Variant
 from timm_p2be.robustness.evaluation.binarization import RANDOM, BinarizationTrial, binarize
@@ -24,18 +25,14 @@ CURVE_STEPS = 40  # of the curve over the bound
 BINARIZATION_STEPS = 100
 
 
-def probe_gradients(
-    model: PixelModel, data: ImageSet, results: AttackResults, views: Mapping[str, Callable[[], nn.Module]]
-) -> None:
-    """Add `content['probes']['gradients']`: for each surrogate, the `gradient_shares`.
-
-    The values of `views` build models on float images in [0, 1], whose gradient is looked at.
-    """
+def probe_gradients(model: PixelModel, data: ImageSet, results: AttackResults) -> None:
+    """Add `content['probes']['gradients']`: for each surrogate of the model, the `gradient_shares`."""
     gradients = _probes(results).setdefault('gradients', {})
-    for name, build in views.items():
-        if name not in gradients:
+    for surrogate in surrogates_for(model):
+        if surrogate not in gradients:
             levels, labels = as_batch(data, range(results.probed))
-            gradients[name] = gradient_shares(build(), levels.to(model.device), labels.to(model.device))
+            view = attack_view(model, surrogate)
+            gradients[surrogate] = gradient_shares(view, levels.to(model.device), labels.to(model.device))
             results.write()
 
 
@@ -119,9 +116,8 @@ def probe_binarization(
 
 
 def strongest(content: dict[str, Any], names: Sequence[str]) -> str | None:
-    """Return which of the attacks left the fewest images alone, the first of equals; None if none of them ran."""
-    ran = [name for name in names if 'accuracy' in content['alone'].get(name, {})]
-    return min(ran, key=lambda name: content['alone'][name]['accuracy'], default=None)
+    """Return which of the attacks left the fewest images alone, the first of equals; None if there are no names."""
+    return min(names, key=lambda name: content['alone'][name]['accuracy'], default=None)
 
 
 def _probes(results: AttackResults) -> dict[str, Any]:

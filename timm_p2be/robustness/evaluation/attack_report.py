@@ -3,9 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from timm_p2be.robustness.evaluation.attack_checks import run_checks, suspected, verdict
-from timm_p2be.robustness.evaluation.figures import Curves
-from timm_p2be.robustness.evaluation.report import Report, Section, Table, surroundings
+from timm_p2be.robustness.evaluation.attack_checks import Check, run_checks, suspected, verdict
+from timm_p2be.robustness.evaluation.report import Curves, Report, Section, Table, surroundings
 
 Content = Mapping[str, Any]
 
@@ -21,19 +20,18 @@ _LIMITS = (
 
 
 def attack_report(contents: Sequence[Content]) -> Report:
-    """Return one report of all models; the contents of their result files may be incomplete."""
+    """Return one report of all models, from the contents of their finished result files."""
     sections = [Section('Summary', table=_summary(contents))]
     for content in contents:
-        name, notes = content['model']['name'], [verdict(run_checks(content)), *warnings(content)]
-        sections.append(Section(name, notes=notes, texts=[threat_model(content)]))
-        sections += [Section(f'{name}: attacks', 3, table=_attacks(content))]
-        sections += [Section(f'{name}: checks', 3, table=_checks(content))]
+        name, checks = content['model']['name'], run_checks(content)
         sections += [
-            Section(
-                f'{name}: images that stand, in %, over {curves.x_label}', 3, table=_points(curves), figures=[curves]
-            )
-            for curves in _curves(content)
+            Section(name, notes=[verdict(checks), *warnings(content)], texts=[threat_model(content)]),
+            Section(f'{name}: attacks', 3, table=_attacks(content)),
+            Section(f'{name}: checks', 3, table=_checks(checks)),
         ]
+        for curves in _curves(content):
+            heading = f'{name}: images that stand, in %, over {curves.x_label}'
+            sections.append(Section(heading, 3, table=_points(curves), figures=[curves]))
         sections.append(Section(f'{name}: settings', 3, table=_settings(content)))
     return Report('Adversarial robustness', [*sections, Section('Limits', texts=_LIMITS)])
 
@@ -48,29 +46,23 @@ def threat_model(content: Content) -> str:
     )
 
 
-def warnings(content: Content) -> list[str]:
-    """Return what a reader of the figures must know."""
-    found = []
-    done, total = sum('accuracy' in entry for entry in content['alone'].values()), len(content['attacks'])
-    worst = content['worst_case']
-    if done < total or (worst and not worst.get('complete')):
-        found.append(f'Not finished: {done} of {total} attacks ran alone. Run the same command to go on.')
-    if not worst:
-        found.append('The worst case over all attacks was not measured.')
+def warnings(content: Content) -> Iterator[str]:
+    """Yield what a reader of the figures must know."""
+    if not content['worst_case']:
+        yield 'The worst case over all attacks was not measured.'
     elif content['settings']['worst_case'] < 1000:
-        found.append(f'The worst case covers {content["settings"]["worst_case"]} images; 1,000 are usual.')
+        yield f'The worst case covers {content["settings"]["worst_case"]} images; 1,000 are usual.'
     if not {'score', 'decision'} & {attack['kind'] for attack in content['attacks']}:
-        found.append('No attack by queries alone was run; they do not depend on gradients that may mislead.')
-    return found
+        yield 'No attack by queries alone was run; they do not depend on gradients that may mislead.'
 
 
 def _summary(contents: Sequence[Content]) -> Table:
     header = ['model', 'encoding', 'eps', 'clean', 'worst case', '95 % interval', 'images', 'gradient masking']
     rows = []
     for content in contents:
-        model, worst, clean = content['model'], content['worst_case'], content['clean'] or {}
+        model, worst, clean = content['model'], content['worst_case'], content['clean']
         row = [model['name'], model['encoding'], content['settings']['eps']]
-        row += [_share(clean.get('worst_case') or clean.get('alone')), _share(worst), _interval(worst)]
+        row += [_share(clean.get('worst_case', clean['alone'])), _share(worst), _interval(worst)]
         row += [worst.get('count', '-'), 'suspected' if suspected(run_checks(content)) else 'no sign']
         rows.append([str(cell) for cell in row])
     return Table(header, rows)
@@ -80,12 +72,12 @@ def _attacks(content: Content) -> Table:
     settings, worst = content['settings'], content['worst_case']
     alone = f'stand alone (first {settings["alone"]})'
     header = ['attack', 'kind', alone, '95 % interval', 'felled in the worst case', 'seconds', 'budget']
-    clean = (content['clean'] or {}).get('alone')
+    clean = content['clean']['alone']
     rows = [['none', 'clean', _share(clean), _interval(clean), '-', '-', '1 + 0']]
     for attack in content['attacks']:
-        entry = content['alone'].get(attack['name'], {})
+        entry = content['alone'][attack['name']]
         new = worst.get('attacks', {}).get(attack['name'], {})
-        seconds = entry.get('seconds', 0.0) + new.get('seconds', 0.0)
+        seconds = entry['seconds'] + new.get('seconds', 0.0)
         felled = f'{new["number"]} of {new["faced"]}' if new else '-'
         budget = f'{attack["forwards"]} + {attack["backwards"]}'
         rows.append([attack['name'], attack['kind'], _share(entry), _interval(entry), felled, f'{seconds:.1f}', budget])
@@ -95,27 +87,21 @@ def _attacks(content: Content) -> Table:
     return Table(header, rows)
 
 
-def _checks(content: Content) -> Table:
-    rows = [[check.name, check.result, check.figure, check.explanation] for check in run_checks(content)]
+def _checks(checks: Sequence[Check]) -> Table:
+    rows = [[check.name, check.result, check.figure, check.explanation] for check in checks]
     return Table(['check', 'result', 'measured', 'why it matters'], rows)
 
 
 def _curves(content: Content) -> Iterator[Curves]:
-    for axis, label in (('eps', 'eps in levels'), ('steps', 'steps')):
-        curves = content.get('probes', {}).get('curves', {})
+    curves = content.get('probes', {}).get('curves', {})
+    for axis, label in (('eps', 'eps in levels'), ('steps', 'steps')) if curves else ():
         series = {name: [(p['x'], 100 * p['accuracy']) for p in curve[axis]] for name, curve in curves.items()}
-        series = {name: points for name, points in series.items() if points}
-        if series:
-            yield Curves(content['model']['name'], series, label, 'images that stand, in %', log=True)
+        yield Curves(content['model']['name'], series, label, 'images that stand, in %', log=True)
 
 
 def _points(curves: Curves) -> Table:
-    xs = sorted({x for points in curves.series.values() for x, _ in points})
-    rows = [
-        [name, *(f'{dict(points)[x]:.1f}' if x in dict(points) else '-' for x in xs)]
-        for name, points in curves.series.items()
-    ]
-    return Table([curves.x_label, *(f'{x:g}' for x in xs)], rows)
+    rows = [[name, *(f'{standing:.1f}' for _, standing in points)] for name, points in curves.series.items()]
+    return Table([curves.x_label, *(f'{x:g}' for x, _ in next(iter(curves.series.values())))], rows)
 
 
 def _settings(content: Content) -> Table:
@@ -137,9 +123,9 @@ def _settings(content: Content) -> Table:
     return Table(['setting', 'value'], [[*row] for row in rows.items()])
 
 
-def _share(entry: Content | None) -> str:
-    return f'{100 * entry["accuracy"]:.1f} %' if entry and 'accuracy' in entry else '-'
+def _share(entry: Content) -> str:
+    return f'{100 * entry["accuracy"]:.1f} %' if entry else '-'
 
 
-def _interval(entry: Content | None) -> str:
-    return f'{100 * entry["low"]:.1f} to {100 * entry["high"]:.1f} %' if entry and 'low' in entry else '-'
+def _interval(entry: Content) -> str:
+    return f'{100 * entry["low"]:.1f} to {100 * entry["high"]:.1f} %' if entry else '-'

@@ -1,5 +1,6 @@
 """The result file of an attack benchmark, MODEL.attacks.json: what has been done, what it says, and what is left."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from timm_p2be.robustness.evaluation.results import Bits, ResultFile, pack_bits,
 from timm_p2be.robustness.images import ImageSet
 from timm_p2be.robustness.pixel_model import PixelModel
 
+_BITS = {'alone': 'success', 'worst_case': 'felled'}  # where attacks run -> what their bits are called
+PARTS = tuple(_BITS)
 BACKWARD = 3  # about as many passes forward as one pass forward and backward costs
 
 
@@ -62,7 +65,7 @@ class AttackResults(ResultFile):
             'data': data.describe(),
         }
         worst = {'subset': f'first {settings["worst_case"]} images', 'attacks': {}} if settings['worst_case'] else {}
-        path = folder / f'{file_stem(model.name)}.attacks.json' if folder is not None else None
+        path = folder / (re.sub(r'[^\w.-]', '_', model.name) + '.attacks.json') if folder is not None else None
         results = cls.open(path, configuration, {'clean': None, 'alone': {}, 'worst_case': worst}, overwrite)
         if overwrite and results.image_folder is not None:
             for file in results.image_folder.glob('*.safetensors'):
@@ -87,29 +90,11 @@ class AttackResults(ResultFile):
             self.content['clean']['worst_case'] = proportion(correct[: self.worst_case])
         self.write()
 
-    def success(self, name: str) -> Bits:
-        """Return (alone,) bits: what attack `name` alone achieved so far."""
-        entry = self.content['alone'].get(name)
-        return unpack_bits(entry['success'], self.alone) if entry else np.zeros(self.alone, bool)
-
-    def left_alone(self, name: str) -> list[list[int]]:
-        """Return the batches of images that the attack alone has not faced yet."""
-        return self._batches(range(self._done('alone', name), self.alone))
-
-    def add_alone(self, name: str, success: Bits, seconds: float) -> None:
-        """Add a batch of the attack alone."""
-        bits = self.success(name)
-        entry = self.content['alone'].setdefault(name, {'done': 0, 'seconds': 0.0})
-        bits[entry['done'] : entry['done'] + len(success)] = success
-        entry.update(done=entry['done'] + len(success), seconds=entry['seconds'] + seconds, success=pack_bits(bits))
-        if entry['done'] == self.alone:
-            entry.update(proportion(self.clean[: self.alone] & ~bits))
-        self.write()
-
-    def felled(self, name: str) -> Bits:
-        """Return (worst_case,) bits: images that fell first to attack `name`."""
-        entry = self.content['worst_case'].get('attacks', {}).get(name)
-        return unpack_bits(entry['felled'], self.worst_case) if entry else np.zeros(self.worst_case, bool)
+    def bits(self, part: str, name: str) -> Bits:
+        """Return what attack `name` has felled so far: alone, (alone,), or first in the worst case, (worst_case,)."""
+        count = self.alone if part == 'alone' else self.worst_case
+        entry = self._entries(part).get(name)
+        return unpack_bits(entry[_BITS[part]], count) if entry else np.zeros(count, bool)
 
     def standing(self, before: str | None = None) -> Bits:
         """Return (worst_case,) bits: images that stand now, or that stood before attack `before`."""
@@ -117,27 +102,26 @@ class AttackResults(ResultFile):
         for name in self._work:
             if name == before:
                 break
-            standing &= ~self.felled(name)
+            standing &= ~self.bits('worst_case', name)
         return standing
 
-    def left_standing(self, name: str) -> list[list[int]]:
-        """Return the batches of images that the attack has to face in the worst case; takes over what it did alone."""
-        if not self.worst_case:
-            return []
-        entries = self.content['worst_case']['attacks']
-        if name not in entries:
+    def left(self, part: str, name: str) -> list[list[int]]:
+        """Return the batches of images that the attack has to face yet; the worst case takes over what it did alone."""
+        if part == 'worst_case' and self.worst_case and name not in self._entries(part):
             standing, both = self.standing(name), min(self.alone, self.worst_case)
             felled = np.zeros(self.worst_case, bool)
-            felled[:both] = self.success(name)[:both] & standing[:both]
-            entries[name] = {'faced': int(standing.sum()), 'taken_over': int(standing[:both].sum()), 'done': 0}
-            self._add(name, felled, 0, 0.0)
-        return self._batches(self._to_face(name)[entries[name]['done'] :])
+            felled[:both] = self.bits('alone', name)[:both] & standing[:both]
+            faced, taken_over = int(standing.sum()), int(standing[:both].sum())
+            self._store(part, name, {'faced': faced, 'taken_over': taken_over, 'done': 0, 'seconds': 0.0}, felled)
+        indices = self._to_face(part, name)[self._done(part, name) :]
+        return [indices[start : start + self.batch_size] for start in range(0, len(indices), self.batch_size)]
 
-    def add_standing(self, name: str, indices: list[int], success: Bits, seconds: float) -> None:
-        """Add a batch of the attack in the worst case."""
-        bits = self.felled(name)
+    def add(self, part: str, name: str, indices: list[int], success: Bits, seconds: float) -> None:
+        """Add a batch of an attack, of the images `indices`."""
+        bits, entry = self.bits(part, name), self._entries(part).get(name, {'done': 0, 'seconds': 0.0})
         bits[indices] = success
-        self._add(name, bits, len(indices), seconds)
+        entry.update(done=entry['done'] + len(indices), seconds=entry['seconds'] + seconds)
+        self._store(part, name, entry, bits)
 
     def line(self, name: str) -> str:
         """Return one line of what attack `name` achieved."""
@@ -156,42 +140,35 @@ class AttackResults(ResultFile):
     def work_left(self) -> int:
         """Return at most how much is left, in passes forward: nobody knows yet who will fall."""
         return sum(
-            self.work(name, self.alone - self._done('alone', name))
-            + self.work(name, len(self._to_face(name)) - self._done('worst_case', name))
+            self.work(name, len(self._to_face(part, name)) - self._done(part, name))
             for name in self._work
+            for part in PARTS
         )
 
+    def _entries(self, part: str) -> dict[str, Any]:
+        return self.content['alone'] if part == 'alone' else self.content['worst_case'].get('attacks', {})
+
     def _done(self, part: str, name: str) -> int:
-        entries = self.content[part] if part == 'alone' else self.content[part].get('attacks', {})
-        return entries.get(name, {'done': 0})['done']
+        return self._entries(part).get(name, {'done': 0})['done']
 
-    def _batches(self, indices: Sequence[int]) -> list[list[int]]:
-        return [list(indices[start : start + self.batch_size]) for start in range(0, len(indices), self.batch_size)]
-
-    def _to_face(self, name: str) -> list[int]:
-        """Return the images of the worst case that attack `name` has to attack: standing, and not in the subset."""
+    def _to_face(self, part: str, name: str) -> list[int]:
+        """Return the images that an attack faces: alone all; in the worst case those that stand and are not in both."""
+        if part == 'alone':
+            return list(range(self.alone))
         return [int(index) for index in np.flatnonzero(self.standing(name)) if index >= self.alone]
 
-    def _add(self, name: str, felled: Bits, done: int, seconds: float) -> None:
+    def _store(self, part: str, name: str, entry: dict[str, Any], bits: Bits) -> None:
         """Store what attack `name` has felled, and count what stands."""
-        worst = self.content['worst_case']
-        entry = worst['attacks'][name]
-        entry.update(done=entry['done'] + done, seconds=entry.get('seconds', 0.0) + seconds)
-        entry.update(felled=pack_bits(felled), number=int(felled.sum()))
-        standing, last = self.standing(), list(self._work)[-1]
-        worst.update(standing=pack_bits(standing), **proportion(standing))
-        worst['complete'] = last in worst['attacks'] and self._done('worst_case', last) == len(self._to_face(last))
+        self._entries(part)[name] = entry
+        entry[_BITS[part]] = pack_bits(bits)
+        if part == 'worst_case':
+            entry['number'] = int(bits.sum())
+            worst, standing, last = self.content[part], self.standing(), list(self._work)[-1]
+            worst.update(standing=pack_bits(standing), **proportion(standing))
+            worst['complete'] = last in worst['attacks'] and self._done(part, last) == len(self._to_face(part, last))
+        elif entry['done'] == self.alone:
+            entry.update(proportion(self.clean[: self.alone] & ~bits))
         self.write()
-
-
-def file_stem(name: str) -> str:
-    """Return a model's name as part of a file name.
-
-    Example:
-        >>> file_stem('ours:seed/1')
-        'ours_seed_1'
-    """
-    return ''.join(letter if letter.isalnum() or letter in '.-_' else '_' for letter in name)
 
 
 def _check(settings: dict[str, Any], attacks: Sequence[Attack]) -> None:

@@ -1,7 +1,12 @@
-"""Which attacks a benchmark runs, cheapest first, and what they are called."""
+"""Which attacks a benchmark runs, cheapest first, what they are called, and what they will cost."""
 
+import timeit
 from collections.abc import Callable, Sequence
 from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
 
 from timm_p2be.robustness.attacks.apgd import APGD
 from timm_p2be.robustness.attacks.attack import Attack
@@ -97,3 +102,38 @@ def variant(name: str) -> Variant | None:
 def _lspga(model: PixelModel, eps: int, steps: int) -> Attack:
     share = min(1.0, 7 / steps)
     return LSPGA(model, eps, steps, step_size=share, anneal_rate=1.2**share, name='lspga-official')
+
+
+def measure_speed(model: PixelModel, levels: Tensor) -> tuple[float, float]:
+    """Return seconds an image of a pass forward, and of one with gradient, of uint8 images (B, 3, H, W)."""
+    levels = levels.to(model.device)
+    # backward to the weights, since levels of codes have no gradient
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+
+    def forward() -> None:
+        with torch.no_grad():
+            model(levels)
+
+    def backward() -> None:
+        torch.autograd.grad(model(levels).sum(), weights, allow_unused=True)
+
+    seconds, with_gradient = (min(timeit.repeat(run, number=1, repeat=4)) for run in (forward, backward))
+    return seconds / len(levels), with_gradient / len(levels)
+
+
+def budget(attacks: Sequence[Attack], images: int, speed: tuple[float, float]) -> str:
+    """Return the budget of a benchmark, one line an attack, and the time it takes at most.
+
+    Nobody knows before how many of the `images`, those of the larger set, fall early and cost less.
+    """
+    lines, total = [], 0.0
+    for attack in attacks:
+        forwards, backwards = attack.cost()
+        seconds = images * (forwards * speed[0] + backwards * speed[1])
+        total += seconds
+        lines.append(
+            f'  {attack.name:28} {attack.kind:10} {forwards:7,} passes, {backwards:6,} with gradient per image  '
+            f'{tqdm.format_interval(seconds):>10}'
+        )
+    lines.append(f'  {images} images, at most {tqdm.format_interval(total)} ([h:]min:s), much less if they fall early')
+    return '\n'.join(lines)

@@ -18,6 +18,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from timm_p2be.robustness.attacks.attack import Attack
+from timm_p2be.robustness.attacks.attempts import shift, signs
 from timm_p2be.robustness.attacks.judge import attack_batch
 from timm_p2be.robustness.pixel_model import PixelModel, tied_copy
 
@@ -45,52 +46,39 @@ def binarize(
     points: int = INNER,
     draws: int = RANDOM,
 ) -> BinarizationTrial:
-    """Build the two-class problem of one image and let an attack and a random search solve it.
+    """Build the two-class problem of one uint8 image (3, H, W) and let an attack and a random search solve it.
 
     Args:
         model: whose features are classified; unchanged. Its last layer is linear.
-        image: uint8 (3, H, W) clean image.
-        make_attack: builds the attack on a model of two classes.
         eps: bound in levels, 2 to 255.
         points, draws: inner points besides the clean image, and corners that the random search tries.
     """
     if not 2 <= eps <= 255:
         raise ValueError(f'Got eps={eps}; points inside the bound need 2 to 255 levels.')
-    inner = torch.cat([image[None], _perturb(image, _inside(eps, points, image.shape, generator))])
-    corner = _perturb(image, _corners(eps, 1, image.shape, generator))
+    inner = torch.cat([image[None], shift(image, _inside(eps, points, image.shape, generator))])
+    corner = shift(image, eps * signs((1, *image.shape), generator))
     readout = _separate(_features(model, inner), _features(model, corner))
     if readout is None:
         return BinarizationTrial(False, False, False)
     binary = _with_readout(model, *readout)
     if not _is_corner(binary, corner).all() or _is_corner(binary, inner).any():  # rounding in the network
         return BinarizationTrial(False, False, False)
-    random = _perturb(image, _corners(eps, draws, image.shape, generator))
+    random = shift(image, eps * signs((draws, *image.shape), generator))
     attack = make_attack(binary)
     _, success = attack_batch(binary, attack, image[None], torch.zeros(1, dtype=torch.int64), eps, generator)
     return BinarizationTrial(True, bool(success[0]), bool(_is_corner(binary, random).any()))
 
 
-class _Penultimate(nn.Module):
-    """A timm classifier up to the input of its last layer, which `PixelModel` can wrap like the classifier itself."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.num_classes = 2  # of the classifier to come
-        self.pretrained_cfg = getattr(model, 'pretrained_cfg', None)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the (B, D) features."""
-        features = self.model.forward_features(images)  # type: ignore[operator]
-        return self.model.forward_head(features, pre_logits=True)  # type: ignore[operator]
-
-
 @torch.no_grad()
 def _features(model: PixelModel, levels: Tensor) -> Tensor:
-    """Return the features of uint8 images, float64 (B, D) on the CPU; the model's own normalization applies."""
-    penultimate = PixelModel(_Penultimate(model.model), model.mean, model.std).to(model.device)
-    batches = [penultimate(batch.to(model.device)).cpu().double() for batch in levels.split(_BATCH)]
-    return torch.cat(batches)
+    """Return what uint8 images make of the input of the last layer, float64 (B, D) on the CPU."""
+    seen: list[Tensor] = []
+    layer = model.model.get_classifier()  # type: ignore[operator]
+    hook = layer.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0].flatten(1).cpu().double()))
+    for batch in levels.split(_BATCH):
+        model(batch.to(model.device))
+    hook.remove()
+    return torch.cat(seen)
 
 
 def _separate(inner: Tensor, corner: Tensor) -> tuple[Tensor, float] | None:
@@ -132,13 +120,5 @@ def _inside(eps: int, count: int, shape: torch.Size, generator: Generator) -> Te
     """Return changes within half the bound, every second one at the corners of that half."""
     half = eps // 2
     changes = torch.randint(-half, half + 1, (count, *shape), generator=generator, dtype=torch.int16)
-    changes[::2] = _corners(half, len(changes[::2]), shape, generator)
+    changes[::2] = half * signs(changes[::2].shape, generator)
     return changes
-
-
-def _corners(eps: int, count: int, shape: torch.Size, generator: Generator) -> Tensor:
-    return eps * (2 * torch.randint(0, 2, (count, *shape), generator=generator, dtype=torch.int16) - 1)
-
-
-def _perturb(image: Tensor, changes: Tensor) -> Tensor:
-    return (image.cpu().to(torch.int16) + changes).clamp(0, 255).to(torch.uint8)

@@ -1,20 +1,54 @@
 """Measures models under common corruptions: every model sees the same images, every figure is kept, runs resume."""
 
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from timm_p2be.robustness.corruptions import SUITES
 from timm_p2be.robustness.corruptions.corrupted_sets import Batch, CorruptedSet, load_batches, spans_of
-from timm_p2be.robustness.evaluation.corruption_results import CLEAN, CorruptionResults, figures_of
+from timm_p2be.robustness.evaluation.corruption_metrics import calibration_gaps, summarize
 from timm_p2be.robustness.evaluation.predictions import Judge, Outcome, check_size
+from timm_p2be.robustness.evaluation.results import Bits, ResultFile, pack_bits
 from timm_p2be.robustness.evaluation.runner import Runner, runner
 from timm_p2be.robustness.images import ImageSet
 from timm_p2be.robustness.pixel_model import PixelModel, as_pixel_model
+
+CLEAN = 'clean'  # where a corruption is named: none
+
+
+class CorruptionResults(ResultFile):
+    """What several models made of the same images; all methods that add to it bring the summary up to date."""
+
+    kind = 'corruptions'
+
+    def is_done(self, name: str, severity: int) -> bool:
+        """Return whether all models have figures of one set."""
+        results = self.content['results']
+        if name == CLEAN:
+            return bool(self.content['clean'])
+        return bool(results) and all(str(severity) in model.get(name, {}) for model in results.values())
+
+    def add(self, name: str, severity: int, figures: Mapping[str, Any]) -> None:
+        """Add the figures of one set, model by model."""
+        content, config = self.content, self.content['config']
+        for model, found in figures.items():
+            if name == CLEAN:
+                content['clean'][model] = found
+            else:
+                content['results'].setdefault(model, {}).setdefault(name, {})[str(severity)] = found
+        for model, corruptions in content['results'].items():
+            errors = {
+                name: {int(severity): found['error'] for severity, found in severities.items()}
+                for name, severities in corruptions.items()
+            }
+            eces = [found['ece'] for severities in corruptions.values() for found in severities.values()]
+            content['summary'][model] = summarize(errors) | {'mean_ece': sum(eces) / len(eces)}
+            content['complete'] = len(eces) == len(config['corruptions']) * len(config['severities'])
+        self.write()
 
 
 def benchmark_corruptions(
@@ -35,14 +69,10 @@ def benchmark_corruptions(
 
     Args:
         models: timm models, or as `PixelModel` with unique names.
-        data: corrupted images.
         clean: the same images without corruption, for the clean error; None leaves it out.
         batch_size: images at a time; halved for a model that runs out of memory.
-        workers: processes that read or corrupt images.
         output: JSON file of the results; None keeps them in memory.
-        overwrite: start afresh even if there are results.
         amp_dtype: torch.bfloat16 or torch.float16 for autocast; None computes in float32.
-        show: print progress.
 
     Returns:
         The content of the file, as docs/protocol.md describes.
@@ -74,20 +104,11 @@ def benchmark_corruptions(
         judge = Judge(amp_dtype, run.progress.say)
         for name, severity in jobs:
             if name == CLEAN and clean is not None:
-                batches = load_batches(clean, spans[name], workers)
+                batches = load_batches(clean.__getitem__, spans[name], workers)
             else:
-                _prepare(data, name, workers, run)
                 batches = data.batches(name, severity, spans[name], workers)
             results.add(name, severity, _measure(wrapped, batches, f'{name} {severity or ""}', judge, run))
     return results.content
-
-
-def _prepare(data: CorruptedSet, name: str, workers: int, run: Runner) -> None:
-    beat = partial(run.progress.step, 0)
-    if run.ranks.first:
-        data.prepare(name, workers, beat)
-    run.ranks.wait()
-    data.prepare(name, workers, beat)  # on the other ranks: opens what the first has made
 
 
 def _measure(
@@ -104,6 +125,18 @@ def _measure(
         correct, confidence = zip(*run.ranks.gather(own), strict=True)
         figures[name] = figures_of(np.concatenate(correct), np.concatenate(confidence))
     return figures
+
+
+def figures_of(correct: Bits, confidence: NDArray[np.float32]) -> dict[str, Any]:
+    """Return the JSON figures of a model on a set, from whether it is right and its largest probability, both (N,)."""
+    gaps = calibration_gaps(confidence, correct)
+    return {
+        'examples': len(correct),
+        'error': int((~correct).sum()) / len(correct),
+        'ece': round(sum(map(abs, gaps)) / len(correct), 8),
+        'ece_gaps': gaps,
+        'correct': pack_bits(correct),
+    }
 
 
 def _check_models(models: Sequence[PixelModel], data: CorruptedSet) -> None:

@@ -45,11 +45,6 @@ def summarize(errors: Errors) -> dict[str, Any]:
         `corruptions` (name -> mean over severities), `mean_corruption_error` (None if no corruption counts) and
         `mean_over` (the names in it), `mce_alexnet` and, if that is None, `mce_reason`, `ce` (name -> CE of those with
         all severities), `categories` (name -> mean, None if one of its corruptions is missing).
-
-    Example:
-        >>> figures = summarize({'fog': {1: 0.2, 2: 0.4}})
-        >>> round(figures['mean_corruption_error'], 3), figures['mce_alexnet']
-        (0.3, None)
     """
     means = {name: sum(levels.values()) / len(levels) for name, levels in errors.items()}
     counted = [name for name in means if name not in EXTRA_CORRUPTIONS]

@@ -1,12 +1,11 @@
 """What the report of a corruption benchmark says, from the content of its result file."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from timm_p2be.robustness.corruptions import CATEGORIES, CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES
-from timm_p2be.robustness.evaluation.figures import Curves, HeatMap
-from timm_p2be.robustness.evaluation.report import Report, Section, Table, surroundings
+from timm_p2be.robustness.evaluation.report import Curves, HeatMap, Report, Section, Table, surroundings
 
 Content = Mapping[str, Any]
 
@@ -19,10 +18,10 @@ _MEASURES = (
 
 
 def corruption_report(content: Content) -> Report:
-    """Return the report of all models; the content of a result file may be incomplete."""
+    """Return the report of all models of a finished benchmark."""
     curves = _curves(content)
     sections = [
-        Section('Summary, %', notes=warnings(content), texts=[_MEASURES], table=_summary(content)),
+        Section('Summary, %', notes=[*warnings(content)], texts=[_MEASURES], table=_summary(content)),
         Section('Error by corruption, mean over severities, %', table=_by_corruption(content)),
         Section('Error by severity, mean over corruptions, %', table=_by_severity(curves[0]), figures=curves),
         Section('Models', table=_models(content), figures=_heat_maps(content)),
@@ -31,107 +30,88 @@ def corruption_report(content: Content) -> Report:
     return Report(f'Corruption robustness on {content["config"]["data"]["label"]}', sections)
 
 
-def warnings(content: Content) -> list[str]:
-    """Return what a reader of the figures must know."""
+def warnings(content: Content) -> Iterator[str]:
+    """Yield what a reader of the figures must know."""
     config = content['config']
     data, severities, names, clean = config['data'], config['severities'], config['corruptions'], config['clean']
     counted = [name for name in names if name not in EXTRA_CORRUPTIONS]
-    done = sum(len(levels) for levels in next(iter(content['results'].values()), {}).values())
-    unusual = set(severities) != set(SEVERITIES) or set(counted) != set(CORRUPTIONS)
-    other = clean is not None and clean['images'] != data['images']
-    remarks = [
-        (
-            not content['complete'],
-            f'Not finished: {done} of {len(names) * len(severities)} sets measured. Run the same command to go on.',
-        ),
-        (
-            not data['official'],
+    if not data['official']:
+        yield (
             f'The images are {data["label"]} ({data["source"]}), not the published benchmark: no seed of that is '
-            'known, and figures differ a little. Compare models measured on the same images only.',
-        ),
-        (
-            data['subset'] != 'all',
+            'known, and figures differ a little. Compare models measured on the same images only.'
+        )
+    if data['subset'] != 'all':
+        yield (
             f'Subset: {data["subset"]}. The standard error of a model at one severity of one corruption is up to '
-            f'{50 / math.sqrt(data["images"]):.1f} points; published figures are of all images.',
-        ),
-        (
-            unusual,
+            f'{50 / math.sqrt(data["images"]):.1f} points; published figures are of all images.'
+        )
+    if set(severities) != set(SEVERITIES) or set(counted) != set(CORRUPTIONS):
+        yield (
             f'Means are over {len(counted)} corruptions ({len(set(counted) & set(CORRUPTIONS))} of the 15) at '
-            f'severities {", ".join(map(str, severities))}; mCE needs the 15 at severities 1 to 5.',
-        ),
-        (
-            len(counted) < len(names),
-            'Extra corruptions are shown, and enter neither the mean corruption error nor mCE.',
-        ),
-        (
-            data['suite'] == 'cifar',
+            f'severities {", ".join(map(str, severities))}; mCE needs the 15 at severities 1 to 5.'
+        )
+    if len(counted) < len(names):
+        yield 'Extra corruptions are shown, and enter neither the mean corruption error nor mCE.'
+    if data['suite'] == 'cifar':
+        yield (
             "mCE divides by AlexNet's errors on ImageNet-C. CIFAR-C is reported as the mean corruption error, "
-            'unnormalized.',
-        ),
-        (config['precision'] != 'float32', f'Models were run in {config["precision"]}.'),
-        (clean is None, 'No clean images were given, hence no clean error.'),
-        (
-            other,
-            f'The clean images are {(clean or {}).get("images")}, the corrupted ones {data["images"]} at each '
-            'severity: not the same images.',
-        ),
-    ]
-    return [remark for holds, remark in remarks if holds]
+            'unnormalized.'
+        )
+    if config['precision'] != 'float32':
+        yield f'Models were run in {config["precision"]}.'
+    if clean is None:
+        yield 'No clean images were given, hence no clean error.'
+    elif clean['images'] != data['images']:
+        yield (
+            f'The clean images are {clean["images"]}, the corrupted ones {data["images"]} at each severity: not the '
+            'same images.'
+        )
 
 
 def _summary(content: Content) -> Table:
     header = ['model', 'clean error', 'mean corruption error (unnormalized)', 'mCE (AlexNet)']
     rows = []
-    for model in _names(content):
-        clean, summary = content['clean'].get(model, {}), content['summary'].get(model, {})
-        values = (clean.get('error'), summary.get('mean_corruption_error'), summary.get('mce_alexnet'))
-        rows.append([model, *map(_text, (*values, clean.get('ece'), summary.get('mean_ece')))])
+    for model, summary in content['summary'].items():
+        clean = content['clean'].get(model, {})
+        values = [clean.get('error'), summary['mean_corruption_error'], summary['mce_alexnet']]
+        rows.append([model, *map(_percent, [*values, clean.get('ece'), summary['mean_ece']])])
     return Table([*header, 'ECE clean', 'ECE corrupted'], rows)
 
 
 def _by_corruption(content: Content) -> Table:
-    models, summary, rows = _names(content), content['summary'], []
-
-    def add(title: str, value: Callable[[Content], float | None], part: Content = summary) -> None:
-        rows.append([title, *(_text(value(part.get(model, {}))) for model in models)])
-
-    add('clean', lambda figures: figures.get('error'), content['clean'])
+    summaries = content['summary'].values()
+    rows = [['clean', *(_percent(content['clean'].get(model, {}).get('error')) for model in content['summary'])]]
     for name in content['config']['corruptions']:
         title = f'{name} (extra)' if name in EXTRA_CORRUPTIONS else name
-        add(title, lambda figures, name=name: figures.get('corruptions', {}).get(name))  # type: ignore[misc]
+        rows.append([title, *(_percent(figures['corruptions'][name]) for figures in summaries)])
     for name in CATEGORIES:
-        add(f'mean of {name}', lambda figures, name=name: figures.get('categories', {}).get(name))  # type: ignore[misc]
-    add('mean corruption error', lambda figures: figures.get('mean_corruption_error'))
-    add('mCE (AlexNet)', lambda figures: figures.get('mce_alexnet'))
-    return Table(['', *models], rows)
+        rows.append([f'mean of {name}', *(_percent(figures['categories'][name]) for figures in summaries)])
+    for title, key in (('mean corruption error', 'mean_corruption_error'), ('mCE (AlexNet)', 'mce_alexnet')):
+        rows.append([title, *(_percent(figures[key]) for figures in summaries)])
+    return Table(['', *content['summary']], rows)
 
 
 def _by_severity(curves: Curves) -> Table:
-    points = {model: dict(line) for model, line in curves.series.items()}
-    levels = sorted({level for line in points.values() for level in line})
     rows = [
-        [f'{level:g}' if level else 'clean', *(_number(line.get(level)) for line in points.values())]
-        for level in levels
+        [f'{points[0][0]:g}' if points[0][0] else 'clean', *(f'{error:.1f}' for _, error in points)]
+        for points in zip(*curves.series.values(), strict=True)
     ]
-    return Table(['severity', *points], rows)
+    return Table(['severity', *curves.series], rows)
 
 
 def _curves(content: Content) -> list[Curves]:
     """Return, for all corruptions and for each complete category, each model's error in % at each severity."""
-    counted = [name for name in content['config']['corruptions'] if name not in EXTRA_CORRUPTIONS]
-    groups = {'all corruptions': counted}
-    groups |= {name: [*group] for name, group in CATEGORIES.items() if set(group) <= set(counted)}
+    names = content['config']['corruptions']
+    groups = {'all corruptions': [name for name in names if name not in EXTRA_CORRUPTIONS] or names}
+    groups |= {name: [*group] for name, group in CATEGORIES.items() if set(group) <= set(names)}
     charts = []
     for title, group in groups.items():
         series = {}
-        for model in _names(content):
-            clean, corruptions = content['clean'].get(model), content['results'].get(model, {})
-            points = [(0.0, 100 * clean['error'])] if clean else []
+        for model, results in content['results'].items():
+            series[model] = [(0.0, 100 * content['clean'][model]['error'])] if content['clean'] else []
             for severity in content['config']['severities']:
-                cells = [corruptions.get(name, {}).get(str(severity)) for name in group]
-                if cells and all(cells):
-                    points.append((float(severity), 100 * sum(cell['error'] for cell in cells) / len(cells)))
-            series[model] = points
+                errors = [results[name][str(severity)]['error'] for name in group]
+                series[model].append((float(severity), 100 * sum(errors) / len(errors)))
         charts.append(Curves(title, series, 'severity (0: clean)', 'error in %'))
     return charts
 
@@ -140,10 +120,10 @@ def _heat_maps(content: Content) -> list[HeatMap]:
     """Return each model's heat map, all of one scale."""
     severities = [str(severity) for severity in content['config']['severities']]
     values = {
-        model: [[_percent(levels.get(s, {}).get('error')) for s in severities] for levels in corruptions.values()]
+        model: [[100 * levels[severity]['error'] for severity in severities] for levels in corruptions.values()]
         for model, corruptions in content['results'].items()
     }
-    top = max((cell for lines in values.values() for line in lines for cell in line if cell is not None), default=0.0)
+    top = max(cell for lines in values.values() for line in lines for cell in line)
     return [
         HeatMap(f'{model}: error in %', [*content['results'][model]], severities, lines, top)
         for model, lines in values.items()
@@ -181,17 +161,5 @@ def _settings(content: Content) -> Table:
     return Table(['setting', 'value'], [[*row] for row in rows.items()])
 
 
-def _names(content: Content) -> list[str]:
-    return [model['name'] for model in content['config']['models']]
-
-
-def _percent(value: float | None) -> float | None:
-    return None if value is None else 100 * value
-
-
-def _number(value: float | None) -> str:
-    return '-' if value is None else f'{value:.1f}'
-
-
-def _text(value: float | None) -> str:
-    return _number(_percent(value))
+def _percent(fraction: float | None) -> str:
+    return '-' if fraction is None else f'{100 * fraction:.1f}'

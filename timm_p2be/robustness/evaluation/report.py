@@ -1,16 +1,92 @@
-"""The report of a benchmark, whichever it is: text, tables and figures, as Markdown and as one page of HTML."""
+"""The report of a benchmark, whichever it is: text, tables and figures, as Markdown and as one page of HTML.
 
+Figures are matplotlib's SVG, the same for the same data, as an address that the page can hold.
+"""
+
+import base64
+import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from timm_p2be.extras import require
 from timm_p2be.files import atomic_write
-from timm_p2be.robustness.evaluation.figures import Curves, HeatMap
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+Points = Sequence[tuple[float, float]]
+
+
+class Curves(NamedTuple):
+    """Curves over one x axis, as {name: points}; y starts at 0."""
+
+    title: str
+    series: Mapping[str, Points]
+    x_label: str
+    y_label: str
+    log: bool = False
+
+    def draw(self) -> str:
+        """Return the picture as a data URI."""
+        return _svg(6.4, 3.6, self._paint)
+
+    def _paint(self, axes: 'Axes') -> None:
+        for number, (name, points) in enumerate(self.series.items()):
+            style = ('-', '--', ':', '-.')[number // 10 % 4]  # the colors repeat after 10
+            axes.plot([x for x, _ in points], [y for _, y in points], style, marker='o', markersize=4, label=name)
+        ticks = sorted({x for points in self.series.values() for x, _ in points})
+        axes.set_xscale('log' if self.log and ticks and ticks[0] > 0 else 'linear')
+        axes.set_xticks(ticks, [f'{x:g}' for x in ticks])
+        axes.minorticks_off()
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel(self.x_label)
+        axes.set_ylabel(self.y_label)
+        axes.grid(alpha=0.3)
+        axes.legend(loc='upper center', bbox_to_anchor=(0.5, -0.18), ncols=3, frameon=False)
+
+
+class HeatMap(NamedTuple):
+    """A grid of numbers, colored up to `top`."""
+
+    title: str
+    rows: Sequence[str]
+    columns: Sequence[str]
+    values: Sequence[Sequence[float]]
+    top: float
+
+    def draw(self) -> str:
+        """Return the picture as a data URI."""
+        return _svg(6.4, 0.6 + 0.25 * len(self.rows), self._paint)
+
+    def _paint(self, axes: 'Axes') -> None:
+        axes.imshow(self.values, cmap='OrRd', vmin=0, vmax=1.3 * self.top or 1, aspect='auto')
+        for y, row in enumerate(self.values):
+            for x, value in enumerate(row):
+                axes.text(x, y, f'{value:.1f}', ha='center', va='center')
+        axes.set_xticks(range(len(self.columns)), self.columns)
+        axes.set_yticks(range(len(self.rows)), self.rows)
+        axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
+
+
+def _svg(width: float, height: float, paint: Callable[['Axes'], None]) -> str:
+    """Return what `paint` draws on axes of a size in inches."""
+    matplotlib = require('matplotlib', extra='robustness')
+    figures = require('matplotlib.figure', extra='robustness')  # without pyplot there is no window
+    style: dict[Any, Any] = {'svg.hashsalt': 'timm-p2be', 'svg.fonttype': 'none', 'text.parse_math': False}
+    style |= {'font.size': 9, 'font.sans-serif': ['DejaVu Sans']}  # comes with matplotlib
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(style):  # the same data give the same bytes
+        figure = figures.Figure(figsize=(width, height))
+        paint(figure.add_subplot())
+        figure.savefig(buffer, format='svg', bbox_inches='tight', metadata={'Date': None})
+    return 'data:image/svg+xml;base64,' + base64.b64encode(buffer.getvalue()).decode()
 
 
 @dataclass

@@ -4,7 +4,6 @@ import base64
 import json
 import math
 import platform
-from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,9 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from timm_p2be import files
 from timm_p2be.files import write_json
 
 SCHEMA_VERSION = 1
+_MAX_BYTES = 2**30
 Bits = NDArray[np.bool_]
 File = TypeVar('File', bound='ResultFile')
 _PACKAGES = ('timm-p2be', 'torch', 'timm', 'numpy', 'scipy', 'scikit-image', 'opencv-python', 'pillow')
@@ -49,15 +50,18 @@ class ResultFile:
             return cls(content, path)
         earlier = read_json(path, cls.kind)
         then, now = (
-            {'versions': of.get('environment', {}).get('versions'), **{key: of.get(key) for key in configuration}}
+            _leaves(
+                {'versions': of.get('environment', {}).get('versions'), **{key: of.get(key) for key in configuration}}
+            )
             for of in (earlier, content)
         )
-        changes = list(_differences(then, now))
-        if changes:
-            shown = '; '.join(changes[:4]) + (f'; and {len(changes) - 4} more' if len(changes) > 4 else '')
+        changed = sorted(key for key in {*then, *now} if then.get(key) != now.get(key))
+        if changed:
+            shown = '; '.join(f'{key}: {then.get(key)} -> {now.get(key)}' for key in changed[:4])
+            more = f'; and {len(changed) - 4} more' if len(changed) > 4 else ''
             raise ValueError(
-                f'{path} has results of another configuration ({shown}). Choose another --output, or pass --overwrite '
-                'to start afresh.'
+                f'{path} has results of another configuration ({shown}{more}). Choose another --output, or pass '
+                '--overwrite to start afresh.'
             )
         return cls(earlier, path)
 
@@ -69,11 +73,8 @@ class ResultFile:
 
 def read_json(path: Path, kind: str) -> dict[str, Any]:
     """Return the content of a result file of `kind` ('corruptions' or 'attacks')."""
-    try:
-        content = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError) as error:
-        raise ValueError(f'{path} cannot be read as a result file: {error}. Move it away to start afresh.') from error
-    found = (content.get('kind'), content.get('schema_version')) if isinstance(content, dict) else None
+    content = files.read_json(path, _MAX_BYTES)
+    found = (content.get('kind'), content.get('schema_version'))
     if found != (kind, SCHEMA_VERSION):
         raise ValueError(
             f'{path} holds kind and schema version {found}; this version reads {(kind, SCHEMA_VERSION)}. '
@@ -99,12 +100,7 @@ def environment() -> dict[str, Any]:
 
 
 def pack_bits(bits: Bits) -> str:
-    """Return one bit an example as base64 text; the first example is the highest bit of the first byte.
-
-    Example:
-        >>> unpack_bits(pack_bits(np.array([True, False, True])), 3).tolist()
-        [True, False, True]
-    """
+    """Return one bit an example as base64 text; the first example is the highest bit of the first byte."""
     return base64.b64encode(np.packbits(np.asarray(bits, bool)).tobytes()).decode()
 
 
@@ -117,40 +113,25 @@ def unpack_bits(text: str, count: int) -> Bits:
 
 
 def proportion(bits: Bits) -> dict[str, Any]:
-    """Return number, count, share and 95 % interval of the true bits."""
-    number = int(bits.sum())
-    low, high = wilson(number, len(bits))
-    return {'number': number, 'count': len(bits), 'accuracy': number / len(bits), 'low': low, 'high': high}
-
-
-def wilson(successes: int, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """Return the Wilson score interval of a proportion, 95 % by default (Wilson, 1927, doi 10.2307/2276774).
+    """Return number, count, share and 95 % interval (Wilson, 1927, doi 10.2307/2276774) of the true bits.
 
     Example:
-        >>> low, high = wilson(0, 200)
-        >>> round(low, 4), round(high, 4)
+        >>> figures = proportion(np.zeros(200, bool))
+        >>> figures['low'], round(figures['high'], 4)
         (0.0, 0.0188)
     """
-    rate = successes / count
+    number, count, z = int(bits.sum()), len(bits), 1.959964
+    rate = number / count
     center = (rate + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count * count))
-    return max(0.0, center - half), min(1.0, center + half)
+    low, high = max(0.0, center - half), min(1.0, center + half)
+    return {'number': number, 'count': count, 'accuracy': rate, 'low': low, 'high': high}
 
 
-def _differences(then: Any, now: Any, path: str = '') -> Iterator[str]:
-    """Yield what differs between two JSON values, as 'data.seed: 0 -> 1'."""
-    if isinstance(then, Mapping) and isinstance(now, Mapping):
-        for key in sorted({*then, *now}):
-            yield from _differences(then.get(key), now.get(key), f'{path}.{key}' if path else key)
-    elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
-        for number, (old, new) in enumerate(zip(then, now, strict=True)):
-            yield from _differences(old, new, f'{path}[{number}]')
-    elif then != now:
-        yield f'{path}: {_names(then)} -> {_names(now)}'
-
-
-def _names(value: Any) -> str:
-    """Return a value in words; of a list of models or attacks, their names are enough."""
-    if isinstance(value, list) and all(isinstance(entry, Mapping) and 'name' in entry for entry in value):
-        return ', '.join(entry['name'] for entry in value)
-    return str(value)
+def _leaves(value: Any, path: str = '') -> dict[str, Any]:
+    """Return the numbers and texts in a JSON value by their places, as {'data.seed': 0}."""
+    if not isinstance(value, dict | list):
+        return {path: value}
+    parts = value.items() if isinstance(value, dict) else enumerate(value)
+    inner = (_leaves(part, f'{path}.{key}' if path else str(key)) for key, part in parts)
+    return {key: leaf for leaves in inner for key, leaf in leaves.items()}

@@ -1,21 +1,54 @@
 """What both benchmarks run on: ranks that share the work, progress with its end, less at once when memory runs out."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from tqdm import tqdm
 
-from timm_p2be.robustness.evaluation.progress import Progress
 from timm_p2be.robustness.evaluation.results import ResultFile
 
 Item = TypeVar('Item')
 Result = TypeVar('Result')
 File = TypeVar('File', bound=ResultFile)
 _OUT_OF_MEMORY = ('out of memory', 'not enough memory', "can't allocate memory")
+
+
+class Progress(tqdm):
+    """Progress through a number of images or calls, on stderr."""
+
+    monitor_interval = 0  # no thread: processes that make images are forked
+
+    def __init__(self, total: int, unit: str = 'image', show: bool = True) -> None:
+        self.terminal = sys.stderr.isatty()
+        seconds = 0.1 if self.terminal else 5.0
+        super().__init__(total=total, unit=unit, disable=not show, mininterval=seconds, miniters=0, delay=seconds)
+
+    @staticmethod
+    def status_printer(file: Any) -> Callable[[str], None]:
+        """Return what shows the bar: elsewhere than on a terminal, lines."""
+        return tqdm.status_printer(file) if file.isatty() else lambda text: print(text, file=file, flush=True)
+
+    def expect(self, left: int) -> None:
+        """Say how much is left to do."""
+        self.total = self.n + left
+
+    def step(self, count: int, what: str) -> None:
+        """Count `count` more, the last of them of `what`."""
+        self.set_description(what, refresh=False)
+        self.update(count)
+
+    def say(self, line: str) -> None:
+        """Print a line that stays."""
+        if self.terminal and not self.disable:
+            self.write(line, file=sys.stderr)
+        elif not self.disable:
+            print(line, file=sys.stderr, flush=True)
 
 
 class Memory:
@@ -52,13 +85,7 @@ class Memory:
 
 
 class Ranks:
-    """The processes that torchrun started, or the one there is without it.
-
-    Example:
-        >>> alone = Ranks(0, 1)
-        >>> alone.share([1, 2, 3]), alone.gather(['a', 'b', 'c'])
-        ([1, 2, 3], ['a', 'b', 'c'])
-    """
+    """The processes that torchrun started, or the one there is without it."""
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
@@ -89,11 +116,6 @@ class Ranks:
         box[0].writes = self.first
         return box[0]
 
-    def wait(self) -> None:
-        """Return when all ranks are here."""
-        if self.size > 1:
-            dist.barrier()
-
 
 @contextmanager
 def connected_ranks() -> Iterator[Ranks]:
@@ -103,7 +125,7 @@ def connected_ranks() -> Iterator[Ranks]:
         yield Ranks(0, 1)
         return
     own = not dist.is_initialized()
-    if own:  # one rank may fill a cache for hours while the others wait
+    if own:  # one rank's batch may take hours while the others wait
         dist.init_process_group('gloo', timeout=timedelta(days=2))
     try:
         yield Ranks(dist.get_rank(), size)
