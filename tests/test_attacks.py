@@ -156,3 +156,5 @@ def test_a_model_that_is_no_classifier_of_known_normalization_is_refused() -> No
         with pytest.raises(ValueError) as caught:  # noqa: PT011
             LSPGA(model)
         assert words in str(caught.value)
+    with pytest.raises(ValueError, match='must be positive'):
+        PixelModel(timm.create_model('resnet10t'), std=(1, 0, 1))

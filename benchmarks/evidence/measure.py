@@ -11,7 +11,9 @@ neighboring levels in bits, share of latents at magnitudes of 1 or more, where t
 
 import argparse
 import csv
+import fcntl
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -62,14 +64,27 @@ def epochs_of(folder: Path) -> list[dict[str, Any]]:
     return figures
 
 
+def _command(*words: str) -> None:
+    subprocess.run([sys.executable, '-m', 'timm_p2be.cli', *words], check=True)
+
+
+def _corrupted(runs: Path, clean: list[str]) -> Path:
+    """Return the folder of the corrupted images beside the runs, which the first of them writes."""
+    folder = runs / ('corrupted-' + re.sub(r'\W+', '-', ' '.join(clean[-4:])).strip('-'))
+    with (runs / 'corrupted.lock').open('w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.is_dir():
+            _command('corrupt', *clean, '--output', str(folder))
+    return folder
+
+
 def _benchmark(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     model = yaml.safe_load((folder / 'args.yaml').read_text())['model']
-    command = [sys.executable, '-m', 'timm_p2be.cli', 'benchmark', 'corruptions']
-    command += ['--model', f'run:{model}={folder / "last.pth.tar"}', '--dataset', f'hfds/{args.data.resolve()}']
-    command += ['--input-key', 'img', '--target-key', 'label', '--split', args.split]
-    command += ['--cache', str(folder.parent / 'corrupted'), '--output', str(folder)]
-    command += ['--limit', str(args.limit)] if args.limit else []
-    subprocess.run(command, check=True)
+    clean = ['--dataset', f'hfds/{args.data.resolve()}', '--input-key', 'img', '--target-key', 'label']
+    clean += ['--split', args.split, *(('--limit', str(args.limit)) if args.limit else ())]
+    network = ['--model', f'run:{model}={folder / "last.pth.tar"}']
+    corrupted = str(_corrupted(folder.parent, clean))
+    _command('benchmark', 'corruptions', *network, *clean, '--corrupted', corrupted, '--output', str(folder))
     return json.loads((folder / 'results.json').read_text())
 
 

@@ -50,6 +50,8 @@ class PixelModel(nn.Module):
         self.name = name or self.architecture
         self.mean = _three(self.name, 'mean', mean if mean is not None else cfg.get('mean'))
         self.std = _three(self.name, 'std', std if std is not None else cfg.get('std'))
+        if min(self.std) <= 0:
+            raise ValueError(f'{self.name}: got std={self.std}; the values must be positive.')
         self.num_classes = int(getattr(model, 'num_classes', 0) or 0)
         if self.num_classes < 2:
             raise ValueError(f'{self.name}: got a model of {self.num_classes} classes; a classifier has at least 2.')
