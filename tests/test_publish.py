@@ -185,11 +185,14 @@ def test_nothing_tells_where_or_by_whom_it_was_trained(trained: Path, data: Path
 def test_an_interrupted_dry_run_leaves_nothing(
     trained: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    monkeypatch.setattr(
-        PixelModel, 'forward', lambda *_: signal.raise_signal(number)
-    )  # the weights are written by then
-    with pytest.raises(SystemExit, match='130'):
-        main(['publish', str(trained), *NAMED, '--data-dir', str(data), '--dry-run', str(tmp_path / 'release')])
+    # the weights are written by then
+    monkeypatch.setattr(PixelModel, 'forward', lambda *_: signal.raise_signal(number))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let background jobs ignore it
+    try:
+        with pytest.raises(SystemExit, match='130'):
+            main(['publish', str(trained), *NAMED, '--data-dir', str(data), '--dry-run', str(tmp_path / 'release')])
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert [*tmp_path.iterdir()] == []
 
 
