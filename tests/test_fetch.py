@@ -1,6 +1,5 @@
 """Downloads and folders: what is fetched, what is refused, and what every failure says; with the real client."""
 
-import json
 import os
 import signal
 import subprocess
@@ -302,18 +301,6 @@ def test_large_files_are_refused_before_the_download(hub: HubServer, folder: Pat
     for source, options in [*places, (folder, {})]:
         with pytest.raises(FetchError, match=message):
             fetch(source, WANTED, max_bytes=1000, **options)
-
-
-def test_a_size_that_is_not_told_is_limited_while_it_comes(hub: HubServer) -> None:
-    sha = hub.put(NAME, FILES)
-    listed = json.dumps({'id': NAME, 'sha': sha, 'siblings': [{'rfilename': name} for name in FILES]}).encode()
-    tree = json.dumps([{'type': 'file', 'path': name, 'size': None, 'oid': 'a'} for name in FILES]).encode()
-    hub.fail('GET /api/models/.*/tree', 200, body=tree)
-    hub.fail('GET /api/models/', 200, body=listed)
-    with pytest.raises(FetchError, match=r'someone/table has \d+ bytes or more; at most 2000'):
-        fetch(NAME, WANTED, max_bytes=1000)
-    assert_nothing_usable(sha)
-    assert fetch(NAME, WANTED, max_bytes=len(WEIGHTS))
 
 
 def test_the_cache(hub: HubServer, tmp_path: Path) -> None:

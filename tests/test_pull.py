@@ -278,8 +278,6 @@ def test_a_broken_download_leaves_no_folder(hub: HubServer, tmp_path: Path, refu
 
 @pytest.mark.parametrize('signals', [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_killed_pull_leaves_no_folder(hub: HubServer, tmp_path: Path, signals: signal.Signals) -> None:
-    if signals is signal.SIGTERM:
-        pytest.xfail('known: a pull that is told to end waits for the transfer threads of the client')
     hub.put('tester/net', published.model(tmp_path / 'net'))
     hub.slow('GET .*model.safetensors', 60, after=2000)
     environment = hub.environment(tmp_path / 'child') | {'PATH': '/usr/bin:/bin', 'OMP_NUM_THREADS': '1'}
