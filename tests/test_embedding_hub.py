@@ -90,16 +90,15 @@ def test_saving_again_replaces_the_card_and_the_table_and_nothing_else(tmp_path)
     b'---\nlibrary_name: timm\n---\n\n```yaml\n---\nlibrary_name: timm-p2be\n---\n```\n',
     b'\xff\xfe',
     b'',
-    None,
 ])  # fmt: skip
 def test_a_readme_of_somebody_else_stays(tmp_path, content):
     path = tmp_path / 'README.md'
-    path.mkdir() if content is None else path.write_bytes(content)
+    path.write_bytes(content)
     embedding = _embedding()
     with pytest.warns(UserWarning, match=r'README\.md is no card of timm-p2be. It was left as it is') as caught:
         embedding.save_pretrained(tmp_path)
     assert caught[0].filename == __file__
-    assert path.is_dir() if content is None else path.read_bytes() == content
+    assert path.read_bytes() == content
     assert _same(PixelEmbedding.from_pretrained(tmp_path), embedding)
 
 
@@ -232,7 +231,7 @@ def _config(**changes):
 
 @pytest.mark.parametrize(('damage', 'words'), [
     (_config(codes_sha256='0' * 64), 'the codes have sha256'),
-    (_config(format_version=2), 'has format version 2'),
+    (_config(format_version=2), 'format_version is 2'),
     (_config(encoding='onehot', num_bits=10**9, init='normal'), 'num_bits is 1000000000'),
     (_config(provenance={'model': 'x'}), 'provenance lacks'),
     (lambda files: {**files, 'config.json': b'{"num_bits": 9}'}, 'describes neither'),

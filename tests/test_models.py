@@ -351,7 +351,7 @@ def test_bad_requests() -> None:
     model = _create('wrn10_2')
     images = _images(model)
     for indices in (0, 5, [4], [-5], []):
-        with pytest.raises(ValueError, match='the model has 4 feature levels'):
+        with pytest.raises((IndexError, ValueError), match=r'out of range|empty'):
             model.forward_intermediates(images, indices=indices)
     with pytest.raises(ValueError, match="only gives 'NCHW'"):
         model.forward_intermediates(images, output_fmt='NLC')

@@ -158,7 +158,6 @@ ONES = torch.ones(256, 9)
 
 @pytest.mark.parametrize(('table', 'words'), [
     (_table(codes=torch.full((256, 9), 0.5)), ('table of 0 and 1',)),
-    (_table(codes=torch.ones(9)), ('codes of shape (9,)', 'table of 0 and 1')),
     (_table(codes=ONES.to('meta')), ('on meta', 'with values')),
     (_table(codes=torch.ones(255, 9)), ('levels is 255', '256')),
     (_table(latents=torch.ones(256, 4097)), ('num_bits is 4097', '1..4096')),
@@ -172,7 +171,6 @@ ONES = torch.ones(256, 9)
     (_table(codes=onehot_codes(9), encoding='onehot'), ("'onehot'", "only 'p2be' has latents")),
     (_table(provenance={'seed': torch.tensor(3)}), ('Object of type Tensor',)),
     (_table(provenance={'lr': float('nan')}), ('Out of range float',)),
-    (_table(provenance={'text': 'x' * 2**20}), ('bytes; allowed are 1048576', 'Shorten')),
     (_table(provenance=[]), ('provenance is []', 'object or null')),
 ])  # fmt: skip
 def test_nothing_is_written_that_could_not_be_read(tmp_path, table, words):
@@ -195,7 +193,6 @@ def test_nothing_is_written_that_could_not_be_read(tmp_path, table, words):
     (b'["timm-p2be-embedding"]', ('cannot be read as JSON', 'a list, not an object')),
     (b' ' * (2**20 + 1), ('cannot be read as JSON', 'more than 1048576 bytes')),
     (b'{"format": "gguf"}', ('lacks', 'codes_sha256')),
-    (b'{"architecture": "wrn40_2_p2be"}', ("timm model ('wrn40_2_p2be')", "timm.create_model('hf-hub:ORG/NAME'")),
 ])  # fmt: skip
 def test_what_is_no_config_is_refused(tmp_path, content, words):
     _table().write(tmp_path)
@@ -205,8 +202,7 @@ def test_what_is_no_config_is_refused(tmp_path, content, words):
 
 @pytest.mark.parametrize(('changes', 'words'), [
     ({'format': 'gguf'}, ("format is 'gguf'", "allowed is 'timm-p2be-embedding'")),
-    ({'format_version': 2}, ('format version 2', 'reads up to 1', 'pip install -U timm-p2be')),
-    ({'format_version': 0}, ('format_version is 0', 'allowed is 1')),
+    ({'format_version': 2}, ('format_version is 2', 'allowed is 1', 'pip install -U timm-p2be')),
     ({'format_version': True}, ('format_version is True',)),
     ({'package_version': 3}, ('package_version is 3', 'a version or null')),
     ({'package_version': '\x1b[2J'}, (r"package_version is '\x1b[2J'",)),

@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 import yaml
-from timm_p2be.code_statistics import code_statistics, latent_statistics
 
 from timm_p2be import PixelEmbedding
 from timm_p2be.checkpoints import read_checkpoint, weights_sha256
 from timm_p2be.encodings import thermometer_codes
+from timm_p2be.encodings.statistics import code_statistics, latent_statistics
 
 
 def table_figures(latents: torch.Tensor, start: torch.Tensor | None) -> dict[str, Any]:

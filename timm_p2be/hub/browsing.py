@@ -12,7 +12,7 @@ from timm_p2be.files import MAX_JSON_BYTES
 from timm_p2be.hub.errors import asking
 from timm_p2be.hub.fetch import fetch
 from timm_p2be.hub.repository import DEFAULT_BITS, FILES, Contents, encoding_of, read_contents
-from timm_p2be.models.weights import shipped_provenance, shipped_weights
+from timm_p2be.models.weights import shipped_weights
 
 TAG = 'timm-p2be'  # of the cards of ours
 MAX_REMOTE = 100  # repositories of a namespace that are looked into
@@ -43,9 +43,8 @@ def shipped_entries() -> list[Entry]:
         size = path.stat().st_size if path.is_file() else None
         encoding = encoding_of(architecture, {})
         num_bits = None if encoding == 'rgb' else DEFAULT_BITS
-        provenance = shipped_provenance(name)
-        digest = shipped_weights()[name]
-        found = Contents('model', encoding, num_bits, provenance, architecture, digest)
+        shipped = shipped_weights()[name]
+        found = Contents('model', encoding, num_bits, shipped['provenance'], architecture, shipped['sha256'])
         entries.append(Entry('package', name, found, size=size, tags=(tag,) if tag else ()))
     return entries
 

@@ -12,7 +12,7 @@ from timm_p2be.encodings.codes import LEVELS, binarize, check_num_bits, fixed_co
 from timm_p2be.encodings.table_file import read_table_file
 from timm_p2be.hub.fetch import resolved_commit
 from timm_p2be.hub.repository import DEFAULT_BITS, FILES, Contents, fetch_repository, verified_weights
-from timm_p2be.models.weights import shipped_provenance
+from timm_p2be.models.weights import shipped_weights
 from timm_p2be.stem import find_embedding
 
 _FIXED = ('onehot', 'thermometer')
@@ -96,7 +96,7 @@ def _of_registered(name: str) -> Table:
     latents = find_embedding(timm.create_model(name, pretrained=True)).weight
     assert latents is not None
     cfg = timm.get_pretrained_cfg(name, allow_unregistered=False)
-    provenance = shipped_provenance(f'{cfg.architecture}.{cfg.tag}')
+    provenance = shipped_weights()[f'{cfg.architecture}.{cfg.tag}']['provenance']
     origin = 'table in the shipped weights of a model'
     return Table(name, origin, 'p2be', binarize(latents.detach()), latents.detach(), provenance)
 

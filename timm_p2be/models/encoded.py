@@ -109,23 +109,6 @@ def _fit_stem(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tens
     return {**state_dict, weight: adapted.reshape(outputs, bits * stem.in_chans, *kernel)}
 
 
-def _table(embedding: str, encoding: str, pretrained: bool, kwargs: dict[str, Any]) -> PixelEmbedding | None:
-    """Return the table `embedding`, or None with weights that were saved with it: they hold it."""
-    saved = (kwargs.get('pretrained_model_args') or {}).get('embedding') == embedding  # timm hands it in again
-    if pretrained and not saved:
-        raise ValueError(
-            f'Got embedding={embedding!r} and pretrained=True, whose weights bring their own table. Leave out '
-            'embedding to use that one, or pretrained to start the network afresh.'
-        )
-    if pretrained:
-        return None
-    cfg = kwargs.get('pretrained_cfg')
-    if saved and isinstance(cfg, dict) and cfg.get('source') == 'hf-hub':
-        embedding = f'hf-hub:{embedding}'  # a config.json of the Hub names no folder of this machine
-    wanted = {name: kwargs.get(name) for name in ('num_bits', 'embedding_init', 'cache_dir', 'device')}
-    return published_table(embedding, encoding, **wanted)
-
-
 def create_encoded(
     variant: str,
     backbone: str,
@@ -148,7 +131,7 @@ def create_encoded(
         **kwargs: `num_bits` (64, or the table's); for P2BE also `embedding_init` (one of `codes.INITS`) and
             `freeze_embedding` (False); timm's build arguments; everything else goes to the backbone.
     """
-    table = None if embedding is None else _table(embedding, encoding, pretrained, kwargs)
+    table = None if embedding is None else published_table(embedding, encoding, pretrained, kwargs)
     build = partial(_build, backbone, encoding, table)
     return build_checked(build, variant, pretrained, pretrained_filter_fn=_fit_stem, **kwargs)
 

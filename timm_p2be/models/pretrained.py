@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from timm_p2be.hub.errors import FetchError
 from timm_p2be.hub.fetch import resolved_commit, split_revision
 from timm_p2be.hub.repository import fetch_repository, verify
-from timm_p2be.models.weights import is_shipped, verify_weights
+from timm_p2be.models.weights import verify_weights
 
 _WEIGHTS = 'model.safetensors'
 
@@ -75,8 +75,8 @@ def _checked(cfg: PretrainedCfg, cache_dir: str | Path | None) -> PretrainedCfg:
         # in the cache by now, and what a branch points to may have changed since
         pinned = f'{split_revision(cfg.hf_hub_id)[0]}@{resolved_commit(folder)}'
         return replace(cfg, hf_hub_id=pinned, hf_hub_filename=_WEIGHTS, custom_load=False)
-    elif cfg.file and is_shipped(cfg.file):
-        verify_weights(cfg.file)
+    elif cfg.file:
+        verify_weights(Path(cfg.file))
     return cfg
 
 
