@@ -101,7 +101,7 @@ def test_private_repositories_need_the_token(
 
 
 def test_a_hub_that_does_not_answer(hub: HubServer, refused: Said, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub.fail('.', 200, body=b'null')
+    hub.fail('.', 200, body=b'<html>')
     assert 'does not answer as a Hub' in refused('list', '--remote', 'tester')
     hub.heal()
     hub.fail('/api/models', 429)

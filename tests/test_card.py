@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from published import PROVENANCE
 
-from timm_p2be.hub.card import check_card, embedding_card, model_card
+from timm_p2be.hub.card import embedding_card, model_card
 
 DIGEST = '0123456789abcdef' * 4
 NAME = 'someone/net'
@@ -217,44 +217,16 @@ def test_any_text_stays_text(text: str) -> None:
     [
         (network(architecture='wrn`; import os'), NAME, 'Got the architecture'),
         (network() | {'model_args': {'backbone': 'a b'}}, NAME, 'Got the architecture'),
-        (network(encoding='base64'), NAME, "Got the encoding 'base64'"),
-        (network(num_bits=True), NAME, 'Got num_bits=True'),
-        (network(weights_sha256='0' * 63), NAME, 'Got weights_sha256'),
-        (network(), "x'); import os; ('", 'Got the name'),
+        (network(), "x'); import os; ('", 'no id of the Hub'),
         (network(), 'a--b/c', 'no id of the Hub'),
         (network(changed(dataset_id='a/b/c')), NAME, 'no id of the Hub'),
         (network(changed(base_model='a/b c')), NAME, 'no id of the Hub'),
-        (network(None), NAME, 'a model needs one for a card'),
         (network(changed(dataset_note='two\nlines')), NAME, 'provenance.dataset: note'),
-        ({'architecture': 'wrn10_2'}, NAME, "no entry 'timm_p2be'"),
     ],
 )
 def test_malformed_configs_are_refused(config: dict[str, Any], name: str, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         model_card(config, name)
-
-
-def test_checking_a_card() -> None:
-    text = model_card(network(), NAME)
-    check_card(text)
-    with pytest.raises(ValueError, match=r"lacks the metadata \['license'\]"):
-        check_card(text.replace('license: apache-2.0\n', ''))
-    with pytest.raises(ValueError, match='does not begin with `import timm_p2be`'):
-        check_card(text.replace('```python\nimport timm_p2be\n', '```python\n'))
-
-
-@pytest.mark.parametrize(
-    ('line', 'instead'),
-    [
-        ('license:', 'license: ['),
-        ('license: apache-2.0', 'license: *x'),
-        ('tags:', 'tags: 3\nothers:'),
-        ('model-index:', 'model-index: 3\nothers:'),
-    ],
-)
-def test_metadata_that_cannot_be_read(line: str, instead: str) -> None:
-    with pytest.raises(ValueError, match=r"The card's metadata cannot be read: .*\. Render it again"):
-        check_card(model_card(network(), NAME).replace(line, instead, 1))
 
 
 @pytest.mark.parametrize(('unlike', 'hardly'), [(22, True), (818, True), (820, False)])

@@ -13,7 +13,7 @@ import pytest
 from hub_server import HubServer
 from huggingface_hub import constants
 
-from timm_p2be.hub.errors import FetchError, asking
+from timm_p2be.hub.errors import FetchError
 from timm_p2be.hub.fetch import fetch, resolved_commit, split_revision
 
 NAME = 'someone/table'
@@ -221,12 +221,8 @@ def test_no_connection(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
         fetch(NAME, WANTED)
 
 
-NO_HUB = [b'<html>Please log in</html>', b'{}', b'[]', b'null', b'{"id": "x"}', b'{"id": "x", "sha": 6}']
-
-
-@pytest.mark.parametrize('body', NO_HUB)
-def test_what_is_no_hub(hub: HubServer, body: bytes) -> None:
-    hub.fail('GET /api/models/', 200, body=body)
+def test_what_is_no_hub(hub: HubServer) -> None:
+    hub.fail('GET /api/models/', 200, body=b'<html>Please log in</html>')
     with pytest.raises(FetchError, match=r'does not answer as a Hub.*Check HF_ENDPOINT'):
         fetch(NAME, WANTED)
 
@@ -414,10 +410,3 @@ def test_snapshots_are_local_folders_too_but_link_only_to_blobs(hub: HubServer, 
     for source in (where, NAME, f'{NAME}@{sha}'):
         with pytest.raises(FetchError, match='a link that leads out of its folder'):
             fetch(source, WANTED)
-
-
-def test_other_errors_pass(hub: HubServer) -> None:
-    for error in (KeyError('a'), ValueError('b'), FetchError('c')):
-        with pytest.raises(type(error)) as raised, asking('anything', trust_arguments=False):
-            raise error
-        assert raised.value is error

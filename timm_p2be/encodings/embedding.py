@@ -201,7 +201,7 @@ class PixelEmbedding(
         card = {'name': repo_id}
         with TemporaryDirectory() as folder:  # what cannot be saved fails before the mixin creates the repository
             self.save_pretrained(folder, model_card_kwargs=card)
-        with _hub_side().asking(repo_id, kwargs.get('token'), trust_arguments=False):
+        with _hub_side().asking(repo_id, kwargs.get('token')):
             return super().push_to_hub(repo_id, model_card_kwargs=card, **kwargs)
 
     def generate_model_card(self, name: str | None = None) -> ModelCard:

@@ -149,8 +149,6 @@ class _Repository:
                     files_metadata=True,
                     timeout=constants.HF_HUB_ETAG_TIMEOUT,
                 )
-                if not _COMMIT.fullmatch(str(info.sha)):
-                    raise KeyError('sha')
         except UnreachableError as error:
             if force_download or (folder := self._cached(filenames)) is None:
                 raise

@@ -15,6 +15,7 @@ from torch import Tensor
 from timm_p2be.checkpoints import read_checkpoint
 from timm_p2be.encodings.codes import ENCODINGS, LEVELS
 from timm_p2be.encodings.table_file import (
+    CARD_FILE,
     CONFIG_FILE,
     MAX_BITS,
     MAX_TABLE_BYTES,
@@ -28,6 +29,7 @@ from timm_p2be.hub.fetch import MAX_BYTES, fetch, local_folder, resolved_commit,
 from timm_p2be.hub.training_record import check_training_record, part_of
 
 FILES = (CONFIG_FILE, WEIGHTS_FILE)
+RELEASE_FILES = (*FILES, CARD_FILE, 'results.json')  # nothing else is ever published or pulled
 MODEL_FORMAT_VERSION = 1
 DEFAULT_BITS = 64  # of the models' entrypoints
 

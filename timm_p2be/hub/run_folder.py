@@ -74,7 +74,7 @@ def build_model(run: Run) -> nn.Module:
     }
     try:
         sends_token = flags['model'].startswith('hf-hub:')
-        with asking(flags['model'], None if sends_token else False, trust_arguments=False):
+        with asking(flags['model'], None if sends_token else False):
             model = _create(flags['model'], arguments, size)
         model.load_state_dict(state)
     except (RuntimeError, TypeError, AssertionError) as error:
