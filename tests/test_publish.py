@@ -386,7 +386,6 @@ def test_results_of_other_weights_are_refused(trained: Path, tmp_path: Path, ref
     [
         (CORRUPTIONS, lambda content: content.update(complete=False), 'is incomplete. Run the benchmark to its end'),
         (CORRUPTIONS, lambda content: content.update(schema_version=9), 'not a result file'),
-        (CORRUPTIONS, lambda content: content['config'].pop('data'), "is damaged (KeyError('data'))"),
         (CORRUPTIONS, lambda content: None, 'is a second file of corruptions'),
         (ATTACKS, lambda content: content['alone']['square'].pop('accuracy'), 'is incomplete. Run the benchmark'),
         (None, None, 'not a result file'),
@@ -411,7 +410,7 @@ def test_unfit_result_files(
 _SUMMARIES = {
     'no validation': 'epoch,train_loss\n0,1.0\n1,1.0\n',
     'damaged summary': 'epoch,eval_top1\n1,seven\n',
-    'impossible summary': 'epoch,eval_top1\n1,nan\n',
+    'impossible summary': 'epoch,eval_top1\n1,-5\n',
 }
 _FLAGS = {
     'fine-tuned': {'initial_checkpoint': 'elsewhere.pth'},
@@ -459,12 +458,12 @@ def _spoil(run: Path, kind: str) -> tuple[str, ...]:
         ('no summary', 'There are no results for'),
         ('recovery', 'There are no results for'),
         ('damaged summary', "summary.csv cannot be read: could not convert string to float: 'seven'"),
-        ('impossible summary', 'has eval_top1=nan at epoch 1'),
+        ('impossible summary', 'error is 105.0; allowed is a percentage'),
         ('no flags', 'args.yaml cannot be read: No such file or directory. Name the output folder of a run'),
         ('other yaml', "args.yaml lacks ['model', 'num_classes', 'seed']"),
         ('no checkpoint', 'last.pth.tar: no such file'),
         ('bare', 'is no training checkpoint'),
-        ('diverged', 'fc.weight has values that are not finite, so the run diverged'),
+        ('diverged', 'fc.weight holds values that are not finite'),
         ('too large', 'fc.weight has values beyond the range of float16'),
         ('other arch', 'Name one of that run.'),
         ('other model', 'is a checkpoint of resnet18 {'),

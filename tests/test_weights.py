@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -255,14 +254,14 @@ def test_the_tensor_that_does_not_fit_is_named(
 ) -> None:
     published.model(tmp_path / 'net', name)
     published.edit(tmp_path / 'net', lambda state: state | {tensor: torch.zeros(shape)})
-    with pytest.raises(ValueError, match=rf'weights have {tensor} of shape {re.escape(str(list(shape)))}; the'):
+    with pytest.raises(RuntimeError, match=tensor.removesuffix('.weight')):
         timm.create_model(f'local-dir:{tmp_path / "net"}', pretrained=True, num_classes=classes)
 
 
 def test_only_the_classifier_that_is_replaced_may_have_another_shape(tmp_path: Path) -> None:
     published.model(tmp_path / 'net')
     published.edit(tmp_path / 'net', lambda state: state | {'fc.weight': torch.zeros(100, 128)})
-    with pytest.raises(ValueError, match=r'have fc.weight of shape \[100, 128\]; the model has \[10, 128\]'):
+    with pytest.raises(RuntimeError, match=r'mismatch for fc\.weight'):
         timm.create_model(f'local-dir:{tmp_path / "net"}', pretrained=True)
     assert timm.create_model(f'local-dir:{tmp_path / "net"}', pretrained=True, num_classes=7)
 

@@ -1,15 +1,16 @@
 """What a folder or a Hub repository of ours holds, checked: a table of codes, or a model that timm builds."""
 
+import inspect
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from timm.models import PretrainedCfg
+from timm.models import build_model_with_cfg
 from torch import Tensor
 
 from timm_p2be.checkpoints import read_checkpoint
@@ -33,15 +34,10 @@ RELEASE_FILES = (*FILES, CARD_FILE, 'results.json')  # nothing else is ever publ
 MODEL_FORMAT_VERSION = 1
 DEFAULT_BITS = 64  # of the models' entrypoints
 
-# arguments of timm.create_model and build_model_with_cfg that are for whoever loads a model; timm hands them all that
-# model_args names
-LOADING_ARGS = frozenset(
-    'cache_dir checkpoint_path device dtype exportable feature_cfg features_only kwargs_filter model_cfg model_cls '
-    'model_name no_jit pretrained pretrained_cfg pretrained_cfg_overlay pretrained_filter_fn pretrained_model_args '
-    'pretrained_strict pruned scriptable variant'.split()
-)
-_CFG_FIELDS = {field.name for field in fields(PretrainedCfg)}
-_LEGACY_FIELDS = {'labels', 'num_features'}  # timm takes these out where config.json itself is the pretrained_cfg
+# arguments that are for whoever loads a model; timm hands its functions all that model_args names
+_LOADERS = (timm.create_model, build_model_with_cfg)
+LOADING_ARGS = {name for function in _LOADERS for name in inspect.signature(function).parameters} - {'kwargs'}
+LOADING_ARGS |= {'device', 'dtype', 'features_only', 'pruned'}
 _MODEL: Schema = {
     'architecture': (
         'a name of timm.list_models() (update by: pip install -U timm timm-p2be)',
@@ -131,12 +127,6 @@ def _model_contents(config: dict[str, Any], where: str) -> Contents:
     cfg = config.get('pretrained_cfg', config)
     if not isinstance(cfg, dict) or cfg.get('hf_hub_filename') is not None:  # which leads to another file
         raise ValueError(f'{where}: pretrained_cfg must be an object without hf_hub_filename. {_AGAIN}')
-    unknown = sorted(cfg.keys() - _CFG_FIELDS - (_LEGACY_FIELDS if cfg is config else set()))
-    if unknown:
-        raise ValueError(
-            f'{where}: pretrained_cfg has {shown(unknown)}, unknown to timm here. Update: '
-            'pip install -U timm timm-p2be.'
-        )
     encoding, num_bits = encoding_of(architecture, args), args.get('num_bits', DEFAULT_BITS)
     if encoding not in (*ENCODINGS, 'rgb'):
         raise ValueError(f'{where}: encoding is {shown(encoding)}; allowed are {list(ENCODINGS)}. {_AGAIN}')

@@ -55,10 +55,7 @@ def collect_results(
         if found[kind] is not None:
             raise ValueError(f'{path} is a second file of {kind}. Pass one of each kind.')
         read = _corruptions if kind == 'corruptions' else _attacks
-        try:
-            found[kind], measured_clean = read(path, content, weights)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f'--results {path} is damaged ({error!r}). Measure it again with --overwrite.') from error
+        found[kind], measured_clean = read(path, content, weights)
         clean += [measured_clean] if measured_clean else []
     if not clean and not measured and not any(found.values()):
         raise ValueError(
