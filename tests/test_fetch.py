@@ -64,24 +64,19 @@ def assert_nothing_usable(revision: str | None = None) -> None:
         fetch(NAME, WANTED, revision, local_files_only=True)
 
 
-def test_split_revision() -> None:
-    assert split_revision('org/name') == ('org/name', None)
-    assert split_revision('o/n@refs/pr/1') == ('o/n', 'refs/pr/1')
-    assert split_revision('my_org/a.b-c@v1.0+cpu') == ('my_org/a.b-c', 'v1.0+cpu')
-
-
-NAMES = ['', 'name', '/name', 'org/', 'a/b/c', '../name', 'org/..', 'org/a..b', 'org/a--b', 'org/na me', 'org/name\n',
-         'org/n.git', '/etc/passwd', 'org\\name', 'C:\\x', '-org/name', f'org/{"n" * 97}', 'hf://org/name']  # fmt: skip
-REVISIONS = ['', 'v1@v2', '../../x', 'a/../b', '/main', 'main/', 'a b', '-x', 'x.lock', 'a/.b', 'a//b', 'v1\n']
+NAMES = ['', 'name', 'a/b/c', '../name', 'org/a..b', 'org/na me', 'org/name\n', '/etc/passwd', 'C:\\x', 'hf://org/name']
+REVISIONS = ['', 'v1@v2', '../../x', '/main', 'a b', 'x.lock', 'a/.b', 'v1\n']
 
 
 @pytest.mark.parametrize('name', NAMES + [f'org/name@{revision}' for revision in REVISIONS])
 def test_malformed_names_are_refused(name: str) -> None:
     with pytest.raises(FetchError, match=r"^Got .*(write 'org/name'|name a branch)"):
         split_revision(name)
-    if name.startswith('org/name@'):
-        with pytest.raises(FetchError, match='Got'):
-            fetch('org/name', WANTED, name.removeprefix('org/name@'))
+
+
+@pytest.mark.parametrize(('name', 'revision'), [('my_org/a.b-c', None), ('o/n', 'refs/pr/1'), ('o/n', 'v1.0+cpu')])
+def test_well_formed_names(name: str, revision: str | None) -> None:
+    assert split_revision(f'{name}@{revision}' if revision else name) == (name, revision)
 
 
 def test_files_come_from_one_commit_into_one_folder(hub: HubServer) -> None:
@@ -123,14 +118,10 @@ def test_optional_files(hub: HubServer, waits: list[float]) -> None:
 
 REFUSALS: list[tuple[int, dict[str, str], str]] = [
     (401, {}, r'refused .* \(401\).*private.*`hf auth login` or set HF_TOKEN'),
-    (403, {}, r'refused .* \(403\).*`hf auth login`'),
     (403, {'X-Error-Code': 'GatedRepo'}, r'is gated \(403\).* terms .*HF_TOKEN'),
     (404, {'X-Error-Code': 'RepoNotFound'}, r'no someone/table .* \(404\).*spelling'),
-    (404, {'X-Error-Code': 'RevisionNotFound'}, r'no such revision \(404\)'),
-    (418, {}, r'answered 418 .* Check the name'),
     (429, {'Retry-After': '40'}, r'\(429\). Wait 40 seconds'),
     (429, {'RateLimit': '"api";r=0;t=55'}, r'\(429\). Wait 55 seconds'),
-    (429, {}, r'\(429\). Wait some minutes'),
     (503, {}, r'out of order .*\(503\).*status'),
 ]
 
@@ -151,13 +142,6 @@ def test_refusals_are_clear_and_leave_nothing(
         assert not waits  # nobody waits before the first answer
     hub.heal()
     assert contents(fetch(NAME, WANTED)) == {name: FILES[name] for name in WANTED}
-
-
-def test_a_short_fault_is_sat_out(hub: HubServer, waits: list[float]) -> None:
-    hub.put(NAME, FILES)
-    hub.fail('HEAD .*model.safetensors', 503, times=3)
-    assert fetch(NAME, WANTED)
-    assert sum(waits) < 10
 
 
 def test_what_does_not_exist(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,25 +23,16 @@ def test_similarity_is_the_cosine() -> None:
     assert similarity[3, 200] == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-6)
     assert not similarity[7].any()
     assert not similarity[:, 7].any()
-    others = code_similarity(_random(64))[~torch.eye(256, dtype=torch.bool)]
-    assert others.mean() == pytest.approx(0.5, abs=0.02)
-
-
-def test_similarity_of_the_fixed_tables() -> None:
-    onehot = code_similarity(onehot_codes(64))
-    assert onehot[0, 3] == 1  # levels 0 to 3 share a bin
-    assert onehot[0, 4] == 0
     # level 0 has 64 ones, level 255 one of them (docs/protocol.md)
     assert code_similarity(thermometer_codes(64))[0, 255] == pytest.approx(0.125)
+    others = code_similarity(_random(64))[~torch.eye(256, dtype=torch.bool)]
+    assert others.mean() == pytest.approx(0.5, abs=0.02)
 
 
 @pytest.mark.parametrize(
     ('codes', 'random_line'),
     [
-        (_random(1), True),
         (_random(64), True),
-        (_random(700), True),
-        (thermometer_codes(64), True),
         (onehot_codes(64), False),
         (torch.ones(256, 1), False),
     ],

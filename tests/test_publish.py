@@ -133,6 +133,10 @@ def test_a_dry_run_writes_what_would_be_uploaded_and_asks_nobody(hub: HubServer,
     assert [*tmp_path.glob('.release*')] == []
     assert main(['publish', str(trained), *NAMED, '--tag', 'v1']) == 0
     assert contents(tmp_path / 'release') == uploaded(hub)
+    (tmp_path / 'release/thesis.tex').write_text('precious')
+    with pytest.raises(ValueError, match=r"holds \['thesis\.tex'\], which is no release"):
+        prepare(trained, tmp_path / 'release', RELEASE)
+    assert (tmp_path / 'release/thesis.tex').read_text() == 'precious'
 
 
 def test_the_record_of_a_run(trained: Path, tmp_path: Path) -> None:
@@ -197,7 +201,10 @@ def test_an_interrupted_dry_run_leaves_nothing(
     assert [*tmp_path.iterdir()] == []
 
 
-def test_best_and_other_checkpoints_have_their_own_error(run: Path, tmp_path: Path) -> None:
+def test_checkpoints_have_their_own_error_and_averaged_weights_go_first(run: Path, tmp_path: Path) -> None:
+    content = checkpoint(run / 'last.pth.tar')
+    content['state_dict_ema'] = {name: tensor * 0.5 for name, tensor in content['state_dict'].items()}
+    rewrite(run / 'last.pth.tar', content)
     rows = ['epoch,eval_top1', '0,62.5', '1,12.5', '1,25.0']  # the last row of an epoch counts
     (run / 'summary.csv').write_text('\n'.join(rows) + '\n')
     shutil.copy(run / 'checkpoint-0.pth.tar', run / 'model_best.pth.tar')
@@ -210,6 +217,9 @@ def test_best_and_other_checkpoints_have_their_own_error(run: Path, tmp_path: Pa
         provenance = json.loads((tmp_path / 'release/config.json').read_text())['timm_p2be']['provenance']
         assert (provenance['results']['clean']['error'], provenance['epochs']) == (error, epochs)
         assert ('epochs' in provenance['flags']) == (epochs == 1)  # a run that was to be longer
+        if name == 'last':
+            state = load_file(tmp_path / 'release/model.safetensors')
+            assert torch.equal(state['fc.weight'], content['state_dict_ema']['fc.weight'])
 
 
 @pytest.mark.parametrize('what', [(), ('--half',), ('--embedding-only',)])
@@ -240,9 +250,7 @@ def test_the_clean_error_can_be_measured_on_what_is_published(
 @pytest.mark.parametrize(
     'flags',
     [
-        {'crop_pct': 0.95},  # floor and round differ: 33 and 34
-        {'crop_pct': 1.0, 'interpolation': 'bicubic'},
-        {'crop_pct': 0.9, 'crop_mode': 'squash', 'interpolation': 'lanczos'},
+        {'crop_pct': 0.95, 'interpolation': 'bicubic'},  # floor and round differ: 33 and 34
         {'crop_pct': 0.9, 'crop_mode': 'border', 'mean': [0.5, 0.25, 0.75], 'std': [0.25]},
         {'crop_pct': 0.8, 'img_size': None, 'input_size': [3, 24, 40]},
     ],
@@ -274,15 +282,6 @@ def test_test_images_are_resized_and_cropped_as_by_timm(
     ((images, _),) = timm.data.create_loader(dataset, batch_size=4, use_prefetcher=False, num_workers=0, **config)
     mean, std = (torch.tensor(config[name]).view(3, 1, 1) for name in ('mean', 'std'))
     assert torch.equal(torch.cat(seen), ((images * std + mean) * 255).round().byte())
-
-
-def test_averaged_weights_are_published(run: Path, tmp_path: Path) -> None:
-    content = checkpoint(run / 'last.pth.tar')
-    content['state_dict_ema'] = {name: tensor * 0.5 for name, tensor in content['state_dict'].items()}
-    rewrite(run / 'last.pth.tar', content)
-    prepare(run, tmp_path / 'release', RELEASE)
-    state = load_file(tmp_path / 'release/model.safetensors')
-    assert torch.equal(state['fc.weight'], content['state_dict']['fc.weight'] * 0.5)
 
 
 def test_a_table_alone(hub: HubServer, trained: Path, tmp_path: Path) -> None:
@@ -408,8 +407,6 @@ def test_unfit_result_files(
 
 
 _SUMMARIES = {
-    'no validation': 'epoch,train_loss\n0,1.0\n1,1.0\n',
-    'damaged summary': 'epoch,eval_top1\n1,seven\n',
     'impossible summary': 'epoch,eval_top1\n1,-5\n',
 }
 _FLAGS = {
@@ -429,18 +426,12 @@ def _spoil(run: Path, kind: str) -> tuple[str, ...]:
         (run / _GONE[kind]).unlink()
     elif kind in _FLAGS:
         args.write_text(yaml.safe_dump({**yaml.safe_load(args.read_text()), **_FLAGS[kind]}))
-    elif kind == 'other yaml':
-        args.write_text('- 1\n')
     elif kind == 'diverged':
         content['state_dict']['fc.weight'][0, 0] = float('nan')
     elif kind == 'too large':
         content['state_dict']['fc.weight'][0, 0] = 1e5
-    elif kind == 'other arch':
-        content['arch'] = 'resnet18'
     elif kind == 'other model':
         content['arch'] = content['args'].model = 'resnet18'
-    elif kind == 'other arguments':
-        content['args'].model_kwargs = {'backbone': 'test_resnet', 'num_bits': 16}
     elif kind == 'other shape':
         content['state_dict']['fc.weight'] = torch.zeros(3, 3)
     elif kind == 'pickle':
@@ -454,20 +445,15 @@ def _spoil(run: Path, kind: str) -> tuple[str, ...]:
 @pytest.mark.parametrize(
     ('kind', 'message'),
     [
-        ('no validation', 'There are no results for'),
         ('no summary', 'There are no results for'),
         ('recovery', 'There are no results for'),
-        ('damaged summary', "summary.csv cannot be read: could not convert string to float: 'seven'"),
         ('impossible summary', 'error is 105.0; allowed is a percentage'),
         ('no flags', 'args.yaml cannot be read: No such file or directory. Name the output folder of a run'),
-        ('other yaml', "args.yaml lacks ['model', 'num_classes', 'seed']"),
         ('no checkpoint', 'last.pth.tar: no such file'),
         ('bare', 'is no training checkpoint'),
         ('diverged', 'fc.weight holds values that are not finite'),
         ('too large', 'fc.weight has values beyond the range of float16'),
-        ('other arch', 'Name one of that run.'),
         ('other model', 'is a checkpoint of resnet18 {'),
-        ('other arguments', '"num_bits": 16}, but'),
         ('other shape', 'does not fit encoded as args.yaml describes it'),
         ('pickle', 'it holds Python objects, which are never loaded'),
         ('fine-tuned', 'started from other weights (--initial-checkpoint); name them by --base-model'),
@@ -480,12 +466,6 @@ def test_unfit_runs_are_refused(
     flags = _spoil(run, kind)
     assert message in refused(run, *NAMED, *flags, '--dry-run', tmp_path / 'release')
     assert not (tmp_path / 'release').exists()
-
-
-def test_a_base_model_stands_for_other_weights(run: Path, tmp_path: Path) -> None:
-    _spoil(run, 'fine-tuned')
-    prepare(run, tmp_path / 'release', Release(REPO, dataset=Dataset('Noise'), base_model='someone/base@v1'))
-    assert 'base_model: someone/base\n' in (tmp_path / 'release/README.md').read_text()
 
 
 @pytest.mark.parametrize('source', ['hf-hub', 'local-dir'])
@@ -508,19 +488,11 @@ def test_runs_that_started_from_a_release(
     assert (tmp_path / 'tuned/model.safetensors').read_bytes() == (release / 'model.safetensors').read_bytes()
 
 
-def test_a_run_from_a_hub_that_is_not_there(hub: HubServer, trained: Path, tmp_path: Path) -> None:
-    run = imitate(trained, tmp_path / 'run', f'hf-hub:{REPO}', network(trained).state_dict(), pretrained=True)
-    with pytest.raises(ValueError, match=r'There is no hf-hub:tester/net on .* \(404\)'):
-        prepare(run, tmp_path / 'tuned', RELEASE)
-
-
 @pytest.mark.parametrize(
     ('words', 'message'),
     [
         (('--repo-id', REPO), 'args.yaml says where the data set was, not what it was. Pass --dataset-name'),
-        (('--repo-id', 'net', *NAMED[2:]), "write 'org/name'"),
         (('--repo-id', f'{REPO}@v1', *NAMED[2:]), 'name the repository alone, and the release by --tag'),
-        ((*NAMED, '--tag', 'a..b'), "Got the revision 'a..b'"),
         ((*NAMED, '--tag', 'main'), "Got the tag 'main', which is the name of the branch"),
         ((*NAMED, '--private'), 'Got --dry-run and --private'),
         ((*NAMED, '--test-images', '0'), 'Got --test-images 0'),
@@ -552,14 +524,6 @@ def test_only_learned_tables_are_published_alone(
     assert ours['encoding'] == ('onehot' if 'onehot' in name else 'rgb')
     assert ours['provenance']['smoothness'] is None
     assert not [flag for flag in ours['provenance']['flags'] if flag.startswith('p2be_')]
-
-
-def test_a_folder_with_other_things_is_left_alone(trained: Path, tmp_path: Path) -> None:
-    (tmp_path / 'release').mkdir()
-    (tmp_path / 'release/thesis.tex').write_text('precious')
-    with pytest.raises(ValueError, match=r"holds \['thesis\.tex'\], which is no release"):
-        prepare(trained, tmp_path / 'release', RELEASE)
-    assert contents(tmp_path / 'release') == {'thesis.tex': b'precious'}
 
 
 @pytest.fixture
@@ -617,7 +581,10 @@ def test_an_interrupted_release_is_completed(hub: HubServer, release: Path) -> N
     assert hub.repos[REPO].tags == {'v1': published.oid}
 
 
-@pytest.mark.parametrize(('where', 'files'), [('PUT /lfs/', set()), ('POST .*/commit/', set(RELEASE_FILES))])
+@pytest.mark.parametrize(
+    ('where', 'files'),
+    [pytest.param('PUT /lfs/', set(), marks=pytest.mark.slow), ('POST .*/commit/', set(RELEASE_FILES))],
+)
 def test_a_killed_release_is_completed(
     hub: HubServer, release: Path, trained: Path, tmp_path: Path, where: str, files: set[str]
 ) -> None:
@@ -641,14 +608,10 @@ def test_a_killed_release_is_completed(
 @pytest.mark.parametrize(
     ('match', 'status', 'message'),
     [
-        ('POST /api/repos/create', 401, r'The Hub refused tester/net \(401\).*hf auth login'),
         ('POST /api/repos/create', 403, r'The Hub refused tester/net \(403\).*hf auth login'),
-        ('GET /api/models', 404, r'\(404\)|answered 404'),
         ('POST .*/commit/', 409, r'Somebody changed tester/net meanwhile \(409\)'),
-        ('POST .*/commit/', 429, r'Too many requests .*\(429\)'),
         ('POST .*/commit/', 500, r'out of order for tester/net \(500\)'),
         ('POST .*/objects/batch', 403, r'The Hub refused tester/net \(403\)'),
-        ('POST /api/validate-yaml', 503, r'out of order for tester/net \(503\)'),
         ('POST /api/validate-yaml', 400, 'a fault for the test'),  # what it has against the metadata
     ],
 )
@@ -701,13 +664,9 @@ def test_a_wrong_or_missing_token(
     said = refused(trained, *NAMED)
     assert '(401)' in said
     assert 'hf auth login' in said
-    assert hub.repos == {}
-
-
-def test_no_hub(hub: HubServer, trained: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
     assert 'HF_HUB_OFFLINE=1' in refused(trained, *NAMED)
-    assert hub.requests == []
+    assert hub.repos == {}
 
 
 def test_only_sound_releases_are_uploaded(hub: HubServer, release: Path) -> None:

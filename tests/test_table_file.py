@@ -103,14 +103,6 @@ def test_bits_are_packed_highest_first_and_padded_with_zeros(tmp_path):
     }
 
 
-def test_the_same_table_makes_the_same_files(tmp_path):
-    for name in 'ab':
-        _table(provenance=PROVENANCE).write(tmp_path / name)
-    assert sorted(path.name for path in (tmp_path / 'a').iterdir()) == sorted(FILES)
-    for name in FILES:
-        assert (tmp_path / 'a' / name).read_bytes() == (tmp_path / 'b' / name).read_bytes()
-
-
 def test_files_may_be_links_as_in_the_cache_of_the_hub(tmp_path):
     table = _table()
     table.write(tmp_path / 'blobs')
@@ -124,13 +116,6 @@ def test_files_may_be_links_as_in_the_cache_of_the_hub(tmp_path):
 
 
 # whole or not at all
-
-
-def test_a_half_written_folder_is_none_and_can_be_saved_again(tmp_path):
-    (tmp_path / 'model.safetensors').write_bytes(b'\x10\0\0')
-    _refused(tmp_path, 'config.json cannot be read', 'No such file')
-    _table().write(tmp_path)
-    assert torch.equal(read_table_file(tmp_path).latents, _latents(9))
 
 
 @pytest.mark.parametrize('file', FILES)
@@ -161,7 +146,6 @@ ONES = torch.ones(256, 9)
     (_table(codes=ONES.to('meta')), ('on meta', 'with values')),
     (_table(codes=torch.ones(255, 9)), ('levels is 255', '256')),
     (_table(latents=torch.ones(256, 4097)), ('num_bits is 4097', '1..4096')),
-    (_table(latents=torch.ones(256, 0)), ('num_bits is 0', '1..4096')),
     (_fixed('p2be', ONES), ("'p2be'", 'no latents')),
     (_table(codes=ONES, latents=torch.ones(256, 8)), ('latents of shape (256, 8)', 'in the shape of its codes')),
     (_table(codes=ONES), ('of 2304 bits', 'signs of the latents')),
@@ -171,7 +155,6 @@ ONES = torch.ones(256, 9)
     (_table(codes=onehot_codes(9), encoding='onehot'), ("'onehot'", "only 'p2be' has latents")),
     (_table(provenance={'seed': torch.tensor(3)}), ('Object of type Tensor',)),
     (_table(provenance={'lr': float('nan')}), ('Out of range float',)),
-    (_table(provenance=[]), ('provenance is []', 'object or null')),
 ])  # fmt: skip
 def test_nothing_is_written_that_could_not_be_read(tmp_path, table, words):
     _table().write(tmp_path)
@@ -187,7 +170,6 @@ def test_nothing_is_written_that_could_not_be_read(tmp_path, table, words):
     (b'', ('cannot be read as JSON', 'Expecting value')),
     (b'\xff\xfe{}', ('cannot be read as JSON', 'utf-8')),
     (b'[' * 200_000, ('cannot be read as JSON', 'recursion')),
-    (b'{"seed": ' + b'9' * 5000 + b'}', ('cannot be read as JSON', 'limit')),
     (b'{"seed": NaN}', ('cannot be read as JSON', 'NaN is no JSON value')),
     (b'{"seed": 1e999}', ('cannot be read as JSON', '1e999 is no JSON value')),
     (b'["timm-p2be-embedding"]', ('cannot be read as JSON', 'a list, not an object')),
@@ -203,12 +185,8 @@ def test_what_is_no_config_is_refused(tmp_path, content, words):
 @pytest.mark.parametrize(('changes', 'words'), [
     ({'format': 'gguf'}, ("format is 'gguf'", "allowed is 'timm-p2be-embedding'")),
     ({'format_version': 2}, ('format_version is 2', 'allowed is 1', 'pip install -U timm-p2be')),
-    ({'format_version': True}, ('format_version is True',)),
-    ({'package_version': 3}, ('package_version is 3', 'a version or null')),
     ({'package_version': '\x1b[2J'}, (r"package_version is '\x1b[2J'",)),
-    ({'encoding': ['p2be']}, ("encoding is ['p2be']",)),
     ({'encoding': 'x' * 10_000}, ('...; allowed is one of',)),
-    ({'levels': 256.0}, ('levels is 256.0', 'allowed is 256')),
     ({'num_bits': 4097}, ('num_bits is 4097', '1..4096')),
     ({'num_bits': True}, ('num_bits is True', 'an integer')),
     ({'plane_order': 'color-major'}, ("plane_order is 'color-major'", "'bit-major'")),
@@ -222,14 +200,6 @@ def test_values_of_the_config_are_checked(tmp_path, changes, words):
     _table().write(tmp_path)
     _edit_config(tmp_path, **changes)
     _refused(tmp_path, *words)
-
-
-def test_every_key_of_the_config_is_needed(tmp_path):
-    _table().write(tmp_path)
-    config = json.loads((tmp_path / 'config.json').read_text())
-    for key in config.keys() - {'format', 'format_version'}:
-        (tmp_path / 'config.json').write_text(json.dumps({name: config[name] for name in config.keys() - {key}}))
-        _refused(tmp_path, 'config.json lacks', key)
 
 
 @pytest.mark.parametrize('name', FILES)
@@ -255,9 +225,7 @@ def _set(tensor, index, value):
 
 @pytest.mark.parametrize(('change', 'words'), [
     (lambda t: {'codes': t['codes']}, ('holds the tensors', 'allowed are exactly', "'weight'")),
-    (lambda t: {**t, 'bias': torch.zeros(1)}, ('holds the tensors', 'allowed are exactly')),
     (lambda t: {**t, 'weight': t['weight'].half()}, ('holds the tensors', 'allowed are exactly')),
-    (lambda t: {**t, 'codes': t['codes'][:, :1].clone()}, ('holds the tensors', 'allowed are exactly')),
     (lambda t: {f'layer{i}': torch.zeros(1) for i in range(500)}, ('holds the tensors', '...; allowed are exactly')),
     (lambda t: {**t, 'weight': _set(t['weight'], (5, 1), float('nan'))}, ('1 latents are NaN or infinite',)),
     (lambda t: {**t, 'weight': _set(t['weight'], (0, 0), -1e-9)}, ('1 of 2304 bits', 'at level 0, bit 0')),
@@ -269,12 +237,6 @@ def test_other_tables_are_refused(tmp_path, change, words):
     _table().write(tmp_path)
     _edit_tensors(tmp_path, change)
     _refused(tmp_path, 'model.safetensors', *words)
-
-
-def test_other_fixed_tables_are_refused(tmp_path):
-    _fixed('onehot', onehot_codes(9)).write(tmp_path)
-    _edit_tensors(tmp_path, lambda t: {'codes': _set(t['codes'], (3, 0), 0)})
-    _refused(tmp_path, '1 of 2304 bits', "encoding 'onehot'")
 
 
 def test_a_file_cut_off_is_damaged_at_every_length(tmp_path):
