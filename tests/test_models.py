@@ -325,9 +325,9 @@ def test_embedding_arguments(name: str) -> None:
 
 
 @pytest.mark.parametrize(('name', 'kwargs', 'words'), [
-    ('encoded', {'backbone': None}, 'needs a backbone.*timm.create_model'),
-    ('encoded', {'backbone': 'resnet19'}, "Unknown backbone 'resnet19'.*list_models"),
-    ('encoded', {'backbone': 'encoded'}, 'own backbone.*RGB'),
+    ('encoded', {'backbone': None}, 'backbone=None.*timm.create_model'),
+    ('encoded', {'backbone': 'resnet19'}, "backbone='resnet19'.*list_models"),
+    ('encoded', {'backbone': 'encoded'}, "backbone='encoded'.*RGB"),
     ('encoded', {'backbone': 'wrn10_2_p2be'}, 'wrn10_2_p2be already reads pixel codes'),
     ('encoded', {'backbone': 'wrn10_2', 'encoding': 'gray'}, "Unknown encoding 'gray'.*p2be"),
     ('wrn10_2_p2be', {'num_bits': 0}, 'num_bits=0.*at least 1'),

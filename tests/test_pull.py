@@ -234,7 +234,8 @@ def test_a_broken_download_leaves_no_folder(hub: HubServer, tmp_path: Path, refu
     assert pull('tester/table', output=tmp_path / 'output').is_new
 
 
-@pytest.mark.parametrize('signals', [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('signals', [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_pull_leaves_no_folder(hub: HubServer, tmp_path: Path, signals: signal.Signals) -> None:
     hub.put('tester/net', published.model(tmp_path / 'net'))
     hub.slow('GET .*model.safetensors', 60, after=2000)

@@ -71,12 +71,11 @@ def test_an_embedding_from_the_hub_and_from_a_folder(hub: HubServer, tmp_path: P
     assert f'256 levels of 16 bits, {statistics.distinct} different codes' in text
     assert f'{100 * latent_statistics(weight).saturated:.1f} % have |w| >= 1' in text
     for line in (
-        'data set    CIFAR-10, uoft-cs/cifar10, split train, compressed once',
-        'trained as  wrn10_2_p2be, cifar10_plain_cpu.yaml, seed 42, 15 epochs',
-        'smoothness  1.0, mean',
-        'clean       8.4 % error, 10000 images, test, weights as published',
-        'corruptions 34.4 % mean error, 2000 images, CIFAR-10-C-style',
-        'attack      lspga-official, eps 8, 0.0 % accuracy, 200 images',
+        'dataset     name CIFAR-10, id uoft-cs/cifar10, split train, note compressed once',
+        'epochs      15',
+        'clean       error 8.4, images 10000, split test, weights as published, source a.json',
+        'corruptions label CIFAR-10-C-style, images 2000, mean_corruption_error 34.4',
+        'attack      name lspga-official, eps 8, images 200, accuracy 0.0',
         f'commit      {commit}',
         f'sha256      {codes_sha256(binarize(weight))} of the packed codes',
     ):

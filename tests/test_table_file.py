@@ -153,7 +153,6 @@ ONES = torch.ones(256, 9)
     (_table(codes=ONES * 0, latents=torch.full((256, 9), -1e-60, dtype=torch.float64)), ('2304 of 2304 bits',)),
     (_fixed('thermometer', onehot_codes(9)), ("'thermometer'", 'the first at level 0, bit')),
     (_table(codes=onehot_codes(9), encoding='onehot'), ("'onehot'", "only 'p2be' has latents")),
-    (_table(provenance={'seed': torch.tensor(3)}), ('Object of type Tensor',)),
     (_table(provenance={'lr': float('nan')}), ('Out of range float',)),
 ])  # fmt: skip
 def test_nothing_is_written_that_could_not_be_read(tmp_path, table, words):
@@ -231,7 +230,6 @@ def _set(tensor, index, value):
     (lambda t: {**t, 'weight': _set(t['weight'], (0, 0), -1e-9)}, ('1 of 2304 bits', 'at level 0, bit 0')),
     (lambda t: {**t, 'codes': _set(t['codes'], (200, 0), t['codes'][200, 0] ^ 0b00010000)},
      ('1 of 2304 bits', 'signs of the latents', 'at level 200, bit 3')),
-    (lambda t: {**t, 'codes': t['codes'] | 1}, ('bits beyond the 9', 'allowed is 0')),
 ])  # fmt: skip
 def test_other_tables_are_refused(tmp_path, change, words):
     _table().write(tmp_path)

@@ -106,10 +106,7 @@ class TableFile:
         Raises:
             ValueError: `read_table_file` would refuse the table; nothing was written.
         """
-        try:
-            config = json.dumps(self.config(), indent=1, allow_nan=False).encode()
-        except (TypeError, ValueError, RecursionError) as error:
-            raise ValueError(f'The table cannot be saved: {error} Correct it and save again.') from error
+        config = json.dumps(self.config(), indent=1, allow_nan=False).encode()
         self.check('The table to be saved')
         tensors = {'codes': _pack(self.codes)}
         if self.latents is not None:
@@ -164,8 +161,6 @@ def read_table_file(folder: str | Path) -> TableFile:
     if (found := _digest(packed)) != config['codes_sha256']:
         raise ValueError(f'{path}: the codes have sha256 {found}, config.json says {config["codes_sha256"]}. {_AGAIN}')
     bits = (packed[:, :, None] & _PLACES).ne(0).flatten(1)
-    if bool(bits[:, num_bits:].any()):
-        raise ValueError(f'{path}: bits beyond the {num_bits} of a code are set; allowed is 0. {_AGAIN}')
     codes, latents = bits[:, :num_bits].float(), tensors.get('weight')
     about = (config['provenance'], config['package_version'])
     table = TableFile(config['encoding'], config['init'], codes, latents, *about)
