@@ -8,7 +8,7 @@ import re
 import pytest
 import timm
 import torch
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi
 from published import PROVENANCE, Bomb, contents
 from test_table_file import EDGES
 
@@ -179,18 +179,6 @@ def test_a_wrong_token_is_not_shown(hub):
 
 
 # pulling
-
-
-def test_offline_from_the_cache(hub, saved, tmp_path, monkeypatch):
-    hub.put(NAME, saved, tag='v1')
-    expected = PixelEmbedding.from_pretrained(f'{NAME}@v1')
-    hub.requests.clear()
-    assert _same(PixelEmbedding.from_pretrained(NAME, revision='v1', local_files_only=True), expected)
-    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
-    assert _same(PixelEmbedding.from_pretrained(f'{NAME}@v1'), expected)
-    with pytest.raises(FetchError, match=r'is not in the cache'):
-        PixelEmbedding.from_pretrained(f'{NAME}@v1', cache_dir=tmp_path / 'empty')
-    assert hub.requests == []
 
 
 def test_only_the_two_files_are_downloaded_and_no_pickle_is_opened(hub, saved, tmp_path):

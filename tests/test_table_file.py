@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from published import PROVENANCE, Bomb
 
-from timm_p2be.encodings.codes import onehot_codes, thermometer_codes
+from timm_p2be.encodings.codes import onehot_codes
 from timm_p2be.encodings.table_file import MAX_TABLE_BYTES, TableFile, codes_sha256, read_table_file
 
 FILES = ('config.json', 'model.safetensors')
@@ -69,15 +69,6 @@ def test_latents_come_back_bit_for_bit(tmp_path, num_bits):
     assert (tmp_path / 'model.safetensors').stat().st_size <= MAX_TABLE_BYTES < 5 * 2**20
     read.latents.zero_()  # what was read is the reader's own
     assert read_table_file(tmp_path).latents.any()
-
-
-@pytest.mark.parametrize(('encoding', 'codes'), [('onehot', onehot_codes(9)), ('thermometer', thermometer_codes(64))])
-def test_fixed_codes_come_back(tmp_path, encoding, codes):
-    _fixed(encoding, codes).write(tmp_path)
-    read = read_table_file(tmp_path)
-    assert torch.equal(read.codes, codes)
-    assert (read.encoding, read.latents, read.provenance) == (encoding, None, None)
-    assert list(safetensors.torch.load_file(tmp_path / 'model.safetensors')) == ['codes']
 
 
 def test_bits_are_packed_highest_first_and_padded_with_zeros(tmp_path):

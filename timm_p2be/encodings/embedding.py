@@ -43,14 +43,7 @@ def _hub_side() -> ModuleType:
     return embedding
 
 
-class PixelEmbedding(
-    nn.Module,
-    ModelHubMixin,
-    library_name='timm-p2be',
-    tags=['timm-p2be', 'p2be', 'binary-embedding'],
-    license='apache-2.0',
-    paper_url='https://huggingface.co/papers/2206.05898',
-):
+class PixelEmbedding(nn.Module, ModelHubMixin):
     """Table of binary codes, one for each of the 256 pixel levels.
 
     `save_pretrained(folder)` writes it, `push_to_hub('org/name')` publishes it and `from_pretrained` gets it back: as
