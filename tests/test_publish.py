@@ -535,7 +535,8 @@ def test_private_stays_private(hub: HubServer, release: Path) -> None:
     assert uploaded(hub, 'tester/open') == {}
 
 
-def test_an_interrupted_release_is_completed(hub: HubServer, release: Path) -> None:
+def test_an_interrupted_release_is_completed(hub: HubServer, release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('time.sleep', lambda seconds: None)  # the client tries again five times
     hub.fail('POST .*/tag/', 503)
     with pytest.raises(ValueError, match='out of order'):
         publish(release, REPO, 'v1')
@@ -579,8 +580,15 @@ def test_a_killed_release_is_completed(
     ],
 )
 def test_refusals_of_the_hub(
-    hub: HubServer, release: Path, caplog: pytest.LogCaptureFixture, match: str, status: int, message: str
+    hub: HubServer,
+    release: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    match: str,
+    status: int,
+    message: str,
 ) -> None:
+    monkeypatch.setattr('time.sleep', lambda seconds: None)
     hub.fail(match, status)
     with pytest.raises(ValueError, match=message) as error:
         publish(release, REPO, 'v1')

@@ -160,7 +160,7 @@ def test_a_pickle_is_never_opened(hub: HubServer, tmp_path: Path, name: str, kin
     if kind == 'beside':
         assert timm.create_model(source, pretrained=True)
     else:
-        words = 'without hf_hub_filename' if kind == 'named in the config' else 'never from a pickle'
+        words = 'without hf_hub_filename' if kind == 'named in the config' else "has no file 'model.safetensors'"
         with pytest.raises(ValueError, match=words):
             timm.create_model(source, pretrained=True)
     assert not trace.exists()

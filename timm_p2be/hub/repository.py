@@ -27,7 +27,7 @@ from timm_p2be.encodings.table_file import (
 )
 from timm_p2be.files import Schema, check_schema, file_sha256, read_json, shown
 from timm_p2be.hub.fetch import MAX_BYTES, fetch, local_folder, resolved_commit, split_revision
-from timm_p2be.hub.training_record import check_training_record, part_of
+from timm_p2be.hub.training_record import check_training_record
 
 FILES = (CONFIG_FILE, WEIGHTS_FILE)
 RELEASE_FILES = (*FILES, CARD_FILE, 'results.json')  # nothing else is ever published or pulled
@@ -73,16 +73,6 @@ class Contents:
     weights_sha256: str | None = None  # of a model's model.safetensors, if stated
     codes_sha256: str | None = None  # of an embedding's packed codes
     is_ours: bool = True  # timm's own config.json of a model lacks the key 'timm_p2be'
-
-    @property
-    def dataset(self) -> str | None:
-        """Name of the data set it was trained on, if known."""
-        return part_of(self.provenance, 'dataset', 'name')
-
-    @property
-    def clean_error(self) -> float | None:
-        """Error on clean test images in percent, if known."""
-        return part_of(self.provenance, 'results', 'clean', 'error')
 
     def describe(self) -> str:
         """Return kind, architecture, encoding and code length in a few words."""
@@ -170,8 +160,6 @@ def fetch_repository(
 def verified_weights(folder: Path, contents: Contents) -> dict[str, Tensor]:
     """Return the weights of a model's repository."""
     path = folder / WEIGHTS_FILE
-    if not path.is_file():
-        raise ValueError(f'{path} does not exist; weights are read from there only, never from a pickle. {_AGAIN}')
     if contents.weights_sha256 not in (None, found := file_sha256(path)):
         raise ValueError(f'{path} has sha256 {found}, but config.json states {contents.weights_sha256}. {_AGAIN}')
     state = read_checkpoint(path, what='weights').state_dict

@@ -57,7 +57,9 @@ def build_model(run: Run) -> nn.Module:
     bits = {tensor.shape[1] for name, tensor in state.items() if name.endswith('.embedding.weight')}
     if bits and bits != {64}:  # a table that was pulled brings its own length
         kwargs['num_bits'] = bits.pop()
-    size = image_size(run)
+    size = (flags['img_size'],) * 2 if flags.get('img_size') else None
+    if flags.get('input_size'):
+        size = tuple(flags['input_size'][1:])
     arguments = {
         'num_classes': flags['num_classes'],
         'in_chans': (flags.get('input_size') or [flags.get('in_chans') or 3])[0],
@@ -83,13 +85,6 @@ def _create(name: str, arguments: dict[str, Any], size: tuple[int, int] | None) 
             if 'img_size' not in str(error):
                 raise
     return timm.create_model(name, **arguments)
-
-
-def image_size(run: Run) -> tuple[int, int] | None:
-    """Return height and width the run was told to use, if it was."""
-    if run.flags.get('input_size'):
-        return tuple(run.flags['input_size'][1:])
-    return (run.flags['img_size'],) * 2 if run.flags.get('img_size') else None
 
 
 def data_config(run: Run, model: nn.Module) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from typing import Any
 from timm.models import PretrainedCfg, build_model_with_cfg, resolve_pretrained_cfg
 from torch import Tensor, nn
 
-from timm_p2be.hub.errors import FetchError
 from timm_p2be.hub.fetch import resolved_commit, split_revision
 from timm_p2be.hub.repository import fetch_repository, verify
 from timm_p2be.models.weights import verify_weights
@@ -67,12 +66,6 @@ def _checked(cfg: PretrainedCfg, cache_dir: str | Path | None) -> PretrainedCfg:
 
 
 def _fetch_weights(source: str, cache_dir: str | Path | None) -> Path:
-    try:
-        folder, _ = fetch_repository(source, cache_dir=cache_dir)
-    except FetchError as error:
-        raise ValueError(
-            f'{error} Weights are read from {_WEIGHTS} only, never from a pickle; timm writes it with '
-            'safe_serialization=True.'
-        ) from error
+    folder, _ = fetch_repository(source, cache_dir=cache_dir)
     verify(folder)
     return folder
