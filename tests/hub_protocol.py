@@ -50,13 +50,6 @@ class File:
         git = hashlib.sha1(f'blob {len(self.content)}\0'.encode() + self.content).hexdigest()
         return self.sha256 if self.lfs else git
 
-    def entry(self, path: str) -> dict[str, Any]:
-        """An entry of a tree listing (`RepoFile` in hf_api.py)."""
-        entry = {'type': 'file', 'path': path, 'size': len(self.content), 'oid': self.etag[:40]}
-        return entry | (
-            {'lfs': {'oid': self.sha256, 'size': len(self.content), 'pointerSize': 130}} if self.lfs else {}
-        )
-
 
 @dataclass(frozen=True)
 class Commit:
@@ -169,9 +162,6 @@ class Endpoints:
         found = self._repo(repo, content=False)
         return Answer(self._info(found, found.at(revision)))
 
-    def tree(self, repo: str, revision: str) -> Answer:
-        return Answer([file.entry(path) for path, file in sorted(self._repo(repo).at(revision).files.items())])
-
     def refs(self, repo: str) -> Answer:
         tags = [{'name': name, 'ref': f'refs/tags/{name}', 'targetCommit': sha}
                 for name, sha in self._repo(repo).tags.items()]  # fmt: skip
@@ -256,7 +246,6 @@ ROUTES: tuple[tuple[str, str, Callable[..., Answer]], ...] = (
     ('GET', '/api/models', Endpoints.list_models),
     ('GET', _API, Endpoints.model_info),
     ('GET', f'{_API}/revision/{_REVISION}', Endpoints.model_info),
-    ('GET', f'{_API}/tree/{_REVISION}', Endpoints.tree),
     ('GET', f'{_API}/refs', Endpoints.refs),
     ('POST', f'{_API}/tag/{_REVISION}', Endpoints.create_tag),
     ('POST', f'{_API}/preupload/{_REVISION}', Endpoints.preupload),

@@ -7,13 +7,13 @@ from typing import Any
 
 import published
 import pytest
-import timm
 from hub_server import HubServer
-from huggingface_hub import snapshot_download
 
 from timm_p2be.cli import list as list_command
-from timm_p2be.hub import browsing
+from timm_p2be.hub.fetch import fetch
 from timm_p2be.hub.pulling import pull
+from timm_p2be.hub.repository import FILES
+from timm_p2be.models.weights import shipped_weights
 
 Said = Callable[..., str]
 Listed = Callable[..., list[dict[str, Any]]]
@@ -85,11 +85,6 @@ def test_remote(hub: HubServer, namespace: dict[str, str], printed: Said, listed
         assert row[end] == ' '
 
 
-def test_remote_stops_at_its_bound(namespace: dict[str, str], listed: Listed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(browsing, 'MAX_REMOTE', 2)
-    assert len(listed('--remote', 'tester')) == 2
-
-
 def test_private_repositories_need_the_token(
     hub: HubServer, tmp_path: Path, printed: Said, listed: Listed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,7 +96,7 @@ def test_private_repositories_need_the_token(
 
 
 def test_a_hub_that_does_not_answer(hub: HubServer, refused: Said, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub.fail('.', 200, body=b'null')
+    hub.fail('.', 200, body=b'<html>')
     assert 'does not answer as a Hub' in refused('list', '--remote', 'tester')
     hub.heal()
     hub.fail('/api/models', 429)
@@ -109,13 +104,7 @@ def test_a_hub_that_does_not_answer(hub: HubServer, refused: Said, monkeypatch: 
     assert 'Too many requests' in refused('list', '--remote', 'tester')
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
     assert 'HF_HUB_OFFLINE=1' in refused('list', '--remote', 'tester')
-
-
-@pytest.mark.parametrize(
-    'args', [['--remote', '../x'], ['--remote', 'org/name'], ['--remote', ''], ['--remote'], ['x']]
-)
-def test_misuse(args: list[str], refused: Said) -> None:
-    assert 'timm-p2be' in refused('list', *args)
+    assert "Got the namespace '../x'" in refused('list', '--remote', '../x')
 
 
 def test_the_cache(hub: HubServer, namespace: dict[str, str], tmp_path: Path, printed: Said, listed: Listed) -> None:
@@ -123,9 +112,9 @@ def test_the_cache(hub: HubServer, namespace: dict[str, str], tmp_path: Path, pr
     pull('tester/table')
     newer = hub.put('tester/table', published.embedding(tmp_path / 'b', seed=1))
     pull(f'tester/table@{newer}')
-    snapshot_download('tester/untagged')  # a tag is a matter of the card; what it holds is ours
+    fetch('tester/untagged', FILES)  # a tag is a matter of the card; what it holds is ours
     hub.put('tester/strange', {'config.json': b'{"architecture": "bert"}', 'model.safetensors': b'x'})
-    snapshot_download('tester/strange')
+    fetch('tester/strange', FILES)
     listed('--remote', 'tester')  # leaves a config.json of each in the cache
     cached = [entry for entry in listed() if entry['where'] == 'cache']
     assert {(entry['name'], entry['commit']) for entry in cached} == {
@@ -144,25 +133,18 @@ def test_the_cache(hub: HubServer, namespace: dict[str, str], tmp_path: Path, pr
     assert f'{namespace["net"][:12]} v1' in out
 
 
-def test_nothing_at_all(hub: HubServer, printed: Said, listed: Listed, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shipped_models_and_an_empty_cache(
+    hub: HubServer, printed: Said, listed: Listed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = listed()
+    assert {entry['name'] for entry in entries} == set(shipped_weights())
+    for entry in entries:
+        assert entry['size'] > 1000
+        assert entry['tags'] == ['cifar10']
+        assert entry['contents']['architecture'] == entry['name'].partition('.')[0]
+        assert (entry['contents']['num_bits'] is None) == (entry['contents']['encoding'] == 'rgb')
     monkeypatch.setattr(list_command, 'shipped_entries', list)
     assert 'timm-p2be list --remote NAMESPACE' in printed('list')
-    assert listed() == []
-
-
-def test_shipped_models_are_those_of_this_package_with_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = {entry.name: entry for entry in browsing.shipped_entries()}
-    pretrained = set(timm.list_pretrained())
-    expected = {name for name in pretrained if timm.model_entrypoint(name.split('.')[0]).__module__[:5] == 'timm_'}
-    assert set(ours) == expected
-    assert 'resnet18.a1_in1k' in pretrained
-    for name, entry in ours.items():
-        assert entry.size is not None
-        assert entry.size > 1000
-        assert entry.tags == (name.partition('.')[2],)
-        assert entry.contents is not None
-        assert entry.contents.architecture == name.partition('.')[0]
-        assert (entry.contents.num_bits is None) == (entry.contents.encoding == 'rgb')
 
 
 def test_what_strangers_write_cannot_move_the_cursor(hub: HubServer, tmp_path: Path, printed: Said) -> None:

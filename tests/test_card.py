@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from published import PROVENANCE
 
-from timm_p2be.hub.card import check_card, embedding_card, model_card
+from timm_p2be.hub.card import embedding_card, model_card
 
 DIGEST = '0123456789abcdef' * 4
 NAME = 'someone/net'
@@ -72,19 +72,12 @@ def test_the_metadata_of_a_model() -> None:
     ]
 
 
-def test_the_metadata_of_a_table() -> None:
-    data = metadata(embedding_card(table(changed(base_model=f'{NAME}@v1')), 'someone/table@v1'))
-    assert data['pipeline_tag'] == 'image-feature-extraction'
-    assert data['base_model'] == NAME
-    assert data['model-index'][0]['name'] == 'table'
-
-
 def test_unknown_things_are_left_out() -> None:
     provenance = changed(dataset_id=None, base_model='wrn10_2', results=None)
     data = metadata(model_card(network(provenance), NAME))
     assert not {'datasets', 'base_model', 'metrics', 'model-index', 'model_name', 'eval_results'} & data.keys()
-    data = metadata(embedding_card(table(None)))
-    assert not {'datasets', 'base_model', 'metrics', 'model-index', 'model_name', 'eval_results'} & data.keys()
+    for counts in ({}, {'distinct': '<b>', 'bits': 1, 'unlike_thermometer': 1}):
+        assert 'thermometer code' not in embedding_card(table(changed(results_codes=counts)))
 
 
 def test_no_section_is_empty_or_superfluous() -> None:
@@ -105,7 +98,10 @@ def test_the_examples() -> None:
     assert code.startswith('import timm_p2be\n')
     assert "timm.create_model('hf-hub:someone/net@v1', pretrained=True)" in code
     compile(code, 'card', 'exec')
-    code = example(embedding_card(table(), f'{NAME}@v1'))
+    card = embedding_card(table(changed(base_model='timm/net@v2')), f'{NAME}@v1')
+    assert metadata(card)['pipeline_tag'] == 'image-feature-extraction'
+    assert metadata(card)['base_model'] == 'timm/net'
+    code = example(card)
     assert code.startswith('import timm_p2be\n')
     assert "timm.create_model('wrn10_2_p2be', embedding='someone/net@v1', freeze_embedding=True)" in code
     assert "timm_p2be.PixelEmbedding.from_pretrained('someone/net@v1')" in code
@@ -217,16 +213,11 @@ def test_any_text_stays_text(text: str) -> None:
     [
         (network(architecture='wrn`; import os'), NAME, 'Got the architecture'),
         (network() | {'model_args': {'backbone': 'a b'}}, NAME, 'Got the architecture'),
-        (network(encoding='base64'), NAME, "Got the encoding 'base64'"),
-        (network(num_bits=True), NAME, 'Got num_bits=True'),
-        (network(weights_sha256='0' * 63), NAME, 'Got weights_sha256'),
-        (network(), "x'); import os; ('", 'Got the name'),
+        (network(), "x'); import os; ('", 'no id of the Hub'),
         (network(), 'a--b/c', 'no id of the Hub'),
         (network(changed(dataset_id='a/b/c')), NAME, 'no id of the Hub'),
         (network(changed(base_model='a/b c')), NAME, 'no id of the Hub'),
-        (network(None), NAME, 'a model needs one for a card'),
         (network(changed(dataset_note='two\nlines')), NAME, 'provenance.dataset: note'),
-        ({'architecture': 'wrn10_2'}, NAME, "no entry 'timm_p2be'"),
     ],
 )
 def test_malformed_configs_are_refused(config: dict[str, Any], name: str, message: str) -> None:
@@ -234,30 +225,7 @@ def test_malformed_configs_are_refused(config: dict[str, Any], name: str, messag
         model_card(config, name)
 
 
-def test_checking_a_card() -> None:
-    text = model_card(network(), NAME)
-    check_card(text)
-    with pytest.raises(ValueError, match=r"lacks the metadata \['license'\]"):
-        check_card(text.replace('license: apache-2.0\n', ''))
-    with pytest.raises(ValueError, match='does not begin with `import timm_p2be`'):
-        check_card(text.replace('```python\nimport timm_p2be\n', '```python\n'))
-
-
-@pytest.mark.parametrize(
-    ('line', 'instead'),
-    [
-        ('license:', 'license: ['),
-        ('license: apache-2.0', 'license: *x'),
-        ('tags:', 'tags: 3\nothers:'),
-        ('model-index:', 'model-index: 3\nothers:'),
-    ],
-)
-def test_metadata_that_cannot_be_read(line: str, instead: str) -> None:
-    with pytest.raises(ValueError, match=r"The card's metadata cannot be read: .*\. Render it again"):
-        check_card(model_card(network(), NAME).replace(line, instead, 1))
-
-
-@pytest.mark.parametrize(('unlike', 'hardly'), [(22, True), (818, True), (820, False)])
+@pytest.mark.parametrize(('unlike', 'hardly'), [(818, True), (820, False)])
 def test_a_table_that_is_hardly_more_than_the_thermometer_says_so(unlike: int, hardly: bool) -> None:
     codes = {'distinct': 64, 'bits': 16384, 'unlike_thermometer': unlike}
     for text in (
@@ -267,10 +235,3 @@ def test_a_table_that_is_hardly_more_than_the_thermometer_says_so(unlike: int, h
         assert ('hardly more than the thermometer code' in sections(text)['Limits']) is hardly
         measured = next(part for head, part in sections(text).items() if head.startswith('Results'))
         assert f'bits unlike the thermometer code | `{unlike}` of `16384`' in measured
-
-
-@pytest.mark.parametrize('codes', [None, 3, {}, {'distinct': '<b>', 'bits': 1, 'unlike_thermometer': 1}, {'bits': -1}])
-def test_other_counts_are_left_out(codes: Any) -> None:
-    text = embedding_card(table(changed(results_codes=codes)))
-    assert 'thermometer code' not in text
-    assert '<b>' not in text

@@ -2,7 +2,6 @@
 
 import argparse
 import hashlib
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -57,12 +56,9 @@ def test_averaged_weights_go_first_and_prefixes_go(tmp_path: Path) -> None:
 
 SAVED = [  # content of a .pth.tar
     ({'state_dict': STATE, 'args': Foreign()}, 'it holds Python objects, which are never loaded'),
-    ({'state_dict': STATE, 'args': os.getcwd}, 'it holds Python objects, which are never loaded'),
     ([torch.zeros(1)], 'not a training checkpoint but a list'),
     ({'state_dict': {'a': 1.0}}, 'its entries are not all tensors'),
     ({'state_dict': {0: torch.zeros(1)}}, 'its entries are not all tensors with names'),
-    ({0: torch.zeros(1)}, 'its entries are not all tensors with names'),
-    ({'state_dict': STATE, 'state_dict_ema': torch.zeros(2)}, 'its entries are not all tensors'),
     ({'epoch': 1, 'weights': STATE}, 'its entries are not all tensors'),
 ]
 BYTES = [b'', b'no weights', pickle.dumps(Foreign())]

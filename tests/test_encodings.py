@@ -62,17 +62,6 @@ def test_level_rule_is_the_float_rule_of_the_official_code(num_bits):
     assert torch.equal(thermometer_codes(num_bits).argmax(dim=1), bins)
 
 
-@pytest.mark.parametrize(('value', 'onehot', 'thermometer'), [
-    (0.03, '1000000000', '1111111111'),  # the paper prints nine ones for a code of ten bits
-    (0.48, '0000100000', '0000111111'),
-    (0.92, '0000000001', '0000000001'),
-])  # fmt: skip
-def test_table_1_of_the_paper(value, onehot, thermometer):
-    level = int(pixel_levels(torch.tensor(value)))
-    assert ''.join(f'{bit:.0f}' for bit in onehot_codes(10)[level].tolist()) == onehot
-    assert ''.join(f'{bit:.0f}' for bit in thermometer_codes(10)[level].tolist()) == thermometer
-
-
 @pytest.mark.parametrize('num_bits', [0, -1, 2.0, True, '64', None])
 @pytest.mark.parametrize('build', [onehot_codes, thermometer_codes, lambda bits: PixelEmbedding('p2be', bits)])
 def test_code_length_is_checked(build, num_bits):
@@ -100,15 +89,11 @@ def test_floats_outside_the_range_are_clamped(dtype):
     assert pixel_levels(values).tolist() == [0, 0, 0, 255, 255, 255, 255, 0]
 
 
-def test_floats_between_levels_go_to_the_nearest():
-    nearest = [0.4, 0.6, 1.4, 127.6, 254.4, 254.6]
-    assert pixel_levels(torch.tensor(nearest) / 255).tolist() == [0, 1, 1, 128, 254, 255]
-
-
-def test_levels_pass_through_and_shapes_are_kept():
+def test_floats_go_to_the_nearest_level_and_levels_pass_through():
+    nearest = torch.tensor([[0.4, 0.6, 1.4], [127.6, 254.4, 254.6]]) / 255
+    assert pixel_levels(nearest).tolist() == [[0, 1, 1], [128, 254, 255]]
     levels = torch.arange(256, dtype=torch.uint8).reshape(2, 4, 32)
     assert pixel_levels(levels) is levels
-    assert pixel_levels(levels / 255).shape == (2, 4, 32)
 
 
 @pytest.mark.parametrize('dtype', [torch.int64, torch.int8, torch.bool, torch.complex64], ids=str)
@@ -196,8 +181,7 @@ def test_embedding_returns_rows_of_its_table(encoding):
 def test_default_is_a_learned_table_of_64_bits():
     embedding = PixelEmbedding()
     assert type(embedding.weight) is EmbeddingParameter
-    assert embedding.weight.shape == (256, 64)
-    assert embedding.weight.requires_grad
+    assert (embedding.weight.shape, embedding.weight.requires_grad) == ((256, 64), True)
     assert repr(embedding) == "PixelEmbedding('p2be', num_bits=64)"
 
 
@@ -218,7 +202,9 @@ def test_frozen_table_has_no_gradient():
     assert embedding.freeze() is embedding
     assert not embedding.weight.requires_grad
     assert not embedding.codes().requires_grad
-    for copied in (copy.deepcopy(embedding), pickle.loads(pickle.dumps(embedding)), embedding.double()):
+    copies = [copy.deepcopy(embedding), pickle.loads(pickle.dumps(embedding)), embedding.double()]
+    embedding.load_state_dict(PixelEmbedding('p2be', num_bits=8).state_dict(), assign=True)
+    for copied in (*copies, embedding):
         assert not copied.weight.requires_grad
         assert type(copied.weight) is EmbeddingParameter
 
@@ -294,19 +280,12 @@ def test_latents_stay_float32(cast):
     embedding.weight.grad = torch.full_like(embedding.weight, 1e-9)
     before = embedding.weight.detach().clone()
     cast(model)
-    assert embedding.weight.dtype == torch.float32
+    assert {n for n, p in model.named_parameters() if p.dtype == torch.float32} == {'conv1.embedding.weight'}
     assert type(embedding.weight) is EmbeddingParameter
     assert torch.equal(embedding.weight, before)
     assert embedding.codes()[0].tolist() == [0, 1, 0, 1]
     assert embedding.weight.grad.dtype == torch.float32
     assert (embedding.weight.grad == torch.tensor(1e-9)).all()
-
-
-@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=str)
-def test_only_the_latents_stay_float32(dtype):
-    model = timm.create_model('wrn10_2_p2be', num_bits=4).to(dtype)
-    kept = {name for name, parameter in model.named_parameters() if parameter.dtype != dtype}
-    assert kept == {'conv1.embedding.weight'}
 
 
 def test_float64_is_allowed():
@@ -369,25 +348,6 @@ def test_pickled_table_is_still_the_optimizers():
     model = nn.Sequential(PixelEmbedding('p2be', num_bits=4))
     copied, optimizer = pickle.loads(pickle.dumps((model, torch.optim.SGD(model.parameters(), lr=1))))
     assert optimizer.param_groups[0]['params'][0] is copied[0].weight
-
-
-def test_checkpoint_holds_nothing_but_tensors():
-    file = io.BytesIO()
-    embedding = PixelEmbedding('p2be', num_bits=4)
-    torch.save(embedding.state_dict(), file)
-    file.seek(0)
-    state = torch.load(file, weights_only=True)
-    assert list(state) == ['weight']
-    assert type(state['weight']) is torch.Tensor
-    assert torch.equal(state['weight'], embedding.weight)
-
-
-def test_frozen_table_stays_frozen_when_assigned():
-    source, target = PixelEmbedding('p2be', num_bits=4), PixelEmbedding('p2be', num_bits=4).freeze()
-    target.load_state_dict(source.state_dict(), assign=True)
-    assert type(target.weight) is EmbeddingParameter
-    assert not target.weight.requires_grad
-    assert torch.equal(target.weight, source.weight)
 
 
 @pytest.mark.parametrize('cast', [None, torch.float16, torch.bfloat16], ids=str)

@@ -1,6 +1,5 @@
 """Downloads and folders: what is fetched, what is refused, and what every failure says; with the real client."""
 
-import json
 import os
 import signal
 import subprocess
@@ -14,7 +13,7 @@ import pytest
 from hub_server import HubServer
 from huggingface_hub import constants
 
-from timm_p2be.hub.errors import FetchError, asking
+from timm_p2be.hub.errors import FetchError
 from timm_p2be.hub.fetch import fetch, resolved_commit, split_revision
 
 NAME = 'someone/table'
@@ -65,24 +64,19 @@ def assert_nothing_usable(revision: str | None = None) -> None:
         fetch(NAME, WANTED, revision, local_files_only=True)
 
 
-def test_split_revision() -> None:
-    assert split_revision('org/name') == ('org/name', None)
-    assert split_revision('o/n@refs/pr/1') == ('o/n', 'refs/pr/1')
-    assert split_revision('my_org/a.b-c@v1.0+cpu') == ('my_org/a.b-c', 'v1.0+cpu')
-
-
-NAMES = ['', 'name', '/name', 'org/', 'a/b/c', '../name', 'org/..', 'org/a..b', 'org/a--b', 'org/na me', 'org/name\n',
-         'org/n.git', '/etc/passwd', 'org\\name', 'C:\\x', '-org/name', f'org/{"n" * 97}', 'hf://org/name']  # fmt: skip
-REVISIONS = ['', 'v1@v2', '../../x', 'a/../b', '/main', 'main/', 'a b', '-x', 'x.lock', 'a/.b', 'a//b', 'v1\n']
+NAMES = ['', 'name', 'a/b/c', '../name', 'org/a..b', 'org/na me', 'org/name\n', '/etc/passwd', 'C:\\x', 'hf://org/name']
+REVISIONS = ['', 'v1@v2', '../../x', '/main', 'a b', 'x.lock', 'a/.b', 'v1\n']
 
 
 @pytest.mark.parametrize('name', NAMES + [f'org/name@{revision}' for revision in REVISIONS])
 def test_malformed_names_are_refused(name: str) -> None:
     with pytest.raises(FetchError, match=r"^Got .*(write 'org/name'|name a branch)"):
         split_revision(name)
-    if name.startswith('org/name@'):
-        with pytest.raises(FetchError, match='Got'):
-            fetch('org/name', WANTED, name.removeprefix('org/name@'))
+
+
+@pytest.mark.parametrize(('name', 'revision'), [('my_org/a.b-c', None), ('o/n', 'refs/pr/1'), ('o/n', 'v1.0+cpu')])
+def test_well_formed_names(name: str, revision: str | None) -> None:
+    assert split_revision(f'{name}@{revision}' if revision else name) == (name, revision)
 
 
 def test_files_come_from_one_commit_into_one_folder(hub: HubServer) -> None:
@@ -124,14 +118,10 @@ def test_optional_files(hub: HubServer, waits: list[float]) -> None:
 
 REFUSALS: list[tuple[int, dict[str, str], str]] = [
     (401, {}, r'refused .* \(401\).*private.*`hf auth login` or set HF_TOKEN'),
-    (403, {}, r'refused .* \(403\).*`hf auth login`'),
     (403, {'X-Error-Code': 'GatedRepo'}, r'is gated \(403\).* terms .*HF_TOKEN'),
     (404, {'X-Error-Code': 'RepoNotFound'}, r'no someone/table .* \(404\).*spelling'),
-    (404, {'X-Error-Code': 'RevisionNotFound'}, r'no such revision \(404\)'),
-    (418, {}, r'answered 418 .* Check the name'),
     (429, {'Retry-After': '40'}, r'\(429\). Wait 40 seconds'),
     (429, {'RateLimit': '"api";r=0;t=55'}, r'\(429\). Wait 55 seconds'),
-    (429, {}, r'\(429\). Wait some minutes'),
     (503, {}, r'out of order .*\(503\).*status'),
 ]
 
@@ -152,13 +142,6 @@ def test_refusals_are_clear_and_leave_nothing(
         assert not waits  # nobody waits before the first answer
     hub.heal()
     assert contents(fetch(NAME, WANTED)) == {name: FILES[name] for name in WANTED}
-
-
-def test_a_short_fault_is_sat_out(hub: HubServer, waits: list[float]) -> None:
-    hub.put(NAME, FILES)
-    hub.fail('HEAD .*model.safetensors', 503, times=3)
-    assert fetch(NAME, WANTED)
-    assert sum(waits) < 10
 
 
 def test_what_does_not_exist(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,12 +205,8 @@ def test_no_connection(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
         fetch(NAME, WANTED)
 
 
-NO_HUB = [b'<html>Please log in</html>', b'{}', b'[]', b'null', b'{"id": "x"}', b'{"id": "x", "sha": 6}']
-
-
-@pytest.mark.parametrize('body', NO_HUB)
-def test_what_is_no_hub(hub: HubServer, body: bytes) -> None:
-    hub.fail('GET /api/models/', 200, body=body)
+def test_what_is_no_hub(hub: HubServer) -> None:
+    hub.fail('GET /api/models/', 200, body=b'<html>Please log in</html>')
     with pytest.raises(FetchError, match=r'does not answer as a Hub.*Check HF_ENDPOINT'):
         fetch(NAME, WANTED)
 
@@ -304,18 +283,6 @@ def test_large_files_are_refused_before_the_download(hub: HubServer, folder: Pat
             fetch(source, WANTED, max_bytes=1000, **options)
 
 
-def test_a_size_that_is_not_told_is_limited_while_it_comes(hub: HubServer) -> None:
-    sha = hub.put(NAME, FILES)
-    listed = json.dumps({'id': NAME, 'sha': sha, 'siblings': [{'rfilename': name} for name in FILES]}).encode()
-    tree = json.dumps([{'type': 'file', 'path': name, 'size': None, 'oid': 'a'} for name in FILES]).encode()
-    hub.fail('GET /api/models/.*/tree', 200, body=tree)
-    hub.fail('GET /api/models/', 200, body=listed)
-    with pytest.raises(FetchError, match=r'someone/table has \d+ bytes or more; at most 2000'):
-        fetch(NAME, WANTED, max_bytes=1000)
-    assert_nothing_usable(sha)
-    assert fetch(NAME, WANTED, max_bytes=len(WEIGHTS))
-
-
 def test_the_cache(hub: HubServer, tmp_path: Path) -> None:
     hub.put(NAME, FILES)
     (tmp_path / 'file').touch()
@@ -341,17 +308,6 @@ def test_a_killed_download_is_never_taken_for_whole(hub: HubServer, tmp_path: Pa
             fetch(NAME, WANTED, revision, cache_dir=tmp_path / 'hub', local_files_only=True)
     where = fetch(NAME, WANTED, cache_dir=tmp_path / 'hub')
     assert contents(where) == {'config.json': FILES['config.json'], 'model.safetensors': weights}
-
-
-def test_two_processes_at_once(hub: HubServer, tmp_path: Path) -> None:
-    hub.put(NAME, FILES)
-    hub.slow('GET .*model.safetensors', 0.5)
-    processes = [child(hub, tmp_path) for _ in range(2)]
-    for process in processes:
-        output, errors = process.communicate(timeout=60)
-        assert process.returncode == 0, errors
-        assert contents(Path(output.strip())) == {name: FILES[name] for name in WANTED}
-    assert not list(tmp_path.glob('hub/*/blobs/*.incomplete'))
 
 
 def test_local_folders(hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -392,7 +348,7 @@ def test_a_folder_goes_before_a_repository_if_it_has_a_config(
         fetch(f'local-dir:{NAME}', WANTED)
 
 
-def test_links_that_leave_a_folder_are_refused(folder: Path, tmp_path: Path) -> None:
+def test_links_that_leave_a_folder_are_refused(hub: HubServer, folder: Path, tmp_path: Path) -> None:
     secret = tmp_path / 'secret'
     secret.write_bytes(b'secret')
     config = folder / 'config.json'
@@ -408,29 +364,12 @@ def test_links_that_leave_a_folder_are_refused(folder: Path, tmp_path: Path) -> 
     config.mkdir()
     with pytest.raises(FetchError, match='is no regular file'):
         fetch(folder, WANTED)
-    config.rmdir()
-    config.symlink_to('config.json')  # a circle
-    with pytest.raises(FetchError, match=r"has no file 'config.json'"):
-        fetch(folder, WANTED)
-
-
-def test_snapshots_are_local_folders_too_but_link_only_to_blobs(hub: HubServer, tmp_path: Path) -> None:
     sha = hub.put(NAME, FILES)
-    where = fetch(NAME, WANTED)
-    assert (where / 'config.json').is_symlink()
-    assert fetch(where, WANTED) == where
-    (tmp_path / 'alias').symlink_to(where)
+    snapshot = fetch(NAME, WANTED)  # links to the blobs beside it, and to nothing else
+    (tmp_path / 'alias').symlink_to(snapshot)
     assert fetch(tmp_path / 'alias', WANTED)
-    (tmp_path / 'secret').write_bytes(b'secret')
-    (where / 'config.json').unlink()
-    (where / 'config.json').symlink_to(tmp_path / 'secret')
-    for source in (where, NAME, f'{NAME}@{sha}'):
+    (snapshot / 'config.json').unlink()
+    (snapshot / 'config.json').symlink_to(secret)
+    for source in (snapshot, NAME, f'{NAME}@{sha}'):
         with pytest.raises(FetchError, match='a link that leads out of its folder'):
             fetch(source, WANTED)
-
-
-def test_other_errors_pass(hub: HubServer) -> None:
-    for error in (KeyError('a'), ValueError('b'), FetchError('c')):
-        with pytest.raises(type(error)) as raised, asking('anything', trust_arguments=False):
-            raise error
-        assert raised.value is error

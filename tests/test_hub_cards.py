@@ -41,8 +41,8 @@ def test_a_card_describes_what_is_shipped(folder: Path) -> None:
     results = json.loads((folder / 'results.json').read_text())
     assert text == model_card(config, name[1])
     assert {**config['timm_p2be']['provenance']['results'], 'files': results['files']} == results
-    assert record.weights_sha256 == weights.shipped_weights()[folder.name]
-    assert record.provenance == weights.shipped_provenance(folder.name)
+    assert record.weights_sha256 == weights.shipped_weights()[folder.name]['sha256']
+    assert record.provenance == weights.shipped_weights()[folder.name]['provenance']
     assert results['clean']['weights'] == 'as published'
     assert not (folder / 'model.safetensors').exists()
     codes = results.get('codes')
@@ -65,9 +65,9 @@ def test_shipping_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for name in ('wrn10_2_p2be.first', 'wrn10_2_p2be.second'):
         ship.ship(tmp_path / 'release', name, tmp_path / 'cards')
     assert [*weights.shipped_weights()] == ['wrn10_2_p2be.first', 'wrn10_2_p2be.second']
-    assert weights.shipped_provenance('wrn10_2_p2be.first') == published.PROVENANCE
+    assert weights.shipped_weights()['wrn10_2_p2be.first']['provenance'] == published.PROVENANCE
     assert {path.name for path in (tmp_path / 'cards' / name).iterdir()} == {'README.md', 'config.json'}
-    weights.verify_weights(weights.weights_path(name))
+    weights.verify_weights(Path(weights.weights_path(name)))
     shipped = load_file(weights.weights_path(name))
     state = load_file(tmp_path / 'release' / 'model.safetensors')
     assert shipped.keys() == state.keys()

@@ -33,7 +33,8 @@ from timm_p2be.checkpoints import read_checkpoint
 from timm_p2be.cli import main
 from timm_p2be.files import write_json
 from timm_p2be.hub.publishing import publish
-from timm_p2be.hub.release import RELEASE_FILES, Release, prepare
+from timm_p2be.hub.release import Release, prepare
+from timm_p2be.hub.repository import RELEASE_FILES
 from timm_p2be.hub.run_description import Dataset
 from timm_p2be.hub.training_record import check_training_record
 from timm_p2be.robustness.pixel_model import PixelModel
@@ -47,13 +48,6 @@ ROOT = Path(__file__).parents[1]
 REPO = 'tester/net'
 NAMED = ('--repo-id', REPO, '--dataset-name', 'Noise')
 RELEASE = Release(REPO, dataset=Dataset('Noise'))
-LOAD = """\
-import sys, timm, timm_p2be, torch
-name, images, output = sys.argv[1:]
-model = timm.create_model(name, pretrained=True).eval()
-config = timm.data.resolve_data_config(model=model)
-torch.save({'logits': model(torch.load(images)), 'config': config}, output)
-"""
 
 
 @pytest.fixture(scope='module')
@@ -101,9 +95,7 @@ def uploaded(hub: HubServer, repo_id: str = REPO) -> dict[str, bytes]:
     return {path: file.content for path, file in files.items() if path != '.gitattributes'}
 
 
-def test_a_model_from_run_to_logits_in_another_process(
-    hub: HubServer, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_model_from_run_to_logits(hub: HubServer, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(['publish', str(trained), *NAMED, '--tag', 'v1']) == 0
     said = capsys.readouterr().out
     repo = hub.repos[REPO]
@@ -114,15 +106,12 @@ def test_a_model_from_run_to_logits_in_another_process(
     for name, file in repo.head.files.items():
         assert name == '.gitattributes' or f'{name}: {len(file.content):,} bytes, sha256 {file.sha256}' in said
     images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    torch.save(images, tmp_path / 'images.pt')
-    words = (sys.executable, '-c', LOAD, f'hf-hub:{REPO}@v1', tmp_path / 'images.pt', tmp_path / 'logits.pt')
-    threads = {'OMP_NUM_THREADS': str(torch.get_num_threads())}  # sums are split among them
-    subprocess.run(words, check=True, env=os.environ | hub.environment(tmp_path / 'other cache') | threads)
-    loaded = torch.load(tmp_path / 'logits.pt')
+    model = timm.create_model(f'hf-hub:{REPO}@v1', pretrained=True).eval()
     with torch.no_grad():
-        assert torch.equal(loaded['logits'], network(trained)(images))
-    assert loaded['config']['input_size'] == (3, 32, 32)
-    assert (tuple(loaded['config']['mean']), tuple(loaded['config']['std'])) == ((0.0,) * 3, (1.0,) * 3)
+        assert torch.equal(model(images), network(trained)(images))
+    config = timm.data.resolve_data_config(model=model)
+    assert config['input_size'] == (3, 32, 32)
+    assert (tuple(config['mean']), tuple(config['std'])) == ((0.0,) * 3, (1.0,) * 3)
 
 
 def test_a_dry_run_writes_what_would_be_uploaded_and_asks_nobody(hub: HubServer, trained: Path, tmp_path: Path) -> None:
@@ -132,6 +121,10 @@ def test_a_dry_run_writes_what_would_be_uploaded_and_asks_nobody(hub: HubServer,
     assert [*tmp_path.glob('.release*')] == []
     assert main(['publish', str(trained), *NAMED, '--tag', 'v1']) == 0
     assert contents(tmp_path / 'release') == uploaded(hub)
+    (tmp_path / 'release/thesis.tex').write_text('precious')
+    with pytest.raises(ValueError, match=r"holds \['thesis\.tex'\], which is no release"):
+        prepare(trained, tmp_path / 'release', RELEASE)
+    assert (tmp_path / 'release/thesis.tex').read_text() == 'precious'
 
 
 def test_the_record_of_a_run(trained: Path, tmp_path: Path) -> None:
@@ -185,15 +178,21 @@ def test_nothing_tells_where_or_by_whom_it_was_trained(trained: Path, data: Path
 def test_an_interrupted_dry_run_leaves_nothing(
     trained: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    monkeypatch.setattr(
-        PixelModel, 'forward', lambda *_: signal.raise_signal(number)
-    )  # the weights are written by then
-    with pytest.raises(SystemExit, match='130'):
-        main(['publish', str(trained), *NAMED, '--data-dir', str(data), '--dry-run', str(tmp_path / 'release')])
+    # the weights are written by then
+    monkeypatch.setattr(PixelModel, 'forward', lambda *_: signal.raise_signal(number))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let background jobs ignore it
+    try:
+        words = [*NAMED, '--data-dir', str(data), '--dry-run', str(tmp_path / 'release')]
+        assert main(['publish', str(trained), *words]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert [*tmp_path.iterdir()] == []
 
 
-def test_best_and_other_checkpoints_have_their_own_error(run: Path, tmp_path: Path) -> None:
+def test_checkpoints_have_their_own_error_and_averaged_weights_go_first(run: Path, tmp_path: Path) -> None:
+    content = checkpoint(run / 'last.pth.tar')
+    content['state_dict_ema'] = {name: tensor * 0.5 for name, tensor in content['state_dict'].items()}
+    rewrite(run / 'last.pth.tar', content)
     rows = ['epoch,eval_top1', '0,62.5', '1,12.5', '1,25.0']  # the last row of an epoch counts
     (run / 'summary.csv').write_text('\n'.join(rows) + '\n')
     shutil.copy(run / 'checkpoint-0.pth.tar', run / 'model_best.pth.tar')
@@ -206,6 +205,9 @@ def test_best_and_other_checkpoints_have_their_own_error(run: Path, tmp_path: Pa
         provenance = json.loads((tmp_path / 'release/config.json').read_text())['timm_p2be']['provenance']
         assert (provenance['results']['clean']['error'], provenance['epochs']) == (error, epochs)
         assert ('epochs' in provenance['flags']) == (epochs == 1)  # a run that was to be longer
+        if name == 'last':
+            state = load_file(tmp_path / 'release/model.safetensors')
+            assert torch.equal(state['fc.weight'], content['state_dict_ema']['fc.weight'])
 
 
 @pytest.mark.parametrize('what', [(), ('--half',), ('--embedding-only',)])
@@ -236,9 +238,7 @@ def test_the_clean_error_can_be_measured_on_what_is_published(
 @pytest.mark.parametrize(
     'flags',
     [
-        {'crop_pct': 0.95},  # floor and round differ: 33 and 34
-        {'crop_pct': 1.0, 'interpolation': 'bicubic'},
-        {'crop_pct': 0.9, 'crop_mode': 'squash', 'interpolation': 'lanczos'},
+        {'crop_pct': 0.95, 'interpolation': 'bicubic'},  # floor and round differ: 33 and 34
         {'crop_pct': 0.9, 'crop_mode': 'border', 'mean': [0.5, 0.25, 0.75], 'std': [0.25]},
         {'crop_pct': 0.8, 'img_size': None, 'input_size': [3, 24, 40]},
     ],
@@ -270,15 +270,6 @@ def test_test_images_are_resized_and_cropped_as_by_timm(
     ((images, _),) = timm.data.create_loader(dataset, batch_size=4, use_prefetcher=False, num_workers=0, **config)
     mean, std = (torch.tensor(config[name]).view(3, 1, 1) for name in ('mean', 'std'))
     assert torch.equal(torch.cat(seen), ((images * std + mean) * 255).round().byte())
-
-
-def test_averaged_weights_are_published(run: Path, tmp_path: Path) -> None:
-    content = checkpoint(run / 'last.pth.tar')
-    content['state_dict_ema'] = {name: tensor * 0.5 for name, tensor in content['state_dict'].items()}
-    rewrite(run / 'last.pth.tar', content)
-    prepare(run, tmp_path / 'release', RELEASE)
-    state = load_file(tmp_path / 'release/model.safetensors')
-    assert torch.equal(state['fc.weight'], content['state_dict']['fc.weight'] * 0.5)
 
 
 def test_a_table_alone(hub: HubServer, trained: Path, tmp_path: Path) -> None:
@@ -382,7 +373,6 @@ def test_results_of_other_weights_are_refused(trained: Path, tmp_path: Path, ref
     [
         (CORRUPTIONS, lambda content: content.update(complete=False), 'is incomplete. Run the benchmark to its end'),
         (CORRUPTIONS, lambda content: content.update(schema_version=9), 'not a result file'),
-        (CORRUPTIONS, lambda content: content['config'].pop('data'), "is damaged (KeyError('data'))"),
         (CORRUPTIONS, lambda content: None, 'is a second file of corruptions'),
         (ATTACKS, lambda content: content['alone']['square'].pop('accuracy'), 'is incomplete. Run the benchmark'),
         (None, None, 'not a result file'),
@@ -404,85 +394,49 @@ def test_unfit_result_files(
     assert message in refused(measured_run, '--repo-id', REPO, '--dry-run', tmp_path / 'out', '--results', *files)
 
 
-_SUMMARIES = {
-    'no validation': 'epoch,train_loss\n0,1.0\n1,1.0\n',
-    'damaged summary': 'epoch,eval_top1\n1,seven\n',
-    'impossible summary': 'epoch,eval_top1\n1,nan\n',
-}
-_FLAGS = {
-    'fine-tuned': {'initial_checkpoint': 'elsewhere.pth'},
-    'frozen': {'p2be_freeze': True, 'p2be_embedding': 'someone/table@v1'},
-}
-_GONE = {'no summary': 'summary.csv', 'no flags': 'args.yaml', 'no checkpoint': 'last.pth.tar'}
+def _flags(**changes: Any) -> Callable[[Path, dict[str, Any]], Any]:
+    def change(run: Path, content: dict[str, Any]) -> None:
+        flags = yaml.safe_load((run / 'args.yaml').read_text()) | changes
+        (run / 'args.yaml').write_text(yaml.safe_dump(flags))
+
+    return change
 
 
-def _spoil(run: Path, kind: str) -> tuple[str, ...]:
-    """Damage a run and return further flags."""
-    path, args = run / 'last.pth.tar', run / 'args.yaml'
-    content = checkpoint(path)
-    if kind in _SUMMARIES:
-        (run / 'summary.csv').write_text(_SUMMARIES[kind])
-    elif kind in _GONE:
-        (run / _GONE[kind]).unlink()
-    elif kind in _FLAGS:
-        args.write_text(yaml.safe_dump({**yaml.safe_load(args.read_text()), **_FLAGS[kind]}))
-    elif kind == 'other yaml':
-        args.write_text('- 1\n')
-    elif kind == 'diverged':
-        content['state_dict']['fc.weight'][0, 0] = float('nan')
-    elif kind == 'too large':
-        content['state_dict']['fc.weight'][0, 0] = 1e5
-    elif kind == 'other arch':
-        content['arch'] = 'resnet18'
-    elif kind == 'other model':
-        content['arch'] = content['args'].model = 'resnet18'
-    elif kind == 'other arguments':
-        content['args'].model_kwargs = {'backbone': 'test_resnet', 'num_bits': 16}
-    elif kind == 'other shape':
-        content['state_dict']['fc.weight'] = torch.zeros(3, 3)
-    elif kind == 'pickle':
-        content['args'] = os.getcwd
-    if path.exists():
-        rewrite(path, content['state_dict'] if kind == 'bare' else content)
-    recovery = ('--checkpoint', str(next(run.glob('recovery-*'))))
-    return {'frozen': ('--embedding-only',), 'too large': ('--half',), 'recovery': recovery}.get(kind, ())
+def _weight(value: float) -> Callable[[Path, dict[str, Any]], Any]:
+    return lambda run, content: content['state_dict']['fc.weight'][0].fill_(value)
 
 
-@pytest.mark.parametrize(
-    ('kind', 'message'),
-    [
-        ('no validation', 'There are no results for'),
-        ('no summary', 'There are no results for'),
-        ('recovery', 'There are no results for'),
-        ('damaged summary', "summary.csv cannot be read: could not convert string to float: 'seven'"),
-        ('impossible summary', 'has eval_top1=nan at epoch 1'),
-        ('no flags', 'args.yaml cannot be read: No such file or directory. Name the output folder of a run'),
-        ('other yaml', "args.yaml lacks ['model', 'num_classes', 'seed']"),
-        ('no checkpoint', 'last.pth.tar: no such file'),
-        ('bare', 'is no training checkpoint'),
-        ('diverged', 'fc.weight has values that are not finite, so the run diverged'),
-        ('too large', 'fc.weight has values beyond the range of float16'),
-        ('other arch', 'Name one of that run.'),
-        ('other model', 'is a checkpoint of resnet18 {'),
-        ('other arguments', '"num_bits": 16}, but'),
-        ('other shape', 'does not fit encoded as args.yaml describes it'),
-        ('pickle', 'it holds Python objects, which are never loaded'),
-        ('fine-tuned', 'started from other weights (--initial-checkpoint); name them by --base-model'),
-        ('frozen', 'froze its table (--p2be-freeze), so it is the one it started from, someone/table@v1'),
-    ],
-)
+UNFIT: list[tuple[Callable[[Path, dict[str, Any]], Any], tuple[str, ...], str]] = [
+    (lambda run, content: (run / 'summary.csv').unlink(), (), 'There are no results for'),
+    (lambda run, content: None, ('--checkpoint', 'recovery-*'), 'There are no results for'),
+    (lambda run, content: (run / 'summary.csv').write_text('epoch,eval_top1\n1,-5\n'), (), 'error is 105.0; allowed'),
+    (lambda run, content: (run / 'args.yaml').unlink(), (), 'args.yaml cannot be read: No such file or directory.'),
+    (lambda run, content: content.pop('epoch'), (), 'is no training checkpoint'),
+    (_weight(float('nan')), (), 'fc.weight holds values that are not finite'),
+    (_weight(1e5), ('--half',), 'fc.weight has values beyond the range of float16'),
+    (lambda run, content: content.update(arch='resnet18'), (), 'Name one of that run.'),
+    (lambda run, content: content['state_dict'].pop('fc.weight'), (), 'does not fit encoded as args.yaml describes it'),
+    (lambda run, content: content.update(args=os.getcwd), (), 'it holds Python objects, which are never loaded'),
+    (_flags(initial_checkpoint='a.pth'), (), 'started from other weights (--initial-checkpoint); name them by'),
+    (_flags(p2be_freeze=True, p2be_embedding='a/b@v1'), ('--embedding-only',), 'is the one it started from, a/b@v1'),
+]
+
+
+@pytest.mark.parametrize(('spoil', 'flags', 'message'), UNFIT)
 def test_unfit_runs_are_refused(
-    run: Path, tmp_path: Path, refused: Callable[..., str], kind: str, message: str
+    run: Path,
+    tmp_path: Path,
+    refused: Callable[..., str],
+    spoil: Callable[[Path, dict[str, Any]], Any],
+    flags: tuple[str, ...],
+    message: str,
 ) -> None:
-    flags = _spoil(run, kind)
-    assert message in refused(run, *NAMED, *flags, '--dry-run', tmp_path / 'release')
+    content = checkpoint(run / 'last.pth.tar')
+    spoil(run, content)
+    rewrite(run / 'last.pth.tar', content)
+    words = [str(next(run.glob(word))) if '*' in word else word for word in flags]
+    assert message in refused(run, *NAMED, *words, '--dry-run', tmp_path / 'release')
     assert not (tmp_path / 'release').exists()
-
-
-def test_a_base_model_stands_for_other_weights(run: Path, tmp_path: Path) -> None:
-    _spoil(run, 'fine-tuned')
-    prepare(run, tmp_path / 'release', Release(REPO, dataset=Dataset('Noise'), base_model='someone/base@v1'))
-    assert 'base_model: someone/base\n' in (tmp_path / 'release/README.md').read_text()
 
 
 @pytest.mark.parametrize('source', ['hf-hub', 'local-dir'])
@@ -505,19 +459,11 @@ def test_runs_that_started_from_a_release(
     assert (tmp_path / 'tuned/model.safetensors').read_bytes() == (release / 'model.safetensors').read_bytes()
 
 
-def test_a_run_from_a_hub_that_is_not_there(hub: HubServer, trained: Path, tmp_path: Path) -> None:
-    run = imitate(trained, tmp_path / 'run', f'hf-hub:{REPO}', network(trained).state_dict(), pretrained=True)
-    with pytest.raises(ValueError, match=r'There is no hf-hub:tester/net on .* \(404\)'):
-        prepare(run, tmp_path / 'tuned', RELEASE)
-
-
 @pytest.mark.parametrize(
     ('words', 'message'),
     [
         (('--repo-id', REPO), 'args.yaml says where the data set was, not what it was. Pass --dataset-name'),
-        (('--repo-id', 'net', *NAMED[2:]), "write 'org/name'"),
         (('--repo-id', f'{REPO}@v1', *NAMED[2:]), 'name the repository alone, and the release by --tag'),
-        ((*NAMED, '--tag', 'a..b'), "Got the revision 'a..b'"),
         ((*NAMED, '--tag', 'main'), "Got the tag 'main', which is the name of the branch"),
         ((*NAMED, '--private'), 'Got --dry-run and --private'),
         ((*NAMED, '--test-images', '0'), 'Got --test-images 0'),
@@ -551,30 +497,16 @@ def test_only_learned_tables_are_published_alone(
     assert not [flag for flag in ours['provenance']['flags'] if flag.startswith('p2be_')]
 
 
-def test_a_folder_with_other_things_is_left_alone(trained: Path, tmp_path: Path) -> None:
-    (tmp_path / 'release').mkdir()
-    (tmp_path / 'release/thesis.tex').write_text('precious')
-    with pytest.raises(ValueError, match=r"holds \['thesis\.tex'\], which is no release"):
-        prepare(trained, tmp_path / 'release', RELEASE)
-    assert contents(tmp_path / 'release') == {'thesis.tex': b'precious'}
-
-
 @pytest.fixture
 def release(trained: Path, tmp_path: Path) -> Path:
     prepare(trained, tmp_path / 'release', RELEASE)
     return tmp_path / 'release'
 
 
-def test_only_the_four_files_are_ever_uploaded(hub: HubServer, release: Path, trained: Path) -> None:
+def test_only_the_four_files_are_uploaded_and_a_tag_never_moves(hub: HubServer, release: Path, trained: Path) -> None:
     shutil.copy(trained / 'last.pth.tar', release)
-    shutil.copy(trained / 'args.yaml', release)
-    publish(release, REPO)
-    assert uploaded(hub).keys() == set(RELEASE_FILES)
-    assert hub.repos[REPO].tags == {}
-
-
-def test_a_tag_that_is_taken_is_refused_before_anything_is_sent(hub: HubServer, release: Path) -> None:
     publish(release, REPO, 'v1')
+    assert uploaded(hub).keys() == set(RELEASE_FILES)
     before = copy.deepcopy(uploaded(hub)), len(hub.requests)
     with pytest.raises(ValueError, match=r"tester/net has the tag 'v1' already.*Choose another tag"):
         publish(release, REPO, 'v1')
@@ -603,7 +535,8 @@ def test_private_stays_private(hub: HubServer, release: Path) -> None:
     assert uploaded(hub, 'tester/open') == {}
 
 
-def test_an_interrupted_release_is_completed(hub: HubServer, release: Path) -> None:
+def test_an_interrupted_release_is_completed(hub: HubServer, release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('time.sleep', lambda seconds: None)  # the client tries again five times
     hub.fail('POST .*/tag/', 503)
     with pytest.raises(ValueError, match='out of order'):
         publish(release, REPO, 'v1')
@@ -614,6 +547,7 @@ def test_an_interrupted_release_is_completed(hub: HubServer, release: Path) -> N
     assert hub.repos[REPO].tags == {'v1': published.oid}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('where', 'files'), [('PUT /lfs/', set()), ('POST .*/commit/', set(RELEASE_FILES))])
 def test_a_killed_release_is_completed(
     hub: HubServer, release: Path, trained: Path, tmp_path: Path, where: str, files: set[str]
@@ -638,20 +572,23 @@ def test_a_killed_release_is_completed(
 @pytest.mark.parametrize(
     ('match', 'status', 'message'),
     [
-        ('POST /api/repos/create', 401, r'The Hub refused tester/net \(401\).*hf auth login'),
         ('POST /api/repos/create', 403, r'The Hub refused tester/net \(403\).*hf auth login'),
-        ('GET /api/models', 404, r'\(404\)|answered 404'),
         ('POST .*/commit/', 409, r'Somebody changed tester/net meanwhile \(409\)'),
-        ('POST .*/commit/', 429, r'Too many requests .*\(429\)'),
         ('POST .*/commit/', 500, r'out of order for tester/net \(500\)'),
         ('POST .*/objects/batch', 403, r'The Hub refused tester/net \(403\)'),
-        ('POST /api/validate-yaml', 503, r'out of order for tester/net \(503\)'),
         ('POST /api/validate-yaml', 400, 'a fault for the test'),  # what it has against the metadata
     ],
 )
 def test_refusals_of_the_hub(
-    hub: HubServer, release: Path, caplog: pytest.LogCaptureFixture, match: str, status: int, message: str
+    hub: HubServer,
+    release: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    match: str,
+    status: int,
+    message: str,
 ) -> None:
+    monkeypatch.setattr('time.sleep', lambda seconds: None)
     hub.fail(match, status)
     with pytest.raises(ValueError, match=message) as error:
         publish(release, REPO, 'v1')
@@ -698,19 +635,9 @@ def test_a_wrong_or_missing_token(
     said = refused(trained, *NAMED)
     assert '(401)' in said
     assert 'hf auth login' in said
-    assert hub.repos == {}
-
-
-def test_no_hub(hub: HubServer, trained: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
     assert 'HF_HUB_OFFLINE=1' in refused(trained, *NAMED)
-    assert hub.requests == []
-
-
-@pytest.mark.parametrize('body', [b'{}', b'[]', b'null', b'{"id": 5, "sha": 6}'])
-def test_what_answers_is_no_hub(hub: HubServer, trained: Path, refused: Callable[..., str], body: bytes) -> None:
-    hub.fail('.', 200, body=body)
-    assert 'does not answer as a Hub' in refused(trained, *NAMED)
+    assert hub.repos == {}
 
 
 def test_only_sound_releases_are_uploaded(hub: HubServer, release: Path) -> None:
@@ -719,12 +646,7 @@ def test_only_sound_releases_are_uploaded(hub: HubServer, release: Path) -> None
     with pytest.raises(ValueError, match='sha256'):
         publish(release, REPO)
     (release / 'model.safetensors').write_bytes(weights)
-    card = (release / 'README.md').read_bytes()
-    for content in (card.replace(b'license: ', b'license: ['), b'\xff' + card):
-        (release / 'README.md').write_bytes(content)
-        with pytest.raises(ValueError, match=r'README\.md: .* (cannot be read|codec)'):
-            publish(release, REPO)
     (release / 'README.md').unlink()
-    with pytest.raises(ValueError, match=r'README\.md: .*No such file'):
+    with pytest.raises(ValueError, match=r'README\.md'):
         publish(release, REPO)
     assert hub.requests == []

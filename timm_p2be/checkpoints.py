@@ -52,11 +52,8 @@ def read_checkpoint(path: str | Path, *, what: str = 'checkpoint') -> Checkpoint
         text = str(error)
         unsafe = 'unsupported global' in text.lower() or 'unsupported class' in text.lower()
         reason = 'it holds Python objects, which are never loaded' if unsafe else 'truncated or not a checkpoint'
-        detail = text.splitlines()[0] if text else type(error).__name__
-        # without torch's advice on how to load it all the same
-        told = '' if unsafe or 'weights_only' in detail else f' ({detail})'
         raise ValueError(
-            f'{named}: {reason}{told}. Older files of its folder may be whole; a state dict saved by torch.save, '
+            f'{named}: {reason}. Older files of its folder may be whole; a state dict saved by torch.save, '
             'or a .safetensors file, does as well.'
         ) from error
     if not isinstance(content, dict):

@@ -15,8 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from timm_p2be.files import file_sha256, write_json
-from timm_p2be.hub.release import RELEASE_FILES
-from timm_p2be.hub.repository import verify
+from timm_p2be.hub.repository import RELEASE_FILES, verify
 from timm_p2be.models import weights
 
 _CARDS = Path(__file__).parents[1] / 'hub_cards'

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from timm_p2be.hub.browsing import MAX_REMOTE, TAG, Entry, cached_entries, remote_entries, shipped_entries
+from timm_p2be.hub.training_record import part_of
 
 _EPILOG = f"""\
 Without --remote: models whose weights ship with timm-p2be, and models and embeddings in the Hub cache. With it: the
@@ -69,8 +70,9 @@ def _cells(entry: Entry) -> tuple[str, ...]:
     found, known = entry.contents, ('?', '', '', '', '')
     if found is not None:
         bits = '' if found.num_bits is None else str(found.num_bits)
-        error = '' if found.clean_error is None else f'{found.clean_error:.2f}'
-        known = (found.kind, found.encoding, bits, found.dataset or '', error)
+        error = part_of(found.provenance, 'results', 'clean', 'error')
+        dataset = part_of(found.provenance, 'dataset', 'name') or ''
+        known = (found.kind, found.encoding, bits, dataset, '' if error is None else f'{error:.2f}')
     tags = entry.problem or ' '.join(tag for tag in entry.tags if tag != TAG)
     cells = (entry.where, entry.name, *known, _size(entry.size), revision, tags)
     # what a stranger wrote must not move the cursor

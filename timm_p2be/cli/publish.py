@@ -1,17 +1,18 @@
 """`timm-p2be publish`: what a run of train.py trained, as a repository on the Hub."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from timm_p2be.cli.flags import DATA_FLAGS, add_data_flags, images_from
-from timm_p2be.cli.interruption import terminated_as_interrupt
+from timm_p2be.cli.flags import DATA_FLAGS, add_data_flags, given_flags, images_from
+from timm_p2be.cli.interruption import run_long
 from timm_p2be.files import file_sha256
 from timm_p2be.hub.card import LICENSE
 from timm_p2be.hub.publishing import check_names, publish
-from timm_p2be.hub.release import RELEASE_FILES, Release, prepare
+from timm_p2be.hub.release import Release, prepare
+from timm_p2be.hub.repository import RELEASE_FILES
 from timm_p2be.hub.run_description import Dataset
 
 _EPILOG = """\
@@ -68,30 +69,20 @@ def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     group.add_argument('--license', default=LICENSE, metavar='ID', help='of the weights (default: %(default)s)')
 
     def command(args: argparse.Namespace) -> int:
-        try:
-            with terminated_as_interrupt():
-                _run(args, [flag for flag in DATA_FLAGS if getattr(args, flag) != parser.get_default(flag)])
-        except ValueError as error:
-            parser.error(str(error))
-        except OSError as error:
-            parser.error(f'{error}. Nothing incomplete was kept.')
-        except KeyboardInterrupt:
-            parser.exit(130, f'{parser.prog}: interrupted; run it again to complete the release.\n')
-        return 0
+        unused = '' if args.dataset or args.data_dir else given_flags(parser, args, DATA_FLAGS)
+        return run_long(parser, lambda: _run(args, unused), lambda: 'Run it again to complete the release.')
 
     return command
 
 
-def _run(args: argparse.Namespace, data_flags: Sequence[str]) -> None:
+def _run(args: argparse.Namespace, unused: str) -> int:
     if args.dry_run is not None and args.private:
         raise ValueError('Got --dry-run and --private; a dry run creates no repository. Leave one of them out.')
     if args.test_images is not None and args.test_images < 1:
         raise ValueError(f'Got --test-images {args.test_images}; allowed is at least 1.')
     check_names(args.repo_id, args.tag)
-    named = bool(args.dataset or args.data_dir)
-    if data_flags and not named:
-        flags = ', '.join('--' + flag.replace('_', '-') for flag in data_flags)
-        raise ValueError(f'{flags} has no effect without test data; name them by --data-dir or --dataset.')
+    if unused:
+        raise ValueError(f'{unused} has no effect without test data; name them by --data-dir or --dataset.')
     release = Release(
         repo_id=args.repo_id,
         tag=args.tag,
@@ -102,7 +93,7 @@ def _run(args: argparse.Namespace, data_flags: Sequence[str]) -> None:
         results=args.results,
         base_model=args.base_model,
         license=args.license,
-        test=partial(images_from, args) if named else None,
+        test=partial(images_from, args) if args.dataset or args.data_dir else None,
         # the test images of torchvision's sets are a 'validation' split to timm
         test_split=None if args.dataset.startswith('torch/') else args.split,
     )
@@ -114,6 +105,7 @@ def _run(args: argparse.Namespace, data_flags: Sequence[str]) -> None:
                 print(f'{path.name}: {path.stat().st_size:,} bytes, sha256 {file_sha256(path)}')
         if args.dry_run is not None:
             print(f'The release of {release.name} is in {args.dry_run}; nothing was uploaded.')
-            return
+            return 0
         commit = publish(folder, args.repo_id, args.tag, args.private)
     print(f'Published {release.name} at commit {commit.oid}: {commit.repo_url}')
+    return 0

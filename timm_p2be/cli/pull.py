@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from timm_p2be.cli.interruption import terminated_as_interrupt
+from timm_p2be.cli.interruption import run_long
 from timm_p2be.hub.pulling import Pulled, pull
 
 _EPILOG = """\
@@ -31,19 +31,13 @@ def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     def command(args: argparse.Namespace) -> int:
         if args.overwrite and args.output is None:
             parser.error('--overwrite needs --output FOLDER.')
-        try:
-            with terminated_as_interrupt():
-                print(_report(pull(args.repository, args.revision, args.output, args.overwrite)))
-        except (ValueError, OSError) as error:
-            parser.error(str(error))
-        except KeyboardInterrupt:
-            parser.exit(130, f'{parser.prog}: interrupted; nothing was written to --output.\n')
-        return 0
+        return run_long(parser, lambda: _run(args), lambda: 'Nothing was written to --output.')
 
     return command
 
 
-def _report(pulled: Pulled) -> str:
+def _run(args: argparse.Namespace) -> int:
+    pulled = pull(args.repository, args.revision, args.output, args.overwrite)
     found = pulled.contents
     lines = [('what', found.describe()), ('commit', pulled.commit), ('pinned', pulled.pinned)]
     lines += [('sha256', f'{digest}  {name}') for name, digest in pulled.sha256.items()]
@@ -53,7 +47,8 @@ def _report(pulled: Pulled) -> str:
         lines.append(('note', 'config.json states no sha256 of the weights: they are readable and finite, no more'))
     lines.append(('folder', f'{pulled.folder}{"" if pulled.is_new else "  (there already, identical)"}'))
     lines += [('use', line) for line in _usage(pulled)]
-    return '\n'.join(f'{label:<8}{text}' for label, text in lines)
+    print('\n'.join(f'{label:<8}{text}' for label, text in lines))
+    return 0
 
 
 def _usage(pulled: Pulled) -> list[str]:

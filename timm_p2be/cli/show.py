@@ -113,28 +113,15 @@ def _bits(bits: Sequence[int]) -> str:
 
 
 def _provenance(provenance: dict[str, Any] | None) -> list[tuple[str, str]]:
-    """Return label and text of what is known; `check_provenance` has seen to the types."""
+    """Return label and text of what a training record knows."""
     if provenance is None:
         return [('provenance', 'not recorded; timm-p2be publish records it')]
-    dataset, results = provenance['dataset'] or {}, provenance['results'] or {}
-    clean, corruptions = results.get('clean') or {}, results.get('corruptions') or {}
-    lines = [
-        ('data set', _joined(dataset, '{name}', '{id}', 'split {split}', '{note}')),
-        ('trained as', _joined(provenance, '{model}', '{recipe}', 'seed {seed}', '{epochs} epochs')),
-        ('smoothness', _joined(provenance, '{smoothness}', '{reduction}')),
-        ('base model', _joined(provenance, '{base_model}')),
-        ('clean', _joined(clean, '{error} % error', '{images} images', '{split}', 'weights {weights}')),
-        (
-            'corruptions',
-            _joined(corruptions, '{mean_corruption_error} % mean error', 'mCE {mce}', '{images} images', '{label}'),
-        ),
-    ]
-    for attack in results.get('attacks') or ():
-        lines.append(('attack', _joined(attack, '{name}', 'eps {eps}', '{accuracy} % accuracy', '{images} images')))
-    return [(label, text) for label, text in lines if text]
+    results = provenance['results'] or {}
+    parts = [*provenance.items(), *results.items(), *(('attack', attack) for attack in results.get('attacks') or ())]
+    return [(label, _known(part)) for label, part in parts if part and label not in ('results', 'attacks')]
 
 
-def _joined(record: dict[str, Any], *parts: str) -> str:
-    """Return the parts whose key is known, filled in."""
-    known = {key: value for key, value in record.items() if value is not None}
-    return ', '.join(part.format(**known) for part in parts if part.partition('{')[2].partition('}')[0] in known)
+def _known(part: Any) -> str:
+    if not isinstance(part, dict):
+        return str(part)
+    return ', '.join(f'{key} {value}' for key, value in part.items() if value is not None)

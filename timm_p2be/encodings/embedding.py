@@ -43,14 +43,7 @@ def _hub_side() -> ModuleType:
     return embedding
 
 
-class PixelEmbedding(
-    nn.Module,
-    ModelHubMixin,
-    library_name='timm-p2be',
-    tags=['timm-p2be', 'p2be', 'binary-embedding'],
-    license='apache-2.0',
-    paper_url='https://huggingface.co/papers/2206.05898',
-):
+class PixelEmbedding(nn.Module, ModelHubMixin):
     """Table of binary codes, one for each of the 256 pixel levels.
 
     `save_pretrained(folder)` writes it, `push_to_hub('org/name')` publishes it and `from_pretrained` gets it back: as
@@ -201,7 +194,7 @@ class PixelEmbedding(
         card = {'name': repo_id}
         with TemporaryDirectory() as folder:  # what cannot be saved fails before the mixin creates the repository
             self.save_pretrained(folder, model_card_kwargs=card)
-        with _hub_side().asking(repo_id, kwargs.get('token'), trust_arguments=False):
+        with _hub_side().asking(repo_id, kwargs.get('token')):
             return super().push_to_hub(repo_id, model_card_kwargs=card, **kwargs)
 
     def generate_model_card(self, name: str | None = None) -> ModelCard:

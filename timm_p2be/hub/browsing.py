@@ -5,14 +5,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import timm
 from huggingface_hub import CacheNotFound, HfApi, ModelInfo, constants, scan_cache_dir
 
 from timm_p2be.files import MAX_JSON_BYTES
 from timm_p2be.hub.errors import asking
 from timm_p2be.hub.fetch import fetch
 from timm_p2be.hub.repository import DEFAULT_BITS, FILES, Contents, encoding_of, read_contents
-from timm_p2be.models.weights import shipped_provenance, shipped_weights
+from timm_p2be.models.weights import shipped_weights, weights_path
 
 TAG = 'timm-p2be'  # of the cards of ours
 MAX_REMOTE = 100  # repositories of a namespace that are looked into
@@ -35,18 +34,12 @@ class Entry:
 def shipped_entries() -> list[Entry]:
     """Return the models of this package that have weights without a download, by name."""
     entries = []
-    for name in timm.list_pretrained():
+    for name, shipped in shipped_weights().items():
         architecture, _, tag = name.partition('.')
-        if not timm.model_entrypoint(architecture).__module__.startswith('timm_p2be.'):
-            continue
-        path = Path(timm.get_pretrained_cfg(name).file or '')
-        size = path.stat().st_size if path.is_file() else None
         encoding = encoding_of(architecture, {})
         num_bits = None if encoding == 'rgb' else DEFAULT_BITS
-        provenance = shipped_provenance(name)
-        digest = shipped_weights()[name]
-        found = Contents('model', encoding, num_bits, provenance, architecture, digest)
-        entries.append(Entry('package', name, found, size=size, tags=(tag,) if tag else ()))
+        found = Contents('model', encoding, num_bits, shipped['provenance'], architecture, shipped['sha256'])
+        entries.append(Entry('package', name, found, size=Path(weights_path(name)).stat().st_size, tags=(tag,)))
     return entries
 
 

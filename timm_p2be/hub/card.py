@@ -6,18 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from timm_p2be.encodings.table_file import is_sha256
 from timm_p2be.hub.training_record import RECORD, check_training_record, part_of
 
 LICENSE = 'apache-2.0'
 
 _TEMPLATE = Path(__file__).with_name('card.md.jinja')
-_AGAIN = 'Render it again with `timm-p2be publish --dry-run`.'
 _HERE = 'path/to/this/folder'  # of a card that belongs to no repository
 _PLAIN_CODE = re.compile(r'(?! )[\w .,:+=/@()\[\]{}"\'%-]+(?<! )', re.ASCII)  # cannot end a code span or a cell
 _CODES = {
@@ -58,17 +55,15 @@ def embedding_card(config: Mapping[str, Any], name: str | None = None, license: 
         license,
         'image-feature-extraction',
         is_table=True,
-        source=_literal(name or _HERE),
+        source=repr(name or _HERE),
         network=_architecture(part_of(config, 'provenance', 'model') or 'wrn40_2_p2be'),
-        digest=_digest(config, 'codes_sha256'),
+        digest=config['codes_sha256'],
     )
 
 
 def model_card(config: Mapping[str, Any], name: str | None = None, license: str = LICENSE) -> str:
-    """Return the card of a model, as `embedding_card` does; its `config.json` needs a training record."""
-    ours = config.get('timm_p2be')
-    if not isinstance(ours, dict) or not isinstance(ours.get('provenance'), dict):
-        raise ValueError("The config.json has no entry 'timm_p2be' with a provenance; a model needs one for a card.")
+    """Return the card of a model, as `embedding_card` does."""
+    ours = config['timm_p2be']
     backbone = part_of(config.get('model_args'), 'backbone')
     return _render(
         'Model',
@@ -77,36 +72,16 @@ def model_card(config: Mapping[str, Any], name: str | None = None, license: str 
         license,
         'image-classification',
         is_table=False,
-        source=_literal(f'hf-hub:{name}' if name else f'local-dir:{_HERE}'),
-        network=_architecture(config.get('architecture')),
+        source=repr(f'hf-hub:{name}' if name else f'local-dir:{_HERE}'),
+        network=_architecture(config['architecture']),
         backbone=_architecture(backbone) if backbone else None,
-        digest=_digest(ours, 'weights_sha256'),
+        digest=ours['weights_sha256'],
     )
 
 
-def check_card(content: str) -> None:
-    """Raise unless `content` is a card as rendered here: complete metadata and a usable first example."""
-    try:
-        data = ModelCard(content).data.to_dict()
-    except (yaml.YAMLError, TypeError, ValueError) as error:
-        reason = ' '.join(str(error).split())  # PyYAML's takes several lines
-        raise ValueError(f"The card's metadata cannot be read: {reason}. {_AGAIN}") from error
-    missing = [key for key in ('license', 'library_name', 'tags', 'pipeline_tag') if not data.get(key)]
-    if missing:
-        raise ValueError(f'The card lacks the metadata {missing}. {_AGAIN}')
-    if '```python\nimport timm_p2be\n' not in content:
-        raise ValueError(
-            f"The card's example does not begin with `import timm_p2be`, so it would not run as it is. {_AGAIN}"
-        )
-
-
 def _render(kind: str, config: Mapping[str, Any], name: str | None, license: str, pipeline: str, **values: Any) -> str:
-    record, encoding, bits = (config.get(key) for key in ('provenance', 'encoding', 'num_bits'))
+    record, encoding = config['provenance'], config['encoding']
     check_training_record(record)
-    if not isinstance(encoding, str) or encoding not in _CODES:
-        raise ValueError(f'Got the encoding {encoding!r}; allowed are {list(_CODES)}.')
-    if encoding != 'rgb' and (type(bits) is not int or bits < 1):
-        raise ValueError(f'Got num_bits={bits!r}; allowed is an integer of at least 1.')
     repo = _repo_id(name) if name else None
     attacks = [entry for entry in part_of(record, 'results', 'attacks') or () if entry['accuracy'] is not None]
     card = ModelCard.from_template(
@@ -119,7 +94,7 @@ def _render(kind: str, config: Mapping[str, Any], name: str | None, license: str
         repo=repo,
         codes=_CODES[encoding],
         learned=encoding == 'p2be',
-        num_bits=None if encoding == 'rgb' else bits,
+        num_bits=config['num_bits'],
         attacks=attacks,
         states=sorted({text(entry.get('weights')) for entry in attacks} - {''}),
         counts=_counts(part_of(record, 'results', 'codes')),
@@ -127,15 +102,13 @@ def _render(kind: str, config: Mapping[str, Any], name: str | None, license: str
         text=text,
         code=code,
     )
-    content = f'{card.content}\n'
-    check_card(content)
-    return content
+    return f'{card.content}\n'
 
 
 def _counts(counts: Any) -> dict[str, int] | None:
     """Return what is known of a learned table; further keys of results may hold anything."""
     names = ('distinct', 'bits', 'unlike_thermometer')
-    known = all(type(part_of(counts, name)) is int and counts[name] >= 0 for name in names)
+    known = all(type(part_of(counts, name)) is int for name in names)
     return {name: counts[name] for name in names} if known else None
 
 
@@ -202,16 +175,3 @@ def _repo_id(value: str) -> str:
     except HFValidationError as error:
         raise ValueError(f"Got {value!r}, which is no id of the Hub such as 'org/name': {error}") from error
     return repo
-
-
-def _literal(source: str) -> str:
-    """Return the Python string of a repository or folder."""
-    if not re.fullmatch(r'[\w./:@-]+', source, re.ASCII):
-        raise ValueError(f"Got the name {source!r}; write 'org/name' or 'org/name@revision'.")
-    return f"'{source}'"
-
-
-def _digest(config: Mapping[str, Any], key: str) -> str:
-    if not is_sha256(config.get(key)):
-        raise ValueError(f'Got {key} {config.get(key)!r}; allowed are 64 hexadecimal digits.')
-    return config[key]

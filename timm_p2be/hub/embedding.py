@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from timm_p2be.encodings.table_file import TableFile, check_config, read_table_file
+from timm_p2be.encodings.table_file import TableFile, read_table_file
 from timm_p2be.hub.card import embedding_card
 from timm_p2be.hub.errors import asking
 from timm_p2be.hub.repository import Contents, fetch_repository
@@ -18,4 +18,7 @@ def fetch_table(source: str | os.PathLike[str], revision: str | None = None, **o
 
 def _is_table(contents: Contents) -> None:
     if contents.kind != 'embedding':
-        check_config({'architecture': contents.architecture}, 'config.json')
+        raise ValueError(
+            f'Got a {contents.describe()}, no table. Load it with timm.create_model("hf-hub:ORG/NAME" or '
+            '"local-dir:FOLDER", pretrained=True); timm_p2be.find_embedding(model) is its table.'
+        )

@@ -29,7 +29,7 @@ class UnreachableError(FetchError):
 
 
 @contextmanager
-def asking(what: str, token: str | bool | None = None, trust_arguments: bool = True) -> Iterator[None]:
+def asking(what: str, token: str | bool | None = None) -> Iterator[None]:
     """Turn errors of huggingface_hub into a FetchError that says what to do next; other errors pass.
 
     Put only calls of the client inside: an OSError is taken for one of its own.
@@ -37,10 +37,6 @@ def asking(what: str, token: str | bool | None = None, trust_arguments: bool = T
     Args:
         what: what is asked for, such as 'org/name@v1'; it is the subject of the message.
         token: that is sent; None is the stored one, False is none.
-        trust_arguments: errors of types and keys are those of an answer, for the call itself is right.
-
-    Raises:
-        FetchError: the token is none, the Hub cannot be reached, refused, or broke off.
     """
     # the HTTP library would show a token that does not fit into a header
     sent = token if isinstance(token, str) else None if token is False else get_token()
@@ -48,15 +44,8 @@ def asking(what: str, token: str | bool | None = None, trust_arguments: bool = T
         raise FetchError(f'The token contains spaces, line breaks or other characters no token has; {LOGIN} again.')
     try:
         yield
-    except (AttributeError, AssertionError, KeyError, TypeError) as error:
-        if not trust_arguments:
-            raise
-        raise _no_hub(what) from error
     except Exception as error:
         causes = [*_causes(error)]  # the client wraps some errors in others of any kind
-        ours = next((cause for cause in causes if isinstance(cause, FetchError)), None)
-        if ours is not None:
-            raise ours from None
         if not any(isinstance(cause, OSError | JSONDecodeError | _TRANSPORT_ERROR) for cause in causes):
             raise
         raise _explained(causes, what) from error
@@ -66,13 +55,6 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__
-
-
-def _no_hub(what: str) -> FetchError:
-    """Return the error for an answer that makes no sense, such as the login page of a network."""
-    return FetchError(
-        f'{constants.ENDPOINT} does not answer as a Hub, asked for {what}. Check HF_ENDPOINT and the proxy.'
-    )
 
 
 def _explained(causes: Sequence[BaseException], what: str) -> FetchError:
@@ -86,7 +68,7 @@ def _explained(causes: Sequence[BaseException], what: str) -> FetchError:
         if isinstance(cause, OfflineModeIsEnabled):
             return FetchError(f'The Hub is switched off (HF_HUB_OFFLINE=1); unset it for {what}.')
         if isinstance(cause, JSONDecodeError):
-            return _no_hub(what)
+            return FetchError(f'{hub} does not answer as a Hub, asked for {what}. Check HF_ENDPOINT and the proxy.')
         if 'Timeout' in kind:
             return UnreachableError(f'{hub} did not answer in time for {what}; try again later.')
         if isinstance(cause, ConnectionError) or 'Connect' in kind:

@@ -6,11 +6,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from huggingface_hub import HfApi, constants, snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-from huggingface_hub.utils import tqdm, validate_repo_id
+from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from timm_p2be.hub.errors import FetchError, UnreachableError, asking
 
@@ -150,8 +149,6 @@ class _Repository:
                     files_metadata=True,
                     timeout=constants.HF_HUB_ETAG_TIMEOUT,
                 )
-                if not _COMMIT.fullmatch(str(info.sha)):
-                    raise KeyError('sha')
         except UnreachableError as error:
             if force_download or (folder := self._cached(filenames)) is None:
                 raise
@@ -164,54 +161,30 @@ class _Repository:
         for name in wanted:
             if (size := sizes.get(name) or 0) > max_bytes:
                 raise _too_large(f'{name!r} of {self.name}', size, max_bytes)
-        with asking(self.name, self.token):
-            return Path(
-                snapshot_download(
+        with asking(self.name, self.token):  # one after the other: an interrupt would wait for the client's threads
+            paths = [
+                hf_hub_download(
                     self.repo_id,
-                    revision=self.revision,
-                    allow_patterns=wanted,
+                    name,
+                    revision=info.sha,
                     cache_dir=self.cache_dir,
                     token=self.token,
                     force_download=force_download,
-                    tqdm_class=_limited(self.name, max_bytes * len(wanted)),
                 )
-            )
+                for name in wanted
+                if name in sizes
+            ]
+            folder = Path(paths[0]).parent
+            if self.revision != info.sha:  # by this name it is found offline
+                ref = folder.parents[1] / 'refs' / self.revision
+                ref.parent.mkdir(parents=True, exist_ok=True)
+                ref.write_text(str(info.sha))
+        return folder
 
     def _cached(self, filenames: Sequence[str]) -> Path | None:
         """Return the snapshot folder of this revision if all files are in it, else None."""
-        try:
-            folder = Path(
-                snapshot_download(
-                    self.repo_id,
-                    revision=self.revision,
-                    allow_patterns=[*filenames],
-                    cache_dir=self.cache_dir,
-                    local_files_only=True,
-                )
-            )
-        except (LocalEntryNotFoundError, UnicodeDecodeError):  # of a damaged ref
-            return None
-        whole = resolved_commit(folder) and all((folder / name).is_file() for name in filenames)
-        return folder if whole else None
-
-
-def _limited(what: str, limit: int) -> type[tqdm]:
-    """Return a progress bar that ends a download of more than `limit` bytes: not every Hub tells sizes beforehand."""
-
-    class Limited(tqdm):
-        seen = 0.0
-
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            quiet = {} if kwargs.get('unit') == 'B' else {'disable': True}  # how many files is of no interest
-            super().__init__(*args, **{**kwargs, **quiet})
-
-        def update(self, n: float | None = 1) -> bool | None:
-            self.seen += n or 0
-            if self.seen > limit:
-                raise _too_large(what, int(self.seen), limit)
-            return super().update(n)
-
-    return Limited
+        paths = [try_to_load_from_cache(self.repo_id, name, self.cache_dir, self.revision) for name in filenames]
+        return Path(str(paths[0])).parent if all(isinstance(path, str) for path in paths) else None
 
 
 def _check_files(folder: Path, filenames: Sequence[str], optional: Sequence[str], max_bytes: int) -> None:

@@ -12,7 +12,7 @@ from timm_p2be.encodings.codes import LEVELS, binarize, check_num_bits, fixed_co
 from timm_p2be.encodings.table_file import read_table_file
 from timm_p2be.hub.fetch import resolved_commit
 from timm_p2be.hub.repository import DEFAULT_BITS, FILES, Contents, fetch_repository, verified_weights
-from timm_p2be.models.weights import shipped_provenance
+from timm_p2be.models.weights import shipped_weights
 from timm_p2be.stem import find_embedding
 
 _FIXED = ('onehot', 'thermometer')
@@ -88,17 +88,16 @@ def _of_repository(source: str) -> Table:
 
 
 def _of_registered(name: str) -> Table:
-    embedding = find_embedding(timm.create_model(name))
+    has_weights = timm.is_model_pretrained(name)
+    embedding = find_embedding(timm.create_model(name, pretrained=has_weights))
     if embedding.weight is None:
         return Table(name, 'fixed table of a model', embedding.encoding, embedding.codes())
-    if not timm.is_model_pretrained(name):
+    if not has_weights:
         raise ValueError(f'{name} has no shipped weights, so its table would be random. Name a checkpoint of it.')
-    latents = find_embedding(timm.create_model(name, pretrained=True)).weight
-    assert latents is not None
+    latents = embedding.weight.detach()
     cfg = timm.get_pretrained_cfg(name, allow_unregistered=False)
-    provenance = shipped_provenance(f'{cfg.architecture}.{cfg.tag}')
-    origin = 'table in the shipped weights of a model'
-    return Table(name, origin, 'p2be', binarize(latents.detach()), latents.detach(), provenance)
+    provenance = shipped_weights()[f'{cfg.architecture}.{cfg.tag}']['provenance']
+    return Table(name, 'table in the shipped weights of a model', 'p2be', binarize(latents), latents, provenance)
 
 
 def _learned_table(state: dict[str, Tensor], where: str) -> Tensor:

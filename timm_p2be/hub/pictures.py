@@ -16,37 +16,19 @@ if TYPE_CHECKING:
 _DPI = 150
 
 
-def code_similarity(codes: Tensor) -> Tensor:
-    """Return the cosine similarities of all pairs of codes.
-
-    Codes are not negative, so the values lie in [0, 1] and unrelated random codes have about 0.5. Fig. 2 of the paper
-    shows this matrix (docs/protocol.md).
-
-    Returns:
-        (256, 256) float32 tensor; rows and columns of a code without any 1 are 0.
-
-    Example:
-        >>> code_similarity(torch.eye(256))[3, :5].tolist()
-        [0.0, 0.0, 0.0, 1.0, 0.0]
-    """
-    unit = torch.nn.functional.normalize(codes.detach().float().cpu(), dim=1)
-    return unit @ unit.T
-
-
 def codes_figure(codes: Tensor, title: str = '') -> 'Figure':
     """Return a figure of a table in three panels.
 
-    Left the bits (level down, bit across, white is 1); in the middle `code_similarity` (black is 0, white is 1); right
-    the mean Hamming distance of levels i and j against |i - j|, with a dashed line at M / 2, which random codes have,
-    unless the table's distances stay far below it.
+    Left the bits (level down, bit across, white is 1); in the middle the cosine similarities of all pairs of codes,
+    about 0.5 for random ones (black is 0, white is 1; docs/protocol.md); right the mean Hamming distance of levels i
+    and j against |i - j|, with a dashed line at M / 2, which random codes have, unless the distances stay far below.
 
     Args:
         codes: (256, M) tensor of 0 and 1.
         title: text above the picture.
-
-    Raises:
-        ValueError: matplotlib is missing.
     """
+    codes = codes.detach().float().cpu()
+    unit = torch.nn.functional.normalize(codes, dim=1)
     figures = require('matplotlib.figure', extra='robustness')
     levels, num_bits = codes.shape
     distances = code_statistics(codes).distances
@@ -54,9 +36,9 @@ def codes_figure(codes: Tensor, title: str = '') -> 'Figure':
     figure.suptitle(title, parse_math=False)  # a title may hold the name somebody gave a repository
     bits, similarity, curve = figure.subplots(1, 3, width_ratios=(1, 1.2, 1.4))
     gray = {'cmap': 'gray', 'vmin': 0, 'vmax': 1, 'interpolation': 'nearest'}
-    bits.imshow(codes.detach().float().cpu().numpy(), aspect='auto', **gray)
+    bits.imshow(codes.numpy(), aspect='auto', **gray)
     bits.set(title='codes', xlabel='bit', ylabel='level')
-    shown = similarity.imshow(code_similarity(codes).numpy(), **gray)
+    shown = similarity.imshow((unit @ unit.T).numpy(), **gray)
     similarity.set(title='cosine similarity', xlabel='level', ylabel='level')
     figure.colorbar(shown, ax=similarity)
     curve.plot(distances)

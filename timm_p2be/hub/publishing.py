@@ -5,11 +5,9 @@ from pathlib import Path
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 
 import timm_p2be
-from timm_p2be.hub.card import check_card
 from timm_p2be.hub.errors import FetchError, asking
 from timm_p2be.hub.fetch import split_revision
-from timm_p2be.hub.release import RELEASE_FILES
-from timm_p2be.hub.repository import verify
+from timm_p2be.hub.repository import RELEASE_FILES, verify
 
 
 def publish(
@@ -27,14 +25,10 @@ def publish(
     check_names(repo_id, tag)
     verify(folder)
     files = [name for name in RELEASE_FILES if (folder / name).is_file()]
-    try:
-        card = (folder / 'README.md').read_text(encoding='utf-8')
-        check_card(card)
-    except (OSError, ValueError) as error:  # UnicodeDecodeError is one
-        raise ValueError(f'{folder / "README.md"}: {error}') from error
+    card = ModelCard.load(folder / 'README.md')
     api = HfApi(token=token, library_name='timm-p2be', library_version=timm_p2be.__version__)
     with asking(repo_id, token):
-        ModelCard(card).validate()
+        card.validate()
         api.create_repo(repo_id, private=private or None, exist_ok=True)  # None: as the namespace has it
         info = api.model_info(repo_id)
         if private and not info.private:

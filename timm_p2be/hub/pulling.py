@@ -7,9 +7,7 @@ from pathlib import Path
 from timm_p2be.files import atomic_folder, file_sha256
 from timm_p2be.hub.errors import FetchError
 from timm_p2be.hub.fetch import resolved_commit, split_revision
-from timm_p2be.hub.repository import FILES, Contents, fetch_repository, verify
-
-_OPTIONAL = ('README.md', 'results.json')
+from timm_p2be.hub.repository import RELEASE_FILES, Contents, fetch_repository, verify
 
 
 @dataclass(frozen=True)
@@ -62,12 +60,14 @@ def pull(source: str, revision: str | None = None, output: Path | None = None, o
 
 
 def _fetch_verified(name: str, revision: str | None, force_download: bool = False) -> tuple[Path, Contents]:
-    folder, _ = fetch_repository(f'hf-hub:{name}', revision, optional=_OPTIONAL, force_download=force_download)
+    folder, _ = fetch_repository(
+        f'hf-hub:{name}', revision, optional=('README.md', 'results.json'), force_download=force_download
+    )
     return folder, verify(folder)
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    paths = (folder / name for name in (*FILES, *_OPTIONAL))
+    paths = (folder / name for name in RELEASE_FILES)
     return {path.name: file_sha256(path) for path in paths if path.is_file()}
 
 
@@ -79,16 +79,11 @@ def _write_folder(snapshot: Path, output: Path, overwrite: bool) -> bool:
     found = {path.name for path in output.iterdir()} if output.exists() else set()
     if found == set(wanted) and _digests(output) == wanted:
         return False
-    if foreign := sorted(found - {*FILES, *_OPTIONAL}):
+    if foreign := sorted(found - {*RELEASE_FILES}):
         raise ValueError(f'{output} holds files that no pull wrote, such as {foreign[0]!r}. Choose another --output.')
     if found and not overwrite:
         raise ValueError(f'{output} holds another version already. Choose another --output, or pass --overwrite.')
-    try:
-        with atomic_folder(output) as folder:
-            for name in wanted:
-                shutil.copyfile(snapshot / name, folder / name)
-    except OSError:
-        if _digests(output) == wanted:  # by another pull meanwhile
-            return False
-        raise
+    with atomic_folder(output) as folder:
+        for name in wanted:
+            shutil.copyfile(snapshot / name, folder / name)
     return True

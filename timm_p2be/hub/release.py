@@ -15,15 +15,13 @@ from timm_p2be.checkpoints import weights_sha256
 from timm_p2be.encodings.codes import thermometer_codes
 from timm_p2be.files import atomic_folder, file_sha256, write_json
 from timm_p2be.hub.card import LICENSE, embedding_card, model_card
-from timm_p2be.hub.repository import MODEL_FORMAT_VERSION, verify
+from timm_p2be.hub.repository import MODEL_FORMAT_VERSION, RELEASE_FILES, verify
 from timm_p2be.hub.results import PUBLISHED, ROUNDED, collect_results, measure_clean
 from timm_p2be.hub.run_description import Dataset, dataset_of, has_learned_table, training_record
 from timm_p2be.hub.run_folder import Run, build_model, data_config, read_run
 from timm_p2be.robustness.images import ImageSet
 from timm_p2be.robustness.pixel_model import PixelModel
 from timm_p2be.stem import encoded_stem
-
-RELEASE_FILES = ('README.md', 'config.json', 'model.safetensors', 'results.json')
 
 _WEIGHTS = 'model.safetensors'
 _PATH_FLAGS = 'output data_dir dataset config resume initial_checkpoint pretrained_path class_map'.split()

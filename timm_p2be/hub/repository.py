@@ -1,20 +1,22 @@
 """What a folder or a Hub repository of ours holds, checked: a table of codes, or a model that timm builds."""
 
+import inspect
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from timm.models import PretrainedCfg
+from timm.models import build_model_with_cfg
 from torch import Tensor
 
 from timm_p2be.checkpoints import read_checkpoint
 from timm_p2be.encodings.codes import ENCODINGS, LEVELS
 from timm_p2be.encodings.table_file import (
+    CARD_FILE,
     CONFIG_FILE,
     MAX_BITS,
     MAX_TABLE_BYTES,
@@ -25,21 +27,17 @@ from timm_p2be.encodings.table_file import (
 )
 from timm_p2be.files import Schema, check_schema, file_sha256, read_json, shown
 from timm_p2be.hub.fetch import MAX_BYTES, fetch, local_folder, resolved_commit, split_revision
-from timm_p2be.hub.training_record import check_training_record, part_of
+from timm_p2be.hub.training_record import check_training_record
 
 FILES = (CONFIG_FILE, WEIGHTS_FILE)
+RELEASE_FILES = (*FILES, CARD_FILE, 'results.json')  # nothing else is ever published or pulled
 MODEL_FORMAT_VERSION = 1
 DEFAULT_BITS = 64  # of the models' entrypoints
 
-# arguments of timm.create_model and build_model_with_cfg that are for whoever loads a model; timm hands them all that
-# model_args names
-LOADING_ARGS = frozenset(
-    'cache_dir checkpoint_path device dtype exportable feature_cfg features_only kwargs_filter model_cfg model_cls '
-    'model_name no_jit pretrained pretrained_cfg pretrained_cfg_overlay pretrained_filter_fn pretrained_model_args '
-    'pretrained_strict pruned scriptable variant'.split()
-)
-_CFG_FIELDS = {field.name for field in fields(PretrainedCfg)}
-_LEGACY_FIELDS = {'labels', 'num_features'}  # timm takes these out where config.json itself is the pretrained_cfg
+# arguments that are for whoever loads a model; timm hands its functions all that model_args names
+_LOADERS = (timm.create_model, build_model_with_cfg)
+LOADING_ARGS = {name for function in _LOADERS for name in inspect.signature(function).parameters} - {'kwargs'}
+LOADING_ARGS |= {'device', 'dtype', 'features_only', 'pruned'}
 _MODEL: Schema = {
     'architecture': (
         'a name of timm.list_models() (update by: pip install -U timm timm-p2be)',
@@ -75,16 +73,6 @@ class Contents:
     weights_sha256: str | None = None  # of a model's model.safetensors, if stated
     codes_sha256: str | None = None  # of an embedding's packed codes
     is_ours: bool = True  # timm's own config.json of a model lacks the key 'timm_p2be'
-
-    @property
-    def dataset(self) -> str | None:
-        """Name of the data set it was trained on, if known."""
-        return part_of(self.provenance, 'dataset', 'name')
-
-    @property
-    def clean_error(self) -> float | None:
-        """Error on clean test images in percent, if known."""
-        return part_of(self.provenance, 'results', 'clean', 'error')
 
     def describe(self) -> str:
         """Return kind, architecture, encoding and code length in a few words."""
@@ -129,12 +117,6 @@ def _model_contents(config: dict[str, Any], where: str) -> Contents:
     cfg = config.get('pretrained_cfg', config)
     if not isinstance(cfg, dict) or cfg.get('hf_hub_filename') is not None:  # which leads to another file
         raise ValueError(f'{where}: pretrained_cfg must be an object without hf_hub_filename. {_AGAIN}')
-    unknown = sorted(cfg.keys() - _CFG_FIELDS - (_LEGACY_FIELDS if cfg is config else set()))
-    if unknown:
-        raise ValueError(
-            f'{where}: pretrained_cfg has {shown(unknown)}, unknown to timm here. Update: '
-            'pip install -U timm timm-p2be.'
-        )
     encoding, num_bits = encoding_of(architecture, args), args.get('num_bits', DEFAULT_BITS)
     if encoding not in (*ENCODINGS, 'rgb'):
         raise ValueError(f'{where}: encoding is {shown(encoding)}; allowed are {list(ENCODINGS)}. {_AGAIN}')
@@ -178,8 +160,6 @@ def fetch_repository(
 def verified_weights(folder: Path, contents: Contents) -> dict[str, Tensor]:
     """Return the weights of a model's repository."""
     path = folder / WEIGHTS_FILE
-    if not path.is_file():
-        raise ValueError(f'{path} does not exist; weights are read from there only, never from a pickle. {_AGAIN}')
     if contents.weights_sha256 not in (None, found := file_sha256(path)):
         raise ValueError(f'{path} has sha256 {found}, but config.json states {contents.weights_sha256}. {_AGAIN}')
     state = read_checkpoint(path, what='weights').state_dict

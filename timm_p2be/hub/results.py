@@ -32,17 +32,14 @@ def collect_results(
 ) -> dict[str, Any]:
     """Return the results.json of a run: `clean`, `corruptions`, `attacks` and the digests of the `files` they are from.
 
-    The clean error is the one measured now, if there is one. Else those of the weights as they are published go before
-    those from before rounding, and then the one on more images; the run's own is on the whole split.
+    The clean error is the one `measured` now, if there is one. Else those of the weights as they are published go
+    before those from before rounding, and then the one on more images; the run's own is on all `images` of the `split`.
 
     Args:
         run: its error comes from summary.csv.
-        files: of `timm-p2be benchmark corruptions` and `timm-p2be benchmark attacks`, one of a kind.
+        files: of `timm-p2be benchmark`, one of a kind.
         weights: sha256 of a file of weights, or of the weights themselves -> `PUBLISHED` or `ROUNDED`. The first
             entry is what became of the run's own weights.
-        split: name of the validation split.
-        images: in that split, if known.
-        measured: result of `measure_clean`.
     """
     clean: list[dict[str, Any]] = []
     found: dict[str, Any] = {'corruptions': None, 'attacks': None}
@@ -55,10 +52,7 @@ def collect_results(
         if found[kind] is not None:
             raise ValueError(f'{path} is a second file of {kind}. Pass one of each kind.')
         read = _corruptions if kind == 'corruptions' else _attacks
-        try:
-            found[kind], measured_clean = read(path, content, weights)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f'--results {path} is damaged ({error!r}). Measure it again with --overwrite.') from error
+        found[kind], measured_clean = read(path, content, weights)
         clean += [measured_clean] if measured_clean else []
     if not clean and not measured and not any(found.values()):
         raise ValueError(

@@ -95,7 +95,7 @@ def training_record(
     trains_table = has_learned_table(model) and not flags.get('p2be_freeze')
     return {
         'dataset': {'name': dataset.name, 'id': dataset.id, 'split': dataset.train_split, 'note': dataset.note},
-        'model': architecture(model),
+        'model': model.pretrained_cfg['architecture'],  # type: ignore[index]
         'recipe': PurePath(flags['config']).name if flags.get('config') else None,
         'flags': _published_flags(run, has_learned_table(model)),
         'seed': flags['seed'],
@@ -105,11 +105,6 @@ def training_record(
         'base_model': base_model,
         'results': {key: value for key, value in results.items() if key != 'files'},
     }
-
-
-def architecture(model: nn.Module) -> str:
-    """Return the name timm has registered a model under."""
-    return model.pretrained_cfg['architecture']  # type: ignore[index, return-value]
 
 
 def has_learned_table(model: nn.Module) -> bool:

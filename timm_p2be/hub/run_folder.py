@@ -2,14 +2,12 @@
 
 import csv
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 import yaml
 from timm.data import resolve_data_config
 from torch import nn
@@ -46,11 +44,6 @@ def read_run(folder: Path, checkpoint: str = 'last') -> Run:
     trained, here = (_shown(entries['model'], entries.get('model_kwargs')) for entries in (found.args, flags))
     if trained != here or found.raw['arch'] != flags['model']:
         raise ValueError(f'{path} is a checkpoint of {trained}, but {folder} is a run of {here}. Name one of that run.')
-    unsound = [name for name, tensor in found.state_dict.items() if not bool(torch.isfinite(tensor).all())]
-    if unsound:
-        raise ValueError(
-            f'{path}: {unsound[0]} has values that are not finite, so the run diverged. Choose an earlier checkpoint.'
-        )
     epoch = found.raw['epoch']
     whole = 'position' not in found.args  # a recovery file lies inside its epoch, so no row is about its weights
     error = _error(folder / 'summary.csv', epoch) if whole else None
@@ -64,7 +57,9 @@ def build_model(run: Run) -> nn.Module:
     bits = {tensor.shape[1] for name, tensor in state.items() if name.endswith('.embedding.weight')}
     if bits and bits != {64}:  # a table that was pulled brings its own length
         kwargs['num_bits'] = bits.pop()
-    size = image_size(run)
+    size = (flags['img_size'],) * 2 if flags.get('img_size') else None
+    if flags.get('input_size'):
+        size = tuple(flags['input_size'][1:])
     arguments = {
         'num_classes': flags['num_classes'],
         'in_chans': (flags.get('input_size') or [flags.get('in_chans') or 3])[0],
@@ -74,7 +69,7 @@ def build_model(run: Run) -> nn.Module:
     }
     try:
         sends_token = flags['model'].startswith('hf-hub:')
-        with asking(flags['model'], None if sends_token else False, trust_arguments=False):
+        with asking(flags['model'], None if sends_token else False):
             model = _create(flags['model'], arguments, size)
         model.load_state_dict(state)
     except (RuntimeError, TypeError, AssertionError) as error:
@@ -90,13 +85,6 @@ def _create(name: str, arguments: dict[str, Any], size: tuple[int, int] | None) 
             if 'img_size' not in str(error):
                 raise
     return timm.create_model(name, **arguments)
-
-
-def image_size(run: Run) -> tuple[int, int] | None:
-    """Return height and width the run was told to use, if it was."""
-    if run.flags.get('input_size'):
-        return tuple(run.flags['input_size'][1:])
-    return (run.flags['img_size'],) * 2 if run.flags.get('img_size') else None
 
 
 def data_config(run: Run, model: nn.Module) -> dict[str, Any]:
@@ -132,9 +120,6 @@ def _error(path: Path, epoch: int) -> float | None:
         with path.open(newline='', encoding='utf-8') as file:
             rows = [row for row in csv.DictReader(file) if row.get('epoch') == str(epoch)]
         top1 = rows[-1].get('eval_top1') if rows else None
-        error = round(100 - float(top1), 6) if top1 else None
+        return round(100 - float(top1), 6) if top1 else None
     except (OSError, ValueError, csv.Error) as problem:
         raise ValueError(f'{path} cannot be read: {problem}. Restore it, or pass results by --results.') from problem
-    if error is not None and not (math.isfinite(error) and 0 <= error <= 100):
-        raise ValueError(f'{path} has eval_top1={top1} at epoch {epoch}; allowed are percentages. Restore the file.')
-    return error

@@ -60,12 +60,8 @@ _ATTACK: Schema = {'name': _TEXT, 'eps': _NUMBER, 'images': _COUNT, 'accuracy': 
 def check_training_record(record: Any, where: str = 'provenance') -> None:
     """Raise unless `record` is a training record, or None.
 
-    Args:
-        record: values as JSON has them. Every key is there and None where unknown: `dataset` (name, id, split and
-            note), `model`, `recipe` (a file name), `flags` (any keys), `seed`, `epochs`, `smoothness` (lambda),
-            `reduction` ('mean' or 'sum'), `base_model` and `results`, which holds `clean`, `corruptions` and `attacks`
-            with errors and accuracies in percent, and whatever else was measured.
-        where: what messages begin with.
+    Every key of `RECORD` is there, and None where unknown; errors and accuracies are in percent, and `results` may
+    hold whatever else was measured. Messages begin with `where`.
 
     Example:
         >>> check_training_record(None)  # unknown is allowed

@@ -59,17 +59,8 @@ def create_cifar_net(model_cls: type['CifarNet'], variant: str, pretrained: bool
 
 def _absolute_indices(indices: int | Sequence[int] | None, levels: int) -> list[int]:
     """Return feature `indices` as absolute ones: None is all of them, an int n the last n, negatives count back."""
-    if indices is None:
-        return list(range(levels))
-    asked = (
-        range(levels - indices, levels) if isinstance(indices, int) else [i + levels if i < 0 else i for i in indices]
-    )
-    if not asked or min(asked) < 0 or max(asked) >= levels:
-        raise ValueError(
-            f'Got indices={indices!r}; the model has {levels} feature levels. Use None for all, an int from 1 to '
-            f'{levels} for the last ones, or a sequence of ints from {-levels} to {levels - 1}.'
-        )
-    return list(asked)
+    asked = indices if isinstance(indices, Sequence) else range(-(levels if indices is None else indices), 0)
+    return [range(levels)[index] for index in asked]
 
 
 def repeats(depth: int, per_repeat: int, rest: int, name: str) -> int:

@@ -2,8 +2,10 @@
 
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
+import torch
 from timm.models import (
     PretrainedCfg,
     adapt_input_conv,
@@ -19,7 +21,6 @@ from torch import Tensor, nn
 
 from timm_p2be.encodings import PixelEmbedding
 from timm_p2be.models.pretrained import build_checked
-from timm_p2be.models.published_table import published_table
 from timm_p2be.stem import convert, encoded_stem, find_embedding
 
 __all__: list[str] = []
@@ -109,9 +110,14 @@ def _fit_stem(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tens
     return {**state_dict, weight: adapted.reshape(outputs, bits * stem.in_chans, *kernel)}
 
 
-def _table(embedding: str, encoding: str, pretrained: bool, kwargs: dict[str, Any]) -> PixelEmbedding | None:
-    """Return the table `embedding`, or None with weights that were saved with it: they hold it."""
-    saved = (kwargs.get('pretrained_model_args') or {}).get('embedding') == embedding  # timm hands it in again
+def _published_table(
+    embedding: str | Path, encoding: str, pretrained: bool, arguments: dict[str, Any]
+) -> PixelEmbedding | None:
+    """Return the table that a model is to start from, or None with weights that were saved with it: they hold it.
+
+    What else the caller asked for in the `arguments` of the model has to fit the table.
+    """
+    saved = (arguments.get('pretrained_model_args') or {}).get('embedding') == embedding  # timm hands it in again
     if pretrained and not saved:
         raise ValueError(
             f'Got embedding={embedding!r} and pretrained=True, whose weights bring their own table. Leave out '
@@ -119,11 +125,37 @@ def _table(embedding: str, encoding: str, pretrained: bool, kwargs: dict[str, An
         )
     if pretrained:
         return None
-    cfg = kwargs.get('pretrained_cfg')
+    num_bits, init = arguments.get('num_bits'), arguments.get('embedding_init')
+    if not isinstance(embedding, str | Path) or not str(embedding):
+        raise ValueError(f"Got embedding={embedding!r}; write the path of a folder, 'org/name[@revision]', or None.")
+    if encoding != 'p2be':
+        raise ValueError(f"embedding={embedding!r} needs a learned table; encoding {encoding!r} is fixed. Use 'p2be'.")
+    if init is not None:
+        raise ValueError(
+            f'Got embedding={embedding!r} and embedding_init={init!r}: the table is loaded, so it is not drawn. Leave '
+            'one of them out.'
+        )
+    if torch.empty(0, device=arguments.get('device')).is_meta:  # also by `with torch.device('meta')`
+        raise ValueError(
+            f'Got embedding={embedding!r} and the meta device, which holds no values; after to_empty() the table would '
+            'be garbage. Create the model on a real device, or leave out embedding and load a state dict.'
+        )
+    cfg = arguments.get('pretrained_cfg')
     if saved and isinstance(cfg, dict) and cfg.get('source') == 'hf-hub':
         embedding = f'hf-hub:{embedding}'  # a config.json of the Hub names no folder of this machine
-    wanted = {name: kwargs.get(name) for name in ('num_bits', 'embedding_init', 'cache_dir', 'device')}
-    return published_table(embedding, encoding, **wanted)
+    with torch.random.fork_rng(devices=[]):  # the network starts as it would with a table drawn at random
+        table = PixelEmbedding.from_pretrained(embedding, cache_dir=arguments.get('cache_dir'))
+    if table.weight is None:
+        raise ValueError(
+            f'Got embedding={embedding!r}, which holds a fixed {table.encoding} table; a p2be model takes a p2be '
+            f"table. Use a model with encoding='{table.encoding}' and no embedding."
+        )
+    if num_bits not in (None, table.num_bits):
+        raise ValueError(
+            f'Got num_bits={num_bits}, but the table {embedding!r} has codes of {table.num_bits} bits. Use '
+            f'{table.num_bits}, or leave num_bits out.'
+        )
+    return table
 
 
 def create_encoded(
@@ -148,26 +180,12 @@ def create_encoded(
         **kwargs: `num_bits` (64, or the table's); for P2BE also `embedding_init` (one of `codes.INITS`) and
             `freeze_embedding` (False); timm's build arguments; everything else goes to the backbone.
     """
-    table = None if embedding is None else _table(embedding, encoding, pretrained, kwargs)
+    table = None if embedding is None else _published_table(embedding, encoding, pretrained, kwargs)
     build = partial(_build, backbone, encoding, table)
     return build_checked(build, variant, pretrained, pretrained_filter_fn=_fit_stem, **kwargs)
 
 
 default_cfgs = generate_default_cfgs({'encoded': encoded_cfg()})
-
-
-def _check_backbone(backbone: str | None) -> str:
-    example = "for example timm.create_model('encoded', backbone='resnet18', encoding='p2be')"
-    if not backbone:
-        raise ValueError(f'The model `encoded` needs a backbone, any timm name: {example}.')
-    if not is_model(backbone):
-        raise ValueError(
-            f'Unknown backbone {backbone!r}; it must be a name from timm.list_models(), without a source such as '
-            f'"hf-hub:": {example}.'
-        )
-    if split_model_name_tag(backbone)[0] == 'encoded':
-        raise ValueError(f'The model `encoded` cannot be its own backbone; name an RGB network: {example}.')
-    return backbone
 
 
 def _merge_cfg(backbone: str, given: Any) -> dict[str, Any]:
@@ -213,7 +231,11 @@ def encoded(
     **kwargs: Any,
 ) -> nn.Module:
     """Any timm backbone whose first convolution reads pixel codes: `backbone='convnext_atto', encoding='p2be'`."""
-    backbone = _check_backbone(backbone)
+    if not backbone or not is_model(backbone) or split_model_name_tag(backbone)[0] == 'encoded':
+        raise ValueError(
+            f'Got backbone={backbone!r}; allowed is the name of an RGB network in timm.list_models(), for example '
+            "timm.create_model('encoded', backbone='resnet18', encoding='p2be')."
+        )
     if not isinstance(pretrained_cfg, str):  # a string is a tag, which timm looks up
         pretrained_cfg = _merge_cfg(backbone, pretrained_cfg)
     feature_args = dict(kwargs.pop('feature_cfg', None) or {})

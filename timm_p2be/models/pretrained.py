@@ -1,6 +1,6 @@
 """The one way from pretrained weights into our models: checked first, and safetensors only."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -9,10 +9,9 @@ from typing import Any
 from timm.models import PretrainedCfg, build_model_with_cfg, resolve_pretrained_cfg
 from torch import Tensor, nn
 
-from timm_p2be.hub.errors import FetchError
 from timm_p2be.hub.fetch import resolved_commit, split_revision
 from timm_p2be.hub.repository import fetch_repository, verify
-from timm_p2be.models.weights import is_shipped, verify_weights
+from timm_p2be.models.weights import verify_weights
 
 _WEIGHTS = 'model.safetensors'
 
@@ -37,33 +36,19 @@ def _complete(
     state_dict: dict[str, Tensor],
     model: nn.Module,
 ) -> dict[str, Tensor]:
-    """Return `state_dict`, fitted, if nothing of the model but its classifier is missing in it or of another shape.
+    """Return `state_dict`, fitted, if nothing of the model but its classifier is missing in it.
 
-    With another number of classes timm loads whatever fits, and the rest of the network would stay random.
+    With another number of classes timm loads what is there, and the rest of the network would stay random.
     """
     fitted = state_dict if fit is None else fit(state_dict, model)
-    heads, stems = _prefixes(cfg.classifier), _prefixes(cfg.first_conv)
+    classifiers = (cfg.classifier,) if isinstance(cfg.classifier, str) else cfg.classifier or ()
+    heads = tuple(f'{name}.' for name in classifiers)
     missing = [name for name in model.state_dict() if name not in fitted and not name.startswith(heads)]
     if missing:
         raise ValueError(
             f'The weights lack {len(missing)} tensors of the model, {missing[0]} for one. They are of another network.'
         )
-    replaced = heads if cfg.num_classes != getattr(model, 'num_classes', None) else ()
-    for name, tensor in model.state_dict().items():
-        if name not in fitted or name.startswith(replaced):
-            continue
-        got, allowed = list(fitted[name].shape), list(tensor.shape)
-        is_adapted = fit is None and name.startswith(stems)  # by timm, to other image channels
-        if got != allowed and not (is_adapted and got == [allowed[0], cfg.input_size[0], *allowed[2:]]):
-            raise ValueError(
-                f'The weights have {name} of shape {got}; the model has {allowed}. They are of another network, or one '
-                'built with other arguments: leave out those that change its shapes.'
-            )
     return fitted
-
-
-def _prefixes(modules: str | Sequence[str] | None) -> tuple[str, ...]:
-    return tuple(f'{name}.' for name in ((modules,) if isinstance(modules, str) else modules or ()))
 
 
 def _checked(cfg: PretrainedCfg, cache_dir: str | Path | None) -> PretrainedCfg:
@@ -75,18 +60,12 @@ def _checked(cfg: PretrainedCfg, cache_dir: str | Path | None) -> PretrainedCfg:
         # in the cache by now, and what a branch points to may have changed since
         pinned = f'{split_revision(cfg.hf_hub_id)[0]}@{resolved_commit(folder)}'
         return replace(cfg, hf_hub_id=pinned, hf_hub_filename=_WEIGHTS, custom_load=False)
-    elif cfg.file and is_shipped(cfg.file):
-        verify_weights(cfg.file)
+    elif cfg.file:
+        verify_weights(Path(cfg.file))
     return cfg
 
 
 def _fetch_weights(source: str, cache_dir: str | Path | None) -> Path:
-    try:
-        folder, _ = fetch_repository(source, cache_dir=cache_dir)
-    except FetchError as error:
-        raise ValueError(
-            f'{error} Weights are read from {_WEIGHTS} only, never from a pickle; timm writes it with '
-            'safe_serialization=True.'
-        ) from error
+    folder, _ = fetch_repository(source, cache_dir=cache_dir)
     verify(folder)
     return folder
