@@ -1,5 +1,6 @@
 """Downloads and folders: what is fetched, what is refused, and what every failure says; with the real client."""
 
+import json
 import os
 import signal
 import subprocess
@@ -281,6 +282,16 @@ def test_large_files_are_refused_before_the_download(hub: HubServer, folder: Pat
     for source, options in [*places, (folder, {})]:
         with pytest.raises(FetchError, match=message):
             fetch(source, WANTED, max_bytes=1000, **options)
+
+
+def test_a_size_that_is_not_told_is_limited_while_it_comes(hub: HubServer) -> None:
+    sha = hub.put(NAME, FILES)
+    listed = json.dumps({'id': NAME, 'sha': sha, 'siblings': [{'rfilename': name} for name in FILES]}).encode()
+    hub.fail('GET /api/models/', 200, body=listed)
+    with pytest.raises(FetchError, match=r'of someone/table has \d+ bytes or more; at most 1000'):
+        fetch(NAME, WANTED, max_bytes=1000)
+    assert_nothing_usable(sha)
+    assert fetch(NAME, WANTED, max_bytes=len(WEIGHTS))
 
 
 def test_the_cache(hub: HubServer, tmp_path: Path) -> None:
