@@ -169,18 +169,26 @@ NO_EFFECT = [
     '--p2be-init normal --model-kwargs embedding=a/b',
     '--p2be-embedding a/b --pretrained',
     '--p2be-embedding a/b --initial-checkpoint f.pth',
+    '--p2be-init normal --pretrained',
+    '--p2be-init normal --model-kwargs embedding_init=thermometer',
+    '--p2be-lr 0.1 --model wrn10_2',
+    '--p2be-freeze --model wrn10_2',
+    '--p2be-embedding a/b --model wrn10_2_onehot',
+    '--p2be-init normal --model encoded --model-kwargs encoding=thermometer',
+    '--p2be-lr 1 --opt sgd',
 ]
+P2BE = ('--model', 'wrn10_2_p2be', '--opt', 'sgdp2be')
 
 
 @pytest.mark.parametrize('words', NO_EFFECT)
 def test_a_flag_without_effect_is_an_error(words: str, capsys: pytest.CaptureFixture[str]) -> None:
     first = words.split()[0]
-    assert f'{first} has no effect with' in _error(capsys, *shlex.split(words))
+    assert f'{first} has no effect with' in _error(capsys, *P2BE, *shlex.split(words))
 
 
 def test_recipe_and_command_line_name_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / 'recipe.yaml'
-    words = ['-c', str(recipe), '--data-dir', 'data']
+    words = ['-c', str(recipe), '--data-dir', 'data', *P2BE]
     recipe.write_text('p2be_init: thermometer\np2be_lr: 0.1\n')
     parsed = parse_args([*words, '--p2be-embedding', 'a/b', '--p2be-freeze'])
     assert (parsed.args.p2be_init, parsed.args.p2be_lr) == (None, None)

@@ -9,6 +9,8 @@ import torch
 from timm.models import clean_state_dict
 from timm.task import ClassificationTask
 
+from timm_p2be.training.conflicts import flag_name
+
 # what --resume takes from the checkpoint's optimizer, so that another value on the command line would be ignored
 _OPTIMIZER_SETTINGS = {'lr', 'momentum', 'weight_decay', 'opt_eps', 'opt_betas', 'opt_kwargs'}
 _OPTIMIZER_SETTINGS |= {'p2be_lr', 'p2be_betas', 'p2be_weight_decay'}
@@ -50,7 +52,7 @@ def check_checkpoint(checkpoint: dict[str, Any], args: argparse.Namespace, expli
     for name in () if args.no_resume_opt else ('opt', *sorted(explicit.intersection(_OPTIMIZER_SETTINGS))):
         now = getattr(args, name)
         if (was := getattr(saved, name, now)) != now:
-            flag = '--' + name.replace('_', '-')
+            flag = flag_name(name)
             raise ValueError(
                 f'{flag} {now}: --resume goes on with the optimizer of {args.resume}, which has {was}. Leave {flag} '
                 'as it was, or start the optimizer afresh by --no-resume-opt.'

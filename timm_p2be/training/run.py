@@ -44,7 +44,7 @@ from timm_p2be.training.checkpoints import (
     resume_ema,
     weights_are_finite,
 )
-from timm_p2be.training.embedding_flags import settle_source
+from timm_p2be.training.embedding_flags import adopt_table, pinned
 from timm_p2be.training.epoch import Diverged, Trainer
 from timm_p2be.training.loading import build_loaders
 from timm_p2be.training.schedules import Schedules
@@ -67,26 +67,27 @@ class Run:
             for note in arguments.notes:
                 _logger.info(note)
         found = read_checkpoint(args.resume, what='--resume') if args.resume else None
-        checkpoint = found.raw if found else None
-        if checkpoint is not None:
-            check_checkpoint(checkpoint, args, arguments.explicit)
-        settle_source(args, arguments.explicit, found)
+        if found is not None:
+            check_checkpoint(found.raw, args, arguments.explicit)
+            adopt_table(args, found)
+        elif args.p2be_embedding:
+            args.p2be_embedding = pinned(args.p2be_embedding)
         random_seed(args.seed, args.rank)
-        model = building.build_model(args, arguments.explicit, device)
+        model = building.build_model(args, device)
         self.loaders = build_loaders(args, model, device)
         self.task = building.build_task(args, model, device)
         self.optimizer = building.build_optimizer(args, model)
         autocast, scaler = building.build_precision(args, device)
         self.position = Position()
-        if checkpoint is not None:
+        if found is not None:
             optimizer = None if args.no_resume_opt else self.optimizer
-            self.position = resume(checkpoint, args.resume, self.task, optimizer, scaler)
+            self.position = resume(found.raw, args.resume, self.task, optimizer, scaler)
         if args.start_epoch is not None:
             self.position = Position(args.start_epoch)
         if args.model_ema:
             self.task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
-            if checkpoint is not None:
-                resume_ema(checkpoint, self.task)
+            if found is not None:
+                resume_ema(found.raw, self.task)
         if args.torchcompile:
             building.compile_task(args, self.task)
         if args.distributed:

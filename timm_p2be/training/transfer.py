@@ -26,8 +26,8 @@ from timm_p2be.files import read_json, write_json
 from timm_p2be.robustness.evaluation.results import environment
 from timm_p2be.training.arguments import flag_groups, parse_args
 from timm_p2be.training.checkpoints import newest_checkpoint
-from timm_p2be.training.conflicts import flag_name
-from timm_p2be.training.embedding_flags import TRAINED_ONLY, pinned
+from timm_p2be.training.conflicts import TRAINED_ONLY, flag_name
+from timm_p2be.training.embedding_flags import pinned
 from timm_p2be.training.transfer_report import markdown, picture
 
 OWN = 'own'
