@@ -25,7 +25,6 @@ from timm_p2be.training import run as train
 from timm_p2be.training.arguments import parse_args
 from timm_p2be.training.stopping import StopSignal
 
-ROOT = Path(__file__).parents[1]
 RGB = ('--model', 'test_resnet', '--img-size', '32')
 pytestmark = OPEN_FILES
 
@@ -377,16 +376,22 @@ def test_handlers_are_left_as_found(data: Path, output: Path) -> None:
     assert before == after
 
 
-def test_a_table_of_the_hub(hub: HubServer, data: Path, output: Path, tmp_path: Path) -> None:
+def test_a_table_of_the_hub(
+    hub: HubServer,
+    data: Path,
+    output: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """Recorded at its commit under its plain name, and without a word of the client's HTTP library."""
+    monkeypatch.setattr(logging.root, 'handlers', [])  # as in a process of its own
     commit = hub.put('someone/table', published.embedding(tmp_path / 'table', 8))
     words = command(data, output, '--p2be-embedding', 'hf-hub:someone/table')
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1', **hub.environment(tmp_path / 'home')}
-    script = [sys.executable, str(ROOT / 'train_scripts' / 'train.py')]
-    done = subprocess.run([*script, *words], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert 'Validation' in done.stderr
-    assert 'HTTP' not in done.stderr
+    assert train.main(words) == 0
+    said = capsys.readouterr().err
+    assert 'Validation' in said
+    assert 'HTTP' not in said
     assert yaml.safe_load((output / 'args.yaml').read_text())['p2be_embedding'] == f'someone/table@{commit}'
     assert train.main([*words, '--epochs', '2', '--resume', str(output / 'last.pth.tar')]) == 0
 

@@ -214,28 +214,6 @@ class Run:
         return str(newest or '(none was written yet)')
 
 
-def _train(arguments: Arguments, stopping: StopSignal, prog: str) -> int:
-    try:
-        run = Run(arguments, stopping)
-    except (ValueError, NotImplementedError, OSError) as error:
-        print(f'{prog}: error: {error}', file=sys.stderr)
-        return 2
-    try:
-        with stopping:
-            run.train()
-    except Interrupted:
-        number = stopping.received or signal.SIGTERM  # another process got it
-        if is_primary(run.args):
-            _logger.warning(f'Stopped by {signal.Signals(number).name}; go on with --resume {run.newest_checkpoint()}')
-        return 128 + number
-    except Diverged as error:
-        if is_primary(run.args):
-            kept = f'the checkpoints before it are kept: {run.newest_checkpoint()}'
-            print(f'{prog}: error: {error} Stopped; {kept}. Lower --lr, or set --clip-grad.', file=sys.stderr)
-        return 1
-    return 0
-
-
 def main(argv: Sequence[str] | None = None, prog: str = 'train.py') -> int:
     """Train as the flags `argv` say and return the exit code; messages call the command `prog`."""
     if not logging.root.handlers:
@@ -244,11 +222,30 @@ def main(argv: Sequence[str] | None = None, prog: str = 'train.py') -> int:
             logging.getLogger(library).setLevel(logging.WARNING)
     arguments = parse_args(sys.argv[1:] if argv is None else argv, prog)
     stopping = StopSignal()
+    run = None
     try:
-        return _train(arguments, stopping, prog)
+        run = Run(arguments, stopping)
+        with stopping:
+            run.train()
+    except Interrupted:
+        number = stopping.received or signal.SIGTERM  # another process got it
+        if run is not None and is_primary(run.args):
+            _logger.warning(f'Stopped by {signal.Signals(number).name}; go on with --resume {run.newest_checkpoint()}')
+        return 128 + number
+    except Diverged as error:
+        if run is not None and is_primary(run.args):
+            kept = f'the checkpoints before it are kept: {run.newest_checkpoint()}'
+            print(f'{prog}: error: {error} Stopped; {kept}. Lower --lr, or set --clip-grad.', file=sys.stderr)
+        return 1
+    except (ValueError, NotImplementedError, OSError) as error:
+        if run is not None:  # no flag's fault
+            raise
+        print(f'{prog}: error: {error}', file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f'{prog}: interrupted; what was not saved yet is lost', file=sys.stderr)
         return 128 + (stopping.received or signal.SIGINT)
     finally:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+    return 0
