@@ -1,8 +1,7 @@
 """Where the learning rate of the pixel embedding's table comes from: the network's schedule, a constant, or a cosine.
 
-timm's schedulers write the 'lr' of every parameter group. The paper's text keeps the table's rate constant (section
-IV-B), the authors' code anneals it by a cosine per update (nutszebra/Pixel-to-Binary-Embedding, cifar_augmix.py);
-`docs/protocol.md` compares them. Groups of a table carry `'embedding': True` (see `timm_p2be.optim`).
+The paper's text keeps the rate constant (section IV-B), the authors' code anneals it by a cosine per update
+(nutszebra/Pixel-to-Binary-Embedding, cifar_augmix.py); `docs/protocol.md` compares them.
 """
 
 import math
@@ -58,17 +57,15 @@ class EmbeddingCosine:
     """Anneals the table's learning rate by a cosine per update, beside whatever schedules the network.
 
     lr(t) = min_lr + (base - min_lr) (1 + cos(pi t / total_updates)) / 2 after t updates, then `min_lr`, as in
-    nutszebra/Pixel-to-Binary-Embedding, cifar_augmix.py; `base` is the `embedding_lr` of the optimizer, which must have
-    been created with `embedding_sched='cosine'`. Create it after loading a checkpoint into the optimizer
-    and call `step_update` after every update with the number of updates so far, like timm's schedulers; it has no state
-    to save. Without a table it does nothing.
+    nutszebra/Pixel-to-Binary-Embedding, cifar_augmix.py. Create it after loading a checkpoint into the optimizer, whose
+    `embedding_sched` is 'cosine', and call `step_update` after every update with the number of updates so far, like
+    timm's schedulers; it has no state to save. Without a table it does nothing.
 
     Example:
         >>> import timm_p2be.optim
         >>> from timm_p2be.encodings import PixelEmbedding
         >>> optimizer = timm_p2be.optim.SGDP2BE(PixelEmbedding().parameters(), embedding_sched='cosine')
-        >>> cosine = EmbeddingCosine(optimizer, total_updates=100)
-        >>> cosine.step_update(100)
+        >>> EmbeddingCosine(optimizer, total_updates=100).step_update(100)
         >>> learning_rates(optimizer)
         {'embedding': 1e-06}
     """

@@ -24,24 +24,20 @@ def convert(
 ) -> nn.Module:
     """Make a timm model read binary pixel codes: replace its first convolution, in place, by an `EncodedConv2d`.
 
-    The model keeps its class and all other weights. Its `pretrained_cfg` becomes a copy of its own with mean 0 and
-    std 1, so that timm's loaders hand it pixels in [0, 1].
-
-    The new stem starts afresh, or, with `preserve`, computes on pixel levels what the old one computed on images
-    normalized by the mean and std of `pretrained_cfg`: up to rounding in the weights' dtype for P2BE, whose table
-    starts as `codes.linear_codes`, and for the fixed encodings from 256 bits on; with fewer bits these see the mean
-    value of each bin of levels (at 64 bits 1.5 levels off at most). Fine-tune it gently: a step of SGD moves the
+    The model keeps its class and all other weights. Its `pretrained_cfg` becomes a copy with mean 0 and std 1, so that
+    timm's loaders hand it pixels in [0, 1]. The new stem starts afresh, or, with `preserve`, computes on levels what
+    the old one computed on images normalized by the mean and std of `pretrained_cfg`: up to rounding for P2BE, whose
+    table starts as `codes.linear_codes`, and for the fixed encodings from 256 bits on; with fewer bits these see the
+    mean value of each bin of levels (at 64 bits 1.5 levels off at most). Fine-tune it gently: a step of SGD moves the
     stem's function in proportion to the bits that are on, about half of them in thermometer and such P2BE codes.
 
     Args:
-        model: any timm model whose `pretrained_cfg['first_conv']` names one plain convolution of the image, which no
-            other layer reads (else `UnsupportedStemError`). Choose image and patch size before converting.
+        model: its `pretrained_cfg['first_conv']` must name one plain convolution of the image, which no other layer
+            reads (else `UnsupportedStemError`). Choose image and patch size before converting.
         encoding: 'p2be', 'onehot' or 'thermometer'.
         num_bits: M, code length; at least 9 for a P2BE table that preserves the function.
-        init: start of a P2BE table, see `PixelEmbedding`; None is 'normal', the paper's N(0, 1), or 'linear' with
-            `preserve`, which needs it.
-        preserve: keep the function the model computes; the weights it is to keep must be loaded. A weight-standardized
-            convolution becomes a plain one with the standardized weight.
+        init: start of a P2BE table, see `PixelEmbedding`; None is 'normal', or 'linear' with `preserve`.
+        preserve: keep the function; the weights must be loaded. A weight-standardized convolution becomes a plain one.
 
     Example:
         >>> import timm

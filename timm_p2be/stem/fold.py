@@ -47,17 +47,14 @@ class FoldedConv2d(LevelStem, nn.Module):
 def fold(model: nn.Module) -> nn.Module:
     """Return a copy of an encoded model for inference, its codes, first kernel and bias folded into one table.
 
-    A batch normalization that alone reads the stem's output, and belongs to the same module as the stem, is folded in
-    as well and gives way to its activation. The copy, in eval mode, computes what the model does there, up to the order
-    of float32 sums; it has neither codes nor first kernel any more, so it cannot be trained on, attacked through its
-    codes or published as an embedding: keep the model. Its state_dict loads into another folded copy of the same model.
-    It can be scripted, exported (`torch.export`) and written as ONNX. A model wrapped by DDP or torch.compile has to be
-    unwrapped first.
+    A batch normalization that alone reads the stem's output, in the same module, is folded in as well. The copy, in
+    eval mode, computes what the model does up to the order of float32 sums, can be scripted, exported (`torch.export`)
+    and written as ONNX, and its state_dict loads into another folded copy. It has no codes and no first kernel any
+    more, so it cannot be trained, attacked through its codes or published. Unwrap DDP and torch.compile first.
 
     Example:
         >>> import timm, timm_p2be
-        >>> model = timm.create_model('wrn10_2_p2be').eval()
-        >>> images = torch.rand(1, 3, 32, 32)
+        >>> model, images = timm.create_model('wrn10_2_p2be').eval(), torch.rand(1, 3, 32, 32)
         >>> torch.allclose(fold(model)(images), model(images), atol=1e-4)
         True
     """
