@@ -175,7 +175,7 @@ def _exit_code_of_fork(function: Callable[[], bool]) -> int | None:
 @forks_with_threads
 def test_a_fork_waits_for_no_thread_that_it_has_not_and_no_lock_of_one(two_threads):
     """It uses what its parent compiled, and compiles on its own."""
-    inputs, others = _inputs(), _inputs(11)
+    inputs, others = _inputs(), _inputs(5)
     expected = _loops(*inputs)
     held = Event()
 

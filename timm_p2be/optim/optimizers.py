@@ -17,7 +17,7 @@ from torch.optim.optimizer import ParamsT
 from torch.optim.sgd import sgd
 
 from timm_p2be.encodings import EmbeddingParameter
-from timm_p2be.optim.schedule import EMBEDDING_SCHEDS, take_table_lr
+from timm_p2be.optim.schedule import EMBEDDING_SCHEDS, table_lr
 
 _TABLE_SETTINGS = ('lr', 'betas', 'eps', 'weight_decay')
 
@@ -114,7 +114,7 @@ class EmbeddingOptimizer(torch.optim.Optimizer):
         """Update all parameters that have a gradient, each by its rule, and return the loss of `closure` if given."""
         sched = self.defaults['embedding_sched']
         # taken before anything is updated, so that an error leaves no half-made step behind
-        rates = [take_table_lr(g, sched) if g.get('embedding') else g['lr'] for g in self.param_groups]
+        rates = [table_lr(g, sched) if g.get('embedding') else g['lr'] for g in self.param_groups]
         loss = None
         if closure is not None:
             with torch.enable_grad():

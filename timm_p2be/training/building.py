@@ -4,7 +4,6 @@ import argparse
 import difflib
 import logging
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import nn
 
 from timm_p2be.encodings import PixelEmbedding
 from timm_p2be.task import P2BETask, learned_embedding
-from timm_p2be.training.conflicts import EMBEDDING_DEFAULTS, flag_name, has_learned_table
+from timm_p2be.training.conflicts import EMBEDDING_DEFAULTS, has_learned_table
 from timm_p2be.training.memory import keep_freed_memory
 
 _logger = logging.getLogger('train')
@@ -83,10 +82,6 @@ def _create_model(args: argparse.Namespace) -> nn.Module:
     if ':' not in args.model and not is_model(args.model):
         close = difflib.get_close_matches(args.model, list_models(), n=3)
         raise ValueError(f'--model {args.model}: unknown model; did you mean one of {close}? See timm.list_models().')
-    for name in ('initial_checkpoint', 'pretrained_path'):
-        path = getattr(args, name)
-        if path and not Path(path).is_file():
-            raise ValueError(f'{flag_name(name)} {path}: no such file.')
     overlay = {}
     if args.pretrained_path:
         # as timm: the file goes before other sources, and -1 makes the head start afresh
