@@ -17,7 +17,6 @@ from timm.models import list_models, model_entrypoint, save_for_hf
 from torch import Tensor, nn
 
 from timm_p2be.encodings import EmbeddingParameter
-from timm_p2be.hub.errors import FetchError
 from timm_p2be.stem import find_embedding
 from timm_p2be.training import run as train
 from timm_p2be.training.arguments import parse_args
@@ -140,15 +139,6 @@ def test_fixed_table_is_refused(tmp_path: Path) -> None:
         timm.create_model('wrn10_2_p2be', embedding=str(tmp_path / 'table'))
 
 
-def test_errors_of_the_source_come_through(table: Path, tmp_path: Path) -> None:
-    with pytest.raises(FetchError, match='HF_HUB_OFFLINE'):
-        timm.create_model('wrn10_2_p2be', embedding='nobody/nothing')
-    config = json.loads((table / 'config.json').read_text())
-    (table / 'config.json').write_text(json.dumps(config | {'format_version': 99}))
-    with pytest.raises(ValueError, match='timm-p2be'):
-        timm.create_model('wrn10_2_p2be', embedding=str(table))
-
-
 @pytest.mark.parametrize('features_only', [False, True])
 def test_saved_model_does_not_need_its_table(hub: HubServer, tmp_path: Path, features_only: bool) -> None:
     """timm records `embedding` among the model's arguments; with the weights it is never fetched again."""
@@ -166,18 +156,6 @@ def test_saved_model_does_not_need_its_table(hub: HubServer, tmp_path: Path, fea
     fresh = timm.create_model(f'local-dir:{tmp_path}/net', features_only=features_only)
     assert same_bytes(latents(fresh), published.latents(BITS))
     assert len(hub.requests) > asked
-
-
-def test_saved_model_after_its_folder_is_gone(table: Path, tmp_path: Path) -> None:
-    model = timm.create_model('wrn10_2_p2be', embedding=str(table))
-    save_for_hf(model, tmp_path / 'net', safe_serialization=True)
-    shutil.rmtree(table)
-    loaded = timm.create_model(f'local-dir:{tmp_path}/net', pretrained=True)
-    assert same_bytes(latents(loaded), published.latents(BITS))
-    with pytest.raises(FetchError, match='no folder'):
-        timm.create_model(f'local-dir:{tmp_path}/net')
-    with pytest.raises(ValueError, match='whose weights bring their own table'):
-        timm.create_model(f'local-dir:{tmp_path}/net', pretrained=True, embedding='someone/other')
 
 
 # training

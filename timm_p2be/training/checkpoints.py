@@ -93,10 +93,3 @@ def resume_ema(checkpoint: dict[str, Any], task: ClassificationTask) -> None:
     """Load the averaged weights of a checkpoint, or its plain ones if the run had no average."""
     state = checkpoint.get('state_dict_ema') or checkpoint['state_dict']
     task.load_checkpoint_state(clean_state_dict(state), checkpoint.get('task_state_ema'), ema=True)
-
-
-def weights_are_finite(task: ClassificationTask) -> bool:
-    """Return whether every parameter is a finite number, so that a checkpoint is worth keeping."""
-    model = task.get_trainable_module()
-    assert model is not None
-    return all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters())

@@ -42,7 +42,6 @@ from timm_p2be.training.checkpoints import (
     newest_checkpoint,
     resume,
     resume_ema,
-    weights_are_finite,
 )
 from timm_p2be.training.embedding_flags import adopt_table, pinned
 from timm_p2be.training.epoch import Diverged, Trainer
@@ -151,7 +150,8 @@ class Run:
             self.saver.args = self.args
 
     def _check_weights(self) -> None:
-        if not weights_are_finite(self.task):
+        model = self.task.trainable_module
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
             raise Diverged(f'Weights are no longer finite at {self.trainer.where()}.')
 
     def train(self) -> None:
