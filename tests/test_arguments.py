@@ -84,13 +84,11 @@ def test_a_recipe_is_found_by_name(tmp_path: Path, capsys: pytest.CaptureFixture
 
 NO_EFFECT = [
     '--aa original --no-aug',
-    '--reprob 0.2 --no-aug',
     '--p2be-augmix 3 --no-aug',
     '--p2be-crop-padding 0 --no-aug',
     '--aug-splits 3 --jsd-loss --no-aug',
     '--scale 0.5 1 --p2be-crop-padding 4',
     '--train-crop-mode rrc --p2be-crop-padding 4',
-    '--vflip 0.5 --p2be-crop-padding 4',
     '--color-jitter 0.4 --p2be-augmix 3',
     '--aa original --p2be-augmix 3',
     '--p2be-alpha 3',
@@ -102,7 +100,6 @@ NO_EFFECT = [
     '--p2be-min-lr 0.1 --p2be-sched constant',
     '--p2be-lr 0.1 --p2be-freeze',
     '--p2be-sched follow --model-kwargs freeze_embedding=True',
-    '--p2be-smoothness 1 --p2be-freeze',
     '--p2be-reduction sum --p2be-freeze',
     '--p2be-init normal --p2be-embedding a/b',
     '--p2be-init normal --model-kwargs embedding=a/b',

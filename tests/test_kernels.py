@@ -508,10 +508,3 @@ def test_defaults_of_torch_change_nothing(setting, value, defaults):
     expected = _results(*example)
     getattr(torch, f'set_default_{setting}')(value)
     assert _equal(_results(*example), expected)
-
-
-def test_meta_tensors_have_the_shape_and_strides_of_real_ones():
-    example = _example()
-    features = lookup_conv2d(*example, *GEOMETRY)
-    meta = lookup_conv2d(*(tensor.to('meta') for tensor in example), *GEOMETRY)
-    assert (meta.shape, meta.stride(), meta.dtype) == (features.shape, features.stride(), features.dtype)

@@ -7,11 +7,10 @@ import importlib
 import pytest
 import timm
 import torch
-from stepping import Tiny, assert_same, create, group_of, run
-from timm.models import resume_checkpoint
+from stepping import Tiny, assert_same, create, group_of
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2
-from timm.utils import CheckpointSaver, NativeScaler, ParseKwargs, dispatch_clip_grad
+from timm.utils import NativeScaler, ParseKwargs, dispatch_clip_grad
 
 import timm_p2be.optim
 from timm_p2be.stem import find_embedding
@@ -67,16 +66,6 @@ def test_timm_scaler_unscales_and_clips_the_table_too(model, mode):
     create(twin).step()
     assert find_embedding(model).weight.grad.norm() < 0.9 * free.norm()
     assert_same(model, twin)
-
-
-def test_checkpoint_saver_and_resume(model, tmp_path):
-    optimizer = create(model)
-    run(model, optimizer, range(3))
-    CheckpointSaver(model, optimizer, checkpoint_dir=str(tmp_path)).save_checkpoint(4, 50.0)
-    fresh = Tiny()
-    resumed = create(fresh)
-    assert resume_checkpoint(fresh, str(tmp_path / 'last.pth.tar'), resumed, log_info=False) == 5
-    assert_same(run(fresh, resumed, range(3, 6)), run(model, optimizer, range(3, 6)))
 
 
 def test_flags_of_timms_training_script(model):

@@ -108,6 +108,8 @@ def _adopt_model_kwargs(args: argparse.Namespace, explicit: set[str]) -> None:
             if 'model_kwargs' in explicit:
                 explicit.add(name)
     args.model_kwargs = {k: v for k, v in args.model_kwargs.items() if k not in ('embedding', 'freeze_embedding')}
+    if _architecture(args)[1].get('freeze_embedding'):  # a model that was saved frozen
+        args.p2be_freeze = True
 
 
 def _is_set(args: argparse.Namespace, name: str) -> bool:
@@ -134,14 +136,18 @@ def _void(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
         yield 'p2be_sched', 'p2be_min_lr'
 
 
+def _architecture(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Return name and arguments of --model, those of a saved one from its config."""
+    if ':' not in args.model:
+        return split_model_name_tag(args.model)[0], args.model_kwargs
+    kwargs = resolve_model_input_args(args.model, **args.model_kwargs)
+    return kwargs['model_name'], kwargs
+
+
 def has_learned_table(args: argparse.Namespace) -> bool:
-    """Return whether --model has one, by its name; a saved model that froze it sets --p2be-freeze."""
-    arch, kwargs = split_model_name_tag(args.model)[0], args.model_kwargs
-    if ':' in args.model:  # a saved model: its config names the architecture
-        kwargs = resolve_model_input_args(args.model, **args.model_kwargs)
-        arch = kwargs['model_name']
-        args.p2be_freeze = args.p2be_freeze or bool(kwargs.get('freeze_embedding'))
-    return kwargs.get('encoding', 'p2be') == 'p2be' if arch == 'encoded' else arch.endswith('_p2be')
+    """Return whether --model has one, by its name: the model is not there yet."""
+    name, kwargs = _architecture(args)
+    return kwargs.get('encoding', 'p2be') == 'p2be' if name == 'encoded' else name.endswith('_p2be')
 
 
 def _check_values(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

@@ -47,6 +47,8 @@ def adopt_table(args: argparse.Namespace, checkpoint: Checkpoint) -> None:
             + ', or start the optimizer afresh by --no-resume-opt.'
         )
     args.p2be_embedding = was
+    if was:
+        args.p2be_init = None
     tables = [tensor for name, tensor in checkpoint.state_dict.items() if name.endswith('.embedding.weight')]
     if was and tables and len(tables[0]) == LEVELS:
         args.model_kwargs = {'num_bits': tables[0].shape[1], **args.model_kwargs}
