@@ -7,6 +7,7 @@ import torch
 from timm.layers import Conv2dSame, ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
 from timm.models import get_model_input_config
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from timm_p2be.stem.encoded_conv import EncodedConv2d, LevelStem
 from timm_p2be.stem.keep_function import keep_function
@@ -109,29 +110,23 @@ def _check_sees_image(model: nn.Module, first_conv: str) -> None:
     weight = next(model.parameters())
     size = get_model_input_config(model)['input_size']
     image = torch.rand((1, *size), generator=torch.Generator().manual_seed(0)).to(weight.device, weight.dtype)
+    layers = {m: name for name, m in model.named_modules() if not list(m.children()) and list(m.parameters())}
     readers: set[str] = set()
 
-    def watch(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            seen = args[0] if args else None
-            if isinstance(seen, Tensor) and seen.shape == image.shape:
-                # a meta tensor has no values to compare
-                if seen is image or (not image.is_meta and torch.equal(seen, image)):
-                    readers.add(name)
+    def note(module: nn.Module, args: tuple[Any, ...]) -> None:
+        seen = args[0] if args else None
+        if module in layers and isinstance(seen, Tensor) and seen.shape == image.shape:
+            # a meta tensor has no values to compare
+            if seen is image or (not image.is_meta and torch.equal(seen, image)):
+                readers.add(layers[module])
 
-        return hook
-
-    layers = [(n, m) for n, m in model.named_modules() if not list(m.children()) and list(m.parameters())]
-    handles = [module.register_forward_pre_hook(watch(name)) for name, module in layers]
     training = [module for module in model.modules() if module.training]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), register_module_forward_pre_hook(note):
             model.eval()(image)
     except (RuntimeError, AssertionError, TypeError) as error:
         raise _unsupported(model, f'fails on a random image of shape {size} ({error})') from error
     finally:
-        for handle in handles:
-            handle.remove()
         for module in training:
             module.training = True
     if first_conv not in readers:
