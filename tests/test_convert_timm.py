@@ -57,13 +57,6 @@ def test_family(module: str) -> None:
         _convert(name, 'meta')
 
 
-@pytest.mark.parametrize(
-    'name',
-    [
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ('davit_tiny', 'tnt_s_legacy_patch16_224')),
-        'test_efficientnet',
-        'convit_tiny',
-    ],
-)
+@pytest.mark.parametrize('name', ['davit_tiny', 'test_efficientnet', 'convit_tiny'])
 def test_with_values(name: str) -> None:
     _convert(name, 'cpu')
