@@ -42,6 +42,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings('ignore::ResourceWarning')
 def test_the_core_trains_and_publishes(tmp_path: Path) -> None:
     write_images(tmp_path / 'images')

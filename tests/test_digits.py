@@ -70,12 +70,6 @@ def test_a_partial_folder_is_completed_and_whole_files_are_left(copy: Path, digi
     assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
-def test_seeds_split_differently(digits: Path, tmp_path: Path) -> None:
-    other = write_digits(tmp_path / 'other', seed=1)
-    held_out = [{path.name for path in folder.glob('validation/*/*.png')} for folder in (digits, other)]
-    assert held_out[0] != held_out[1]
-
-
 def test_a_folder_of_another_seed_or_of_other_images_is_refused(copy: Path) -> None:
     before = _files(copy)
     with pytest.raises(ValueError, match=r'seed 1 .* new folder'):

@@ -75,6 +75,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('reduction', REDUCTIONS)
 def test_two_processes_equal_one(reduction: str, results: Path) -> None:
     ranks = [torch.load(results / f'{reduction}-{rank}.pt', weights_only=True) for rank in range(WORLD)]

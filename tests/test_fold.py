@@ -172,18 +172,6 @@ def test_norm_without_running_statistics_stays() -> None:
         _close(folded(images), model.eval()(images))
 
 
-def test_torch_export_sees_one_operator() -> None:
-    model = _create(SMALL)
-    folded, images = fold(model), _images(model, 2)
-    batch = torch.export.Dim('batch')
-    program = torch.export.export(folded, (images,), dynamic_shapes=({0: batch},))
-    targets = [str(node.target) for node in program.graph.nodes if 'timm_p2be' in str(node.target)]
-    assert targets == ['timm_p2be.table_conv2d.default']
-    images = _images(model, 3)
-    with torch.inference_mode():
-        _close(program.module()(images), model(images))
-
-
 @pytest.mark.parametrize('backbone', ['wrn10_2', 'tf_mobilenetv3_small_minimal_100'])
 def test_torchscript(backbone: str) -> None:
     folded = fold(_create('encoded', backbone=backbone, encoding='p2be', scriptable=True))

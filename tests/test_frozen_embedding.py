@@ -2,10 +2,7 @@
 
 import json
 import logging
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,6 @@ from timm.models import list_models, model_entrypoint, save_for_hf
 from torch import Tensor, nn
 
 from timm_p2be.encodings import EmbeddingParameter
-from timm_p2be.hub.errors import FetchError
 from timm_p2be.stem import find_embedding
 from timm_p2be.training import run as train
 from timm_p2be.training.arguments import parse_args
@@ -143,15 +139,6 @@ def test_fixed_table_is_refused(tmp_path: Path) -> None:
         timm.create_model('wrn10_2_p2be', embedding=str(tmp_path / 'table'))
 
 
-def test_errors_of_the_source_come_through(table: Path, tmp_path: Path) -> None:
-    with pytest.raises(FetchError, match='HF_HUB_OFFLINE'):
-        timm.create_model('wrn10_2_p2be', embedding='nobody/nothing')
-    config = json.loads((table / 'config.json').read_text())
-    (table / 'config.json').write_text(json.dumps(config | {'format_version': 99}))
-    with pytest.raises(ValueError, match='timm-p2be'):
-        timm.create_model('wrn10_2_p2be', embedding=str(table))
-
-
 @pytest.mark.parametrize('features_only', [False, True])
 def test_saved_model_does_not_need_its_table(hub: HubServer, tmp_path: Path, features_only: bool) -> None:
     """timm records `embedding` among the model's arguments; with the weights it is never fetched again."""
@@ -171,24 +158,10 @@ def test_saved_model_does_not_need_its_table(hub: HubServer, tmp_path: Path, fea
     assert len(hub.requests) > asked
 
 
-def test_saved_model_after_its_folder_is_gone(table: Path, tmp_path: Path) -> None:
-    model = timm.create_model('wrn10_2_p2be', embedding=str(table))
-    save_for_hf(model, tmp_path / 'net', safe_serialization=True)
-    shutil.rmtree(table)
-    loaded = timm.create_model(f'local-dir:{tmp_path}/net', pretrained=True)
-    assert same_bytes(latents(loaded), published.latents(BITS))
-    with pytest.raises(FetchError, match='no folder'):
-        timm.create_model(f'local-dir:{tmp_path}/net')
-    with pytest.raises(ValueError, match='whose weights bring their own table'):
-        timm.create_model(f'local-dir:{tmp_path}/net', pretrained=True, embedding='someone/other')
-
-
 # training
 
-OPTIMIZERS = [SGD, ('--opt', 'adamwp2be', '--lr', '0.01'), ('--opt', 'sgd', '--lr', '0.1'), ('--opt', 'adamw')]
 
-
-@pytest.mark.parametrize('opt', OPTIMIZERS, ids=' '.join)
+@pytest.mark.parametrize('opt', [SGD, ('--opt', 'adamw')], ids=' '.join)
 def test_frozen_table_does_not_move(data: Path, table: Path, output: Path, opt: tuple[str, ...]) -> None:
     """Through weight decay, moving average, half precision, views and a resumed run; the same run moves a free one."""
     flags = (*VIEWS, '--epochs', '2', '--weight-decay', '0.5', '--model-ema', '--model-ema-decay', '0.5')
@@ -210,20 +183,6 @@ def test_frozen_table_does_not_move(data: Path, table: Path, output: Path, opt: 
     assert train.main(command(data, moved, *flags, *rate, model=NET, opt=opt)) == 0
     for key in ('state_dict', 'state_dict_ema'):
         assert not same_bytes(saved_table(moved / 'last.pth.tar', key), published.latents(BITS))
-
-
-@pytest.mark.slow
-def test_frozen_table_does_not_move_in_two_processes(data: Path, table: Path, output: Path) -> None:
-    words = command(
-        data, output, '--p2be-embedding', str(table), '--p2be-freeze', '--batch-size', '4', '--model-ema', model=NET
-    )
-    launcher = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
-    script = str(ROOT / 'train_scripts' / 'train.py')
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
-    result = subprocess.run([*launcher, script, *words], env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
-    for key in ('state_dict', 'state_dict_ema'):
-        assert same_bytes(saved_table(output / 'last.pth.tar', key), published.latents(BITS))
 
 
 def test_run_records_the_commit_and_repeats_it(
@@ -311,7 +270,8 @@ def test_recipe_gives_way(
         for model in (('--model', 'test_resnet', '--img-size', '32'), (*NET, 'encoding=onehot')):
             run = build(*command(data, output, model=model), '-c', str(recipe))
             assert (run.args.p2be_embedding, run.args.p2be_freeze) == (None, False)
-    assert any("the recipe's ['p2be_embedding', 'p2be_freeze'] do not apply" in text for text in caplog.messages)
+    why = "Of the recipe's flags, these have no effect with --model test_resnet: p2be_embedding p2be_freeze."
+    assert why in caplog.messages
     recipe.write_text('p2be_init: thermometer\np2be_lr: 0.01\np2be_smoothness: 2.0\n')
     run = build(*command(data, output, '--p2be-embedding', str(table), '--p2be-freeze', model=NET), '-c', str(recipe))
     assert (run.args.p2be_init, run.args.p2be_lr, run.args.p2be_smoothness) == (None, None, None)
@@ -328,18 +288,16 @@ def test_saved_models_are_known_by_their_config(
     learned, rgb = (('--img-size', '32', '--model', f'local-dir:{tmp_path / n}') for n in ('wrn10_2_p2be', 'wrn10_2'))
     run = build(*command(data, output, '--p2be-embedding', str(table), model=learned))
     assert same_bytes(latents(run.task.trainable_module), published.latents(BITS))
-    shutil.rmtree(output)
-    assert train.main(command(data, output, '--p2be-sched', 'follow', model=learned)) == 2
-    assert 'is frozen; leave the flags out' in capsys.readouterr().err
-    assert train.main(command(data, output, '--p2be-embedding', str(table), model=rgb)) == 2
-    assert 'has no learned table' in capsys.readouterr().err
+    for flags, model, message in (
+        (('--p2be-sched', 'follow'), learned, '--p2be-sched has no effect with --p2be-freeze'),
+        (('--p2be-embedding', str(table)), rgb, '--p2be-embedding has no effect with --model'),
+    ):
+        with pytest.raises(SystemExit):
+            parse_args(command(data, output, *flags, model=model))
+        assert message in capsys.readouterr().err
 
 
-RGB = ('--model', 'test_resnet', '--img-size', '32')
 ERRORS = [
-    (RGB, ('--p2be-freeze',), '--p2be-freeze: test_resnet has no learned table'),
-    (RGB, ('--p2be-embedding', 'a/b'), '--p2be-embedding: test_resnet has no learned table'),
-    ((*NET, 'encoding=onehot'), ('--p2be-embedding', 'a/b', '--p2be-freeze'), '--p2be-embedding, --p2be-freeze: enc'),
     (NET, ('--p2be-embedding', 'nobody/nothing'), 'HF_HUB_OFFLINE'),
     (NET, ('--p2be-embedding', '{table}/../nowhere'), 'no folder'),
     ((*NET, 'num_bits=8'), ('--p2be-embedding', '{table}'), 'has codes of 16 bits. Use 16'),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from timm_p2be import convert, find_embedding, fold
 from timm_p2be.encodings import EmbeddingParameter, PixelEmbedding, onehot_codes, thermometer_codes
 from timm_p2be.encodings.codes import linear_codes
-from timm_p2be.stem import EncodedConv2d, UnsupportedStemError
+from timm_p2be.stem import EncodedConv2d
 from timm_p2be.stem.keep_function import plane_factors
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -196,16 +196,12 @@ def test_models_of_timm_keep_their_function(name, size, encoding, num_bits):
     nn.Conv2d(3, 5, (3, 2), stride=(1, 2), padding=(2, 0), bias=False),
     nn.Conv2d(3, 5, 3, padding=2, dilation=2),
     nn.Conv2d(3, 5, 4, padding='same'),
-    nn.Conv2d(3, 5, 5, stride=2, padding='valid'),
     Conv2dSame(3, 5, 3, stride=2),
     Conv2dSame(3, 5, (2, 5), stride=(1, 3), dilation=2, bias=False),
     StdConv2d(3, 5, 3, stride=2, eps=0.1),
-    StdConv2d(3, 5, 3, bias=True),
-    StdConv2dSame(3, 5, 7, stride=2),
     StdConv2dSame(3, 5, 3, bias=True),
     ScaledStdConv2d(3, 5, 3, gamma=1.7),
     ScaledStdConv2d(3, 5, 3, stride=2, padding=0, bias=False, eps=1e-2),
-    ScaledStdConv2dSame(3, 5, 3, stride=2, gamma=0.3),
     ScaledStdConv2dSame(3, 5, 5, gain_init=2.0),
 ], ids=lambda conv: f'{type(conv).__name__} {conv.kernel_size} {conv.padding}')  # fmt: skip
 def test_every_kind_of_first_convolution(conv):
@@ -288,36 +284,12 @@ def test_weights_load_into_the_registered_model(encoding, num_bits, tmp_path):
             assert _difference(found, wanted) < 1e-5
 
 
-def test_photographs(p2be_data):
-    """A trained network keeps every decision, by logits within a thousandth of the largest."""
-    from timm_p2be.robustness.images import as_batch, read_images
-
-    data = read_images(f'hfds/{p2be_data}/cifar10', None, 'test', limit=200, input_key='img', target_key='label')
-    levels, _ = as_batch(data, range(200))
-    model = timm.create_model('wrn10_2').eval()
-    model.load_state_dict(load_file(NETWORKS / 'wrn10_2.safetensors'))
-    with torch.no_grad():
-        wanted = model(levels / 255)
-        found = convert(model, 'p2be', preserve=True)(levels)
-    assert _difference(found, wanted) < 1e-3
-    assert torch.equal(found.argmax(1), wanted.argmax(1))
-
-
 # parts, and what is refused
-
-
-@pytest.mark.parametrize('conv', [StdConv2d, StdConv2dSame, ScaledStdConv2d, ScaledStdConv2dSame])
-def test_standardised_convolutions_need_preserve(conv):
-    model = _Network(conv(3, 4, 3))
-    with pytest.raises(UnsupportedStemError, match=f'toy has a {conv.__name__} .*preserve=True'):
-        convert(model, 'thermometer')
-    assert type(model.first) is conv
 
 
 @pytest.mark.parametrize('change', [
     {'mean': (0.1, 0.2)},
-    {'mean': None},
-    {'std': ()},
+    {'std': None},
     {'mean': (0.1, float('nan'), 0.2)},
     {'std': (1.0, 0.0, 1.0)},
     {'std': (-1.0,)},

@@ -173,18 +173,9 @@ def _exit_code_of_fork(function: Callable[[], bool]) -> int | None:
 
 @can_fork
 @forks_with_threads
-def test_a_fork_does_not_wait_for_threads_it_does_not_have(two_threads):
-    inputs = _inputs()
-    expected = _loops(*inputs)
-    assert torch.get_num_threads() == 2
-    assert _exit_code_of_fork(lambda: _equal(_loops(*inputs), expected)) == 0
-    assert _equal(_loops(*inputs), expected)
-
-
-@can_fork
-@forks_with_threads
-def test_a_fork_does_not_wait_for_a_lock_of_another_thread(two_threads):
-    inputs = _inputs()
+def test_a_fork_waits_for_no_thread_that_it_has_not_and_no_lock_of_one(two_threads):
+    """It uses what its parent compiled, and compiles on its own."""
+    inputs, others = _inputs(), _inputs(5)
     expected = _loops(*inputs)
     held = Event()
 
@@ -196,8 +187,9 @@ def test_a_fork_does_not_wait_for_a_lock_of_another_thread(two_threads):
     with ThreadPoolExecutor(1) as pool:
         holding = pool.submit(hold)
         assert held.wait(TIMEOUT)
-        assert _exit_code_of_fork(lambda: _equal(_loops(*inputs), expected)) == 0
+        assert _exit_code_of_fork(lambda: _equal(_loops(*inputs), expected) and bool(_loops(*others))) == 0
         holding.result()
+    assert _equal(_loops(*inputs), expected)
 
 
 # threads
@@ -277,7 +269,7 @@ def _break_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(('break_it', 'reason'), [
     (_hide_llvmlite, 'ModuleNotFoundError: .*llvmlite'),
-    (_break_compiler, 'CompilationError: unknown processor'),
+    (_break_compiler, 'RuntimeError: unknown processor'),
 ])  # fmt: skip
 def test_without_a_compiler_planes_are_convolved(break_it, reason, nothing_compiled, monkeypatch, caplog):
     examples = [_example(channels) for channels in (16, 5, 16)]
@@ -398,13 +390,14 @@ def test_torch_compile_sees_one_operator(dynamic):
     assert not any('conv2d' in name and 'timm_p2be' not in name for name in _names(graph))
 
 
-def test_gradients_of_a_compiled_function_under_autocast():
+@pytest.mark.parametrize('autocast', [False, True])
+def test_gradients_of_a_compiled_function(autocast):
     torch.compiler.reset()
     example = _example()
-    with torch.autocast('cpu', torch.bfloat16):
+    with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
         found = _results(*example, function=torch.compile(lookup_conv2d, backend='aot_eager', fullgraph=True))
         expected = _results(*example)
-    assert found[0].dtype == torch.bfloat16
+    assert found[0].dtype == (torch.bfloat16 if autocast else torch.float32)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other)
 
@@ -465,13 +458,11 @@ def test_second_derivatives_are_refused():
 @pytest.mark.parametrize(('size', 'geometry', 'words'), [
     ((1, 8), {}, 'smaller than the kernel of 2x2'),
     ((8, 1), {}, 'smaller than the kernel of 2x2'),
-    ((0, 8), {}, 'smaller than the kernel of 2x2'),
     ((8, 0), {}, 'smaller than the kernel of 2x2'),
     ((8, 8), {'stride': 0}, 'stride.*at least'),
     ((8, 8), {'stride': (-1, 1)}, 'stride.*at least'),
     ((8, 8), {'dilation': (2, -1)}, 'dilation.*at least'),
     ((8, 8), {'padding': -1}, '(?s)padding.*at least'),
-    ((8, 8), {'padding': (1, -1)}, '(?s)padding.*at least'),
     ((8, 8), {'padding': (0, 0, -2, 0)}, '(?s)padding.*at least'),
 ])  # fmt: skip
 def test_impossible_geometry_is_an_error(size, geometry, words):
@@ -517,10 +508,3 @@ def test_defaults_of_torch_change_nothing(setting, value, defaults):
     expected = _results(*example)
     getattr(torch, f'set_default_{setting}')(value)
     assert _equal(_results(*example), expected)
-
-
-def test_meta_tensors_have_the_shape_and_strides_of_real_ones():
-    example = _example()
-    features = lookup_conv2d(*example, *GEOMETRY)
-    meta = lookup_conv2d(*(tensor.to('meta') for tensor in example), *GEOMETRY)
-    assert (meta.shape, meta.stride(), meta.dtype) == (features.shape, features.stride(), features.dtype)

@@ -1,4 +1,4 @@
-"""lookup_conv2d against the convolution of explicit code planes: values, gradients, borders, precision, plane order."""
+"""lookup_conv2d by itself: gradients, borders, precision, plane order; values are in test_lookup_property.py."""
 
 from itertools import product
 
@@ -13,27 +13,10 @@ from timm_p2be.lookup import lookup_conv2d
 from timm_p2be.lookup.plain import convolve_codes
 
 
-def _planes_convolved(levels: Tensor, codes: Tensor, weight: Tensor, stride, padding, dilation) -> Tensor:
-    """Return the convolution over explicit code planes, bit-major, in float64; autograd knows its gradients."""
+def _planes_convolved(levels: Tensor, codes: Tensor, weight: Tensor) -> Tensor:
+    """Return the convolution over explicit code planes, bit-major, in float64, padded by 1."""
     planes = codes.double()[levels.long()].movedim(-1, 1).flatten(1, 2)
-    return F.conv2d(F.pad(planes, _border(padding)), weight.double(), None, stride, 0, dilation)
-
-
-def _assert_close(found: Tensor, expected: Tensor) -> None:
-    """Compare float32 with float64: sums of up to 12,544 products are off by their size, not by the result's."""
-    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5 * float(expected.detach().abs().max()))
-
-
-def _border(padding: int | tuple[int, ...]) -> tuple[int, int, int, int]:
-    """Return `padding` as (left, right, top, bottom)."""
-    match padding:
-        case int():
-            return padding, padding, padding, padding
-        case (height, width):
-            return width, width, height, height
-        case _:
-            left, right, top, bottom = padding
-            return left, right, top, bottom
+    return F.conv2d(planes, weight.double(), padding=1)
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
@@ -48,34 +31,6 @@ def _example(batch: int, chans: int, size: tuple[int, int], bits: int, kernel: i
     codes = torch.rand(256, bits, generator=generator)
     weight = torch.randn(5, bits * chans, *_pair(kernel), generator=generator)
     return levels, codes, weight
-
-
-def _cases():
-    """Every kernel with every stride, padding and dilation; channels and code lengths take turns."""
-    kernels = (1, 3, 5, 7, (3, 5))
-    paddings = (0, 1, 3, (2, 1), (1, 0, 2, 3))
-    shapes = list(product((1, 3, 4), (1, 2, 64)))
-    grid = product(kernels, (1, 2, (1, 2)), paddings, (1, 2, (2, 1)))
-    for index, (kernel, stride, padding, dilation) in enumerate(grid):
-        chans, bits = shapes[index % len(shapes)]
-        yield kernel, stride, padding, dilation, chans, bits
-
-
-@pytest.mark.parametrize(('kernel', 'stride', 'padding', 'dilation', 'chans', 'bits'), list(_cases()))
-def test_values_and_gradients(kernel, stride, padding, dilation, chans, bits):
-    levels, codes, weight = _example(2, chans, (14, 13), bits, kernel)
-    codes.requires_grad_()
-    weight.requires_grad_()
-    features = lookup_conv2d(levels, codes, weight, stride=stride, padding=padding, dilation=dilation)
-    expected = _planes_convolved(levels, codes, weight, stride, padding, dilation)
-    assert features.dtype == torch.float32
-    _assert_close(features, expected)
-    grad = torch.randn(features.shape, generator=torch.Generator().manual_seed(1))
-    found = torch.autograd.grad(features, (codes, weight), grad)
-    for ours, theirs in zip(found, torch.autograd.grad(expected, (codes, weight), grad.double()), strict=True):
-        _assert_close(ours, theirs.double())
-    unused = torch.ones(256, dtype=torch.bool).index_fill(0, levels.flatten().long().unique(), False)
-    assert (found[0][unused] == 0).all()
 
 
 @pytest.mark.parametrize(('kernel', 'stride', 'padding', 'dilation', 'chans'), [
@@ -142,18 +97,18 @@ def _relative_error(found: Tensor, expected: Tensor) -> float:
     return float((found.double() - expected.double()).norm() / expected.double().norm())
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_output_has_the_dtype_of_weight_or_autocast(dtype):
     levels, codes, weight = _example(2, 3, (12, 12), 16, 3)
-    exact = _planes_convolved(levels, codes, weight.to(dtype), 1, 1, 1)
+    exact = _planes_convolved(levels, codes, weight.to(dtype))
     found = [lookup_conv2d(levels, codes, weight.to(dtype), padding=1)]
-    if dtype != torch.float64:
+    if dtype.itemsize == 2:
         with torch.autocast('cpu', dtype=dtype):
             found.append(lookup_conv2d(levels, codes, weight, padding=1))
             assert torch.is_autocast_enabled('cpu')
     for features in found:
         assert features.dtype == dtype
-        assert _relative_error(features, exact) < (1e-12 if dtype == torch.float64 else 5e-3)
+        assert _relative_error(features, exact) < {torch.float64: 1e-12, torch.float32: 1e-6}.get(dtype, 5e-3)
 
 
 def _code_gradient(precision: str) -> Tensor:
@@ -191,19 +146,14 @@ IMAGE = (torch.uint8, (1, 3, 8, 8))
 
 @pytest.mark.parametrize(('levels', 'codes', 'weight', 'geometry', 'words'), [
     ((torch.float32, (1, 3, 8, 8)), (256, 4), (5, 12, 3, 3), {}, 'torch.float32 and 4 axes.*uint8'),
-    ((torch.int64, (1, 3, 8, 8)), (256, 4), (5, 12, 3, 3), {}, 'torch.int64.*uint8'),
     ((torch.uint8, (3, 8, 8)), (256, 4), (5, 12, 3, 3), {}, r'3 axes.*\(B, C, H, W\)'),
     (IMAGE, (255, 4), (5, 12, 3, 3), {}, r'codes of shape \[255, 4\].*256'),
-    (IMAGE, (256,), (5, 12, 3, 3), {}, r'codes of shape \[256\].*256'),
     ((torch.uint8, (1, 1, 8, 8)), (256, 4), (5, 12, 3, 3), {}, 'images of 1 channels.*in_chans=1'),
     (IMAGE, (256, 4), (5, 3, 3, 3), {}, 'need 0.75'),
-    ((torch.uint8, (1, 0, 8, 8)), (256, 4), (5, 0, 3, 3), {}, 'colors.*at least 1'),
     (IMAGE, (256, 0), (5, 3, 3, 3), {}, 'bits.*at least 1'),
-    (IMAGE, (256, 4), (0, 12, 3, 3), {}, 'outputs.*at least 1'),
     (IMAGE, (256, 4), (5, 12, 0, 3), {}, 'kernel must be at least 1'),
     (IMAGE, (256, 4), (5, 12, 3, 3), {'padding': (1, 1, 1)}, r'padding=\(1, 1, 1\).*\(left, right, top, bottom\)'),
     (IMAGE, (256, 4), (5, 12, 3, 3), {'stride': [1]}, r'stride=\[1\].*\(height, width\)\.$'),
-    (IMAGE, (256, 4), (5, 12, 3, 3), {'dilation': ()}, r'dilation=\(\).*\(height, width\)\.$'),
 ])  # fmt: skip
 def test_bad_arguments(levels, codes, weight, geometry, words):
     dtype, shape = levels

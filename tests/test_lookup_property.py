@@ -178,7 +178,7 @@ def _assert_close(found: Tensor, exact: Tensor, terms: Tensor, rounding: float) 
     assert (excess <= 0).all(), f'off by {(found.double() - exact).abs().max()}, terms sum to {terms.max()}'
 
 
-@settings(derandomize=True, deadline=None, max_examples=50)
+@settings(derandomize=True, deadline=None, max_examples=30)
 @given(example=examples())
 def test_values_and_gradients(example: Example) -> None:
     exact, terms = _differentiate(example.double()), _differentiate(example.terms())
@@ -195,7 +195,7 @@ def test_values_and_gradients(example: Example) -> None:
         assert results[0].permute(0, 2, 3, 1).is_contiguous()
 
 
-@settings(derandomize=True, deadline=None, max_examples=30)
+@settings(derandomize=True, deadline=None, max_examples=20)
 @given(example=examples())
 def test_autocast_rounds_table_and_sums_once(example: Example) -> None:
     """Two roundings of 2^-8 forward; none backward, where the gradient that comes in has been rounded already."""
@@ -222,7 +222,7 @@ def _loops(example: Example, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return table_conv2d(levels, table, **geometry), table_grad
 
 
-@settings(derandomize=True, deadline=None, max_examples=25)
+@settings(derandomize=True, deadline=None, max_examples=20)
 @given(
     example=examples(min_batch=1),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),

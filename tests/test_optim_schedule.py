@@ -120,16 +120,6 @@ def test_cosine_that_nobody_drives_is_an_error_before_anything_moves():
         learning_rates(optimizer)
 
 
-def test_cosine_that_is_no_longer_driven_is_an_error():
-    model, optimizer = create('cosine')
-    driver = EmbeddingCosine(optimizer, total_updates=UPDATES)
-    moved(model, optimizer)
-    with pytest.raises(ValueError, match='step_update'):
-        moved(model, optimizer)
-    driver.step_update(1)
-    moved(model, optimizer)
-
-
 def test_resume_with_another_mode_takes_the_new_mode():
     _, constant = create('constant')
     model, follow = create('follow')

@@ -1,4 +1,4 @@
-"""The quickstart on a few images; .ci/run runs it as it is."""
+"""The quickstart on a few images."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from runs import write_images
 import quickstart
 
 
+@pytest.mark.slow  # .ci/run runs it whole
 @pytest.mark.filterwarnings('ignore:unclosed file:ResourceWarning')  # timm's readers leave images open
 def test_both_networks_are_trained_and_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

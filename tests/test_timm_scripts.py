@@ -8,6 +8,7 @@ import argparse
 import csv
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -92,6 +93,14 @@ def first_run(scripts: Path, digits: Path, tmp_path_factory: pytest.TempPathFact
 def resumed_run(scripts: Path, digits: Path, first_run: Path) -> Path:
     flags = ('--epochs', '4', '--resume', first_run / 'last.pth.tar')
     return _train(scripts, digits, first_run.with_name('resumed'), *flags)
+
+
+def test_our_flags_have_timms_names_and_defaults(scripts: Path, train_parser: argparse.ArgumentParser) -> None:
+    """Of timm 1.0.31; -c is in a parser of its own there."""
+    parsers = train_parser, runpy.run_path(str(scripts / 'train.py'))['parser']
+    ours, theirs = ({action.dest: action.default for action in parser._actions} for parser in parsers)
+    shared = [name for name in ours if not name.startswith('p2be_') and name != 'config']
+    assert {name: theirs[name] for name in shared} == {name: ours[name] for name in shared}
 
 
 def _summary(run: Path) -> list[dict[str, str]]:

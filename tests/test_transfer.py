@@ -1,8 +1,6 @@
-import contextlib
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -14,7 +12,7 @@ import pytest
 import torch
 from hub_server import HubServer
 from PIL import Image
-from runs import CPU, SHORT, write_images
+from runs import CPU, OPEN_FILES, SHORT, write_images
 
 from timm_p2be import PixelEmbedding
 from timm_p2be.checkpoints import read_checkpoint
@@ -22,6 +20,7 @@ from timm_p2be.training import transfer
 from timm_p2be.training.transfer_report import markdown, picture
 
 SCRIPT = Path(__file__).parents[1] / 'train_scripts' / 'transfer.py'
+pytestmark = OPEN_FILES
 OUTCOMES: list[dict[str, Any]] = [
     {'target': 'cifar10', 'table': table, 'mode': mode, 'seed': seed, 'error': error}
     for table, mode, seed, error in (
@@ -98,11 +97,11 @@ def test_an_interrupted_run_is_resumed_from_a_whole_checkpoint(tmp_path: Path, t
 
 
 def test_flags_of_the_table_go_to_the_runs_that_they_apply_to(tmp_path: Path, table: Path) -> None:
-    target = shlex.split('--data-dir data --p2be-init normal --p2be-lr 0.01 --p2be-betas 0.9 0.99')
-    tables = transfer.load_tables([f'given={table}'], tmp_path / 'tables.json')
+    target = shlex.split('--data-dir data --opt sgdp2be --p2be-init normal --p2be-lr 0.01 --p2be-betas 0.9 0.99')
+    tables = transfer.load_tables([f'given={table}'], {}, tmp_path)
     runs = transfer.plan({'noise': target}, tables, 'wrn10_2_p2be', ['learned', 'fixed'], [1])
     found = {(cell.table, cell.mode): ' '.join(words) for cell, words in runs.items()}
-    run = '--data-dir data{} --model wrn10_2_p2be --seed 1'
+    run = '--data-dir data --opt sgdp2be{} --model wrn10_2_p2be --seed 1'
     rule, source = ' --p2be-lr 0.01 --p2be-betas 0.9 0.99', f' --p2be-embedding {table}'
     assert found == {
         ('own', 'learned'): run.format(' --p2be-init normal' + rule),
@@ -134,46 +133,39 @@ def test_flags_are_checked_before_the_first_run(
     assert not (tmp_path / 'out').exists()
 
 
-def test_sigterm_stops_the_run_where_the_same_command_goes_on(tmp_path: Path) -> None:
-    """Sent to transfer.py alone, as by `kill`; its run has to save and end before it does."""
+def test_sigterm_stops_the_run_where_the_same_command_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / 'out'
     run = output / 'noise-own-learned-42'
-    more = '--epochs 30 --checkpoint-hist 1'
+    more = '--epochs 20 --checkpoint-hist 1'
     argv = _argv(write_images(tmp_path / 'data'), tmp_path, output, '--mode', 'learned', more=more)
     command = [sys.executable, str(SCRIPT), *argv[:2], *argv[4:]]  # no table
     environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
     with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        try:
-            while process.poll() is None and not (run / 'last.pth.tar').exists():
-                time.sleep(0.05)
-            process.terminate()
-            _, complaints = process.communicate(timeout=120)
-            assert process.returncode == 130, complaints
-            with pytest.raises(ProcessLookupError):  # nobody of its group is left
-                os.killpg(process.pid, 0)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-    assert complaints == 'transfer.py: interrupted; the same command goes on from here\n'
+        while process.poll() is None and not (run / 'last.pth.tar').exists():
+            time.sleep(0.05)
+        process.terminate()
+        _, complaints = process.communicate(timeout=120)
+    assert process.returncode == 130, complaints
+    assert complaints.endswith('transfer.py: interrupted. The same command goes on from here.\n')
     assert 'Stopped by SIGTERM; go on with --resume' in (run / 'log.txt').read_text()
     (recovery,) = run.glob('recovery-*.pth.tar')
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert '[1/1] noise-own-learned-42: ' in done.stdout
+    assert transfer.main(command[2:]) == 0
+    assert '[1/1] noise-own-learned-42: ' in capsys.readouterr().out
     assert f'resume: {recovery}' in (run / 'args.yaml').read_text()
-    assert json.loads((run / 'outcome.json').read_text())['epochs'] == 30
+    assert json.loads((run / 'outcome.json').read_text())['epochs'] == 20
 
 
 def test_a_table_of_the_hub_is_one_commit_for_all_runs(hub: HubServer, tmp_path: Path) -> None:
     first = hub.put('someone/table', published.embedding(tmp_path / 'one', 8))
-    file, texts = tmp_path / 'out' / 'tables.json', ['given=hf-hub:someone/table']
-    tables = transfer.load_tables(texts, file)
+    texts = ['given=hf-hub:someone/table']
+    tables = transfer.load_tables(texts, {}, tmp_path)
     assert tables['given']['pinned'] == f'someone/table@{first}'
-    transfer.save_tables(tables, file)
     hub.put('someone/table', published.embedding(tmp_path / 'two', 8, seed=1))
-    again = transfer.load_tables(texts, file)
+    again = transfer.load_tables(texts, tables, tmp_path)
     assert again == tables
     runs = transfer.plan({'noise': ['--data-dir', 'data']}, again, 'wrn10_2_p2be', ['learned'], [1, 2])
     given = [words for cell, words in runs.items() if cell.table == 'given']
@@ -184,12 +176,11 @@ def test_a_name_stays_with_its_table(tmp_path: Path) -> None:
     for seed, name in enumerate('ab'):
         published.embedding(tmp_path / name, 8, seed=seed)
     one, two = ([f'given={tmp_path / name}'] for name in 'ab')
-    file = tmp_path / 'out' / 'tables.json'
-    transfer.save_tables(transfer.load_tables(one, file), file)
+    known = transfer.load_tables(one, {}, tmp_path)
     published.embedding(tmp_path / 'a', 8, seed=1)
     for texts in (one, two):
         with pytest.raises(ValueError, match=r"Table 'given': .*another table of this name, from .*a; choose another"):
-            transfer.load_tables(texts, file)
+            transfer.load_tables(texts, known, tmp_path)
 
 
 def test_a_failing_run_names_its_log(tmp_path: Path, table: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -215,7 +206,7 @@ def test_a_failing_run_names_its_log(tmp_path: Path, table: Path, capsys: pytest
 def test_bad_targets_and_tables(texts: list[str], words: str, tmp_path: Path) -> None:
     is_table = '=' in texts[0].partition(':')[0] or words.endswith('FOLDER')
     with pytest.raises(ValueError, match='.*'.join(words.split())):
-        transfer.load_tables(texts, tmp_path / 'tables.json') if is_table else transfer.parse_targets(texts)
+        transfer.load_tables(texts, {}, tmp_path) if is_table else transfer.parse_targets(texts)
 
 
 def test_a_table_that_is_none_is_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -120,14 +120,6 @@ def test_views_are_contiguous_uint8_planes() -> None:
             assert view.flags.c_contiguous
 
 
-def test_one_view_is_the_primary_alone() -> None:
-    def fail(image: Image.Image) -> Image.Image:
-        raise AssertionError
-
-    (view,) = MultiView(ImageOps.invert, fail, num_views=1)(_image(2))
-    np.testing.assert_array_equal(view.transpose(1, 2, 0), 255 - np.asarray(_image(2)))
-
-
 def test_crop_is_a_window_of_the_black_bordered_image() -> None:
     """Every outcome is one of (2 p + 1)^2 windows of the flipped or unflipped image, and all of them occur."""
     image, padding = _image(3), 1

@@ -17,15 +17,12 @@ def smoothness_loss(weight: Tensor, reduction: str = 'mean') -> Tensor:
     """Return the embedding smoothness loss: 1 - cos(w_k, w_{k+1}) over all neighboring pixel levels.
 
     Eq. 9 of the paper sums over the 255 pairs; the authors' code (nutszebra/Pixel-to-Binary-Embedding,
-    pixel_to_binary_embedding.py) takes the mean, and the paper's lambda belongs to the mean (`docs/protocol.md`). A
-    row of norm zero has no direction: its cosines count as 0 and it gets no gradient.
+    pixel_to_binary_embedding.py) takes the mean, to which the paper's lambda belongs. A row of norm zero has no
+    direction: its cosines count as 0 and it gets no gradient.
 
     Args:
-        weight: (levels, M) latent table w (not its codes), floating point, at least two rows; (256, M) in practice.
-        reduction: 'mean', in [0, 2], or 'sum' (Eq. 9), in [0, 2 (levels - 1)].
-
-    Returns:
-        Scalar, float32 (float64 for a float64 table).
+        weight: (levels, M) latent table w (not its codes), floating point, at least two rows.
+        reduction: 'mean', in [0, 2], or 'sum' (Eq. 9). The scalar is float32 (float64 for a float64 table).
 
     Example:
         >>> smoothness_loss(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 2.0]]), 'sum')
@@ -55,10 +52,7 @@ def jensen_shannon(logits: Tensor, num_views: int) -> Tensor:
 
     Args:
         logits: (V B, K) class scores, views-major: all B images of the first view, then all of the second, ...
-        num_views: V, at least 2.
-
-    Returns:
-        Scalar in [0, log V], float32 (float64 for float64 logits).
+        num_views: V, at least 2. The scalar, in [0, log V], is float32 (float64 for float64 logits).
 
     Example:
         >>> jensen_shannon(torch.tensor([[99.0, 0.0], [0.0, 99.0]]), num_views=2)

@@ -22,22 +22,17 @@ class P2BETask(ClassificationTask):
     google-research/augmix, cifar.py; the cross-entropy sees the first, clean view only.
 
     Args:
-        model: timm model; with a pixel embedding if `smoothness` is not 0.
         alpha: weight of the divergence, at least 0; 12 in the paper (section IV-B) and in AugMix. Unused with one view.
         smoothness: lambda, weight of the smoothness loss: 1.0 on CIFAR-100, 10.0 on ImageNet, both with 'mean'
             (`docs/protocol.md`). Must be 0 for models without a learned table: RGB, one-hot, thermometer.
-        reduction: 'mean' or 'sum' of the smoothness loss, see `smoothness_loss`.
         num_views: V: 3 for AugMix (clean, mixed, mixed), 1 for plain images.
         criterion: loss of the clean view; None is cross-entropy, by timm's loss factory with `criterion_kwargs`.
 
     Example:
         >>> import timm
-        >>> from timm_p2be.stem import convert
-        >>> model = convert(timm.create_model('resnet10t', num_classes=10), 'p2be')
-        >>> task = P2BETask(model, num_views=3)
-        >>> parts = task(torch.rand(6, 3, 32, 32), torch.tensor([1, 7]))
-        >>> sorted(parts), parts['output'].shape
-        (['ce', 'jsd', 'loss', 'output', 'smoothness'], torch.Size([2, 10]))
+        >>> task = P2BETask(timm.create_model('wrn10_2_p2be'))
+        >>> sorted(task(torch.rand(6, 3, 32, 32), torch.tensor([1, 7])))
+        ['ce', 'jsd', 'loss', 'output', 'smoothness']
     """
 
     def __init__(
@@ -80,8 +75,7 @@ class P2BETask(ClassificationTask):
         """Return the objective of one batch.
 
         Args:
-            input: (V B, C, H, W) images, views-major: the B clean images, then all B first mixes, ...; timm's
-                `fast_collate` stacks tuples of views like this.
+            input: (V B, C, H, W) images, views-major, as timm's `fast_collate` stacks tuples of views.
             target: (B,) labels, or (V B,) labels repeated for every view as `fast_collate` does.
 
         Returns:

@@ -1,8 +1,7 @@
 """AugMix: mixtures of short chains of image operations, exactly as in the paper's data pipeline.
 
-Hendrycks et al. (arXiv 1912.02781), with the nine operations and ranges of google-research/augmix, augmentations.py,
-which the authors of P2BE use as they are; the four that overlap with the corruption benchmarks are left out. Everything
-settled beyond that is in docs/protocol.md.
+Hendrycks et al. (arXiv 1912.02781), with the nine operations and ranges of google-research/augmix, augmentations.py;
+the four that overlap with the corruption benchmarks are left out. Details are in docs/protocol.md.
 """
 
 import math
@@ -42,12 +41,9 @@ class AugMix:
     """Mix an image with `width` randomly altered copies of itself.
 
     out = (1 - m) image + m sum_i w_i chain_i(image), w ~ Dirichlet(alpha), m ~ Beta(alpha, alpha), summed in float32
-    on the 0..255 scale and rounded half up, so that a pixel no operation touched keeps its level. Each operation draws
-    its own level from U(0.1, severity). Areas moved in from outside are black.
-
-    Randomness comes from `numpy.random.default_rng(torch.initial_seed())`, built at the first image a process sees and
-    again whenever that seed has changed: a `DataLoader` gives every worker its own, so workers differ, and runs with
-    equal seeds and worker counts are equal. No global generator is advanced.
+    on the 0..255 scale and rounded half up. Each operation draws its own level from U(0.1, severity). Areas moved in
+    from outside are black. Randomness comes from `numpy.random.default_rng(torch.initial_seed())`, built anew in each
+    process and whenever that seed has changed: workers differ, and runs with equal seeds and worker counts are equal.
 
     Args:
         severity: upper end of the level, in (0, 10]; the paper has 3 for 32x32 images and 1 for ImageNet.

@@ -16,12 +16,8 @@ def write_digits(folder: str | Path, seed: int = 0) -> Path:
     """Write 1,797 handwritten digits as 32x32 RGB PNG files, in folder/{train,validation}/{0..9}/NNNN.png.
 
     The images are those of `sklearn.datasets.load_digits` (8x8, values 0..16), scaled to 0..255 and enlarged by PIL's
-    bicubic filter; NNNN is the index there. A fifth of each class is for validation. Each file appears under its name
-    only when it is whole, so an interrupted call can be repeated and several processes may call this at once.
-
-    Args:
-        folder: where to write; created if missing. Read it with timm's `--data-dir folder`.
-        seed: decides which images are for validation.
+    bicubic filter; a fifth of each class, by `seed`, is for validation. Files appear under their names when they are
+    whole: an interrupted call can be repeated, and several processes may call this at once.
 
     Example:
         >>> from tempfile import TemporaryDirectory

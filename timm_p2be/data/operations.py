@@ -1,10 +1,8 @@
 """The nine image operations of AugMix, on uint8 arrays, equal to PIL's to the last bit.
 
-Ranges and rounding are those of google-research/augmix, augmentations.py: an operation of range R has the parameter
-`int(level * R / 10)`, or `level * R / 10` where it is a real number; what leaves the image is replaced by black. Each
-takes contiguous pixels (H, W, 3) or (H, W), never written to and returned themselves when nothing changes, a level
-above 0 and at most 10, and whether the signed ones (rotate, shear, translate) go the other way. Point operations and
-whole-pixel translations work on the array, which for small images is a fraction of PIL's time (benchmarks/augmix.py).
+Ranges and rounding are those of google-research/augmix, augmentations.py. Each takes contiguous pixels (H, W, 3) or
+(H, W), never written to and returned themselves when nothing changes, a level above 0 and at most 10, and whether the
+signed ones go the other way. Most are a fraction of PIL's time on small images (benchmarks/augmix.py).
 """
 
 from collections.abc import Callable

@@ -14,7 +14,7 @@ def zero_padded_crop(size: int, padding: int = 4, hflip: float = 0.5) -> Compose
     """Return the transform of the 32x32 recipes: a random flip, then a random crop of the image padded with black.
 
     The order is that of google-research/augmix, cifar.py. timm's own `train_crop_mode='rkrc'` pads with the mean.
-    `size` and `padding` (on each side) are in pixels, `hflip` is the probability of the flip.
+    `size` and `padding` (on each side) are in pixels, `hflip` is a probability.
 
     Example:
         >>> zero_padded_crop(32)(Image.new('RGB', (32, 32))).size
@@ -30,19 +30,17 @@ def zero_padded_crop(size: int, padding: int = 4, hflip: float = 0.5) -> Compose
 class MultiView:
     """Return a clean view and `num_views - 1` independently augmented views of each image.
 
-    A transform like any other, so it works for streamed timm datasets too, whereas `timm.data.AugMixDataset` indexes
-    the dataset it wraps. Assign it to `dataset.transform`, after `create_loader` has set its own. The collate function
-    of timm's loaders (prefetcher on, the default) turns the tuples into one batch (num_views * B, C, H, W), all first
-    views first, and repeats the targets alike; PyTorch's own would return a list of views.
+    A transform like any other, so it works for streamed timm datasets too. Assign it to `dataset.transform` after
+    `create_loader` has set its own. The collate function of timm's loaders (prefetcher on, the default) turns the
+    tuples into one batch (num_views * B, C, H, W), all first views first, and repeats the targets alike.
 
     Args:
         primary: PIL image to PIL image; its result (one crop and flip, say) is shared by all views.
-        augment: PIL image to PIL image; called once for each view but the first, never for `num_views=1`.
+        augment: PIL image to PIL image; called once for each view but the first.
         num_views: views of each image, at least 1; the paper's losses take 3.
 
     Example:
-        >>> from timm_p2be.data import AugMix
-        >>> views = MultiView(zero_padded_crop(32), AugMix())(Image.new('RGB', (32, 32)))
+        >>> views = MultiView(zero_padded_crop(32), lambda image: image)(Image.new('RGB', (32, 32)))
         >>> [view.shape for view in views]
         [(3, 32, 32), (3, 32, 32), (3, 32, 32)]
     """

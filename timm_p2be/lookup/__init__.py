@@ -2,12 +2,10 @@
 
 A code is a row of the 256 x M table E, so its product with the kernel can be taken once for every level instead of
 once for every pixel: T[j, k, :] = W_j^T e_k for each tap j (kernel row, color, kernel column) and level k. The
-convolution is then a sum of rows of T. Its cost does not depend on M, and nothing larger than the uint8 image is kept
-for the backward pass, which adds the gradient of each output pixel to the rows it came from.
+convolution is then a sum of rows of T, whose cost does not depend on M.
 
 On the CPU the sums run in loops that LLVM compiles (`llvm_cpu`); everywhere else, and while TorchScript or ONNX is
-being written, the planes are built and convolved (`plain`). Set the environment variable TIMM_P2BE_LOOKUP to 'plain' to
-do so on the CPU too. Which of the two runs is logged once.
+being written, or with TIMM_P2BE_LOOKUP=plain in the environment, the planes are built and convolved (`plain`).
 """
 
 from collections.abc import Sequence
@@ -34,8 +32,8 @@ def lookup_conv2d(
     """Convolve the binary code planes of an image (Algorithm 1 of the paper followed by the first convolution).
 
     Plane m * C + c of the M C input planes (bit-major) is bit m of the code of color c. The planes are padded with
-    zeros, which is no code at all, never with the code of level 0. Sums are taken in float32 (float64 for float64
-    weights), in an order that does not depend on the number of threads. The result lies in channels_last memory.
+    zeros, which is no code at all. Sums are taken in float32 (float64 for float64 weights), in an order that does not
+    depend on the number of threads. The result lies in channels_last memory.
 
     Args:
         levels: (B, C, H, W) uint8 pixel levels, of any strides.

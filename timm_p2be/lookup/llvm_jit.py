@@ -30,10 +30,6 @@ if hasattr(os, 'register_at_fork'):  # not on Windows
     os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
-class CompilationError(RuntimeError):
-    """LLVM cannot compile the functions for this processor."""
-
-
 class Function:
     """The function void `name`(int64 *arguments) of the LLVM IR `text`, of which several threads can share one call."""
 
@@ -70,10 +66,7 @@ def compile_function(build: Callable[[Shape], str], shape: Shape) -> Function:
     name = build.__name__
     with _lock:
         if (name, shape) not in _compiled:
-            try:
-                _compiled[name, shape] = Function(build(shape), name)
-            except RuntimeError as error:
-                raise CompilationError(str(error)) from error
+            _compiled[name, shape] = Function(build(shape), name)
         return _compiled[name, shape]
 
 

@@ -54,7 +54,7 @@ def lookup_conv2d(
     kernel = weight.to(_compute_dtype(levels, dtype))
     features = [
         convolve_codes(chunk, codes, kernel, stride, padding, dilation).to(dtype)
-        for chunk in levels.split(_images_at_once(levels, codes, kernel))
+        for chunk in levels.split(_images_at_once(levels, codes.shape[1], kernel))
     ]
     return torch.cat(features)
 
@@ -72,7 +72,7 @@ def lookup_conv2d_backward(
     """Return the gradients of codes (zeros unless `needs_codes`) and weight; the planes are built once more."""
     dtype = _compute_dtype(levels, grad.dtype)
     kernel = _color_major(weight.to(dtype), codes.shape[1])
-    chunk = _images_at_once(levels, codes, kernel)
+    chunk = _images_at_once(levels, codes.shape[1], kernel)
     # sums over chunks, at least in float32
     codes_grad = torch.zeros_like(codes, dtype=torch.promote_types(codes.dtype, torch.float32))
     kernel_grad = torch.zeros_like(kernel, dtype=torch.promote_types(weight.dtype, torch.float32))
@@ -96,9 +96,9 @@ def _compute_dtype(levels: Tensor, dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if levels.device.type == 'cpu' and dtype.itemsize == 2 else dtype
 
 
-def _images_at_once(levels: Tensor, codes: Tensor, kernel: Tensor) -> int:
-    per_image = levels[:1].numel() * codes.shape[1] * kernel.element_size()
-    return max(1, _PLANE_BYTES // max(per_image, 1))
+def _images_at_once(levels: Tensor, numbers: int, like: Tensor) -> int:
+    """Return how many images fit `_PLANE_BYTES` if each level becomes so many numbers of the dtype of `like`."""
+    return max(1, _PLANE_BYTES // max(levels[:1].numel() * numbers * like.element_size(), 1))
 
 
 def sum_rows(levels: Tensor, table: Tensor, stride: list[int], padding: list[int], dilation: list[int]) -> Tensor:
@@ -125,7 +125,5 @@ def table_conv2d(
     levels: Tensor, table: Tensor, stride: list[int], padding: list[int], dilation: list[int], dtype: torch.dtype
 ) -> Tensor:
     """Return `sum_rows` in `dtype`, a few images at a time."""
-    _, chans, columns, _, outputs = table.shape
-    per_image = levels[:1, :1].numel() * chans * columns * outputs * table.element_size()
-    chunks = levels.split(max(1, _PLANE_BYTES // max(per_image, 1)))
+    chunks = levels.split(_images_at_once(levels, table.shape[2] * table.shape[4], table))
     return torch.cat([sum_rows(chunk, table, stride, padding, dilation).to(dtype) for chunk in chunks])

@@ -1,9 +1,8 @@
 """SGD or AdamW for the network, with AdamW for the pixel embedding's table beside it, as one torch optimizer.
 
-The paper trains the network by SGD and the latent table w (256, M) by AdamW. Two optimizers would need two schedulers,
-two gradient scalers and two checkpoint entries, and timm's training scripts know one of each. Here both rules live in
-one `torch.optim.Optimizer`: the table is recognized by its type (`EmbeddingParameter`), whatever group it arrives in,
-and moved to a group of its own, marked `'embedding': True`. The arithmetic is torch's own.
+Two optimizers would need two schedulers, two gradient scalers and two checkpoint entries, and timm's training scripts
+know one of each. Here the table is recognized by its type (`EmbeddingParameter`), whatever group it arrives in, and
+moved to a group of its own, marked `'embedding': True`. The arithmetic is torch's own.
 """
 
 import math
@@ -18,7 +17,7 @@ from torch.optim.optimizer import ParamsT
 from torch.optim.sgd import sgd
 
 from timm_p2be.encodings import EmbeddingParameter
-from timm_p2be.optim.schedule import EMBEDDING_SCHEDS, take_table_lr
+from timm_p2be.optim.schedule import EMBEDDING_SCHEDS, table_lr
 
 _TABLE_SETTINGS = ('lr', 'betas', 'eps', 'weight_decay')
 
@@ -44,17 +43,14 @@ def _tensor(entry: Any) -> Any:
 class EmbeddingOptimizer(torch.optim.Optimizer):
     """Base of the optimizers with a rule for the network (the subclass's, by `defaults`) and AdamW for the table.
 
-    Every `EmbeddingParameter` is moved out of the group it is handed in, into its own group with the settings below;
-    that group's own settings (weight decay, timm's layer-wise `lr_scale`) are not taken over, unless it is marked
-    `'embedding': True` and so spells out settings for a table. A frozen table is in no group. Without a table this is
-    plain SGD or AdamW, so RGB baselines run by the same recipe.
+    The table's group has the settings below, none of the group it was handed in (weight decay, timm's `lr_scale`),
+    unless that is marked `'embedding': True`. A frozen table is in no group. Without a table this is plain SGD or
+    AdamW.
 
-    The defaults of the `embedding_*` settings are the paper's (section IV-B) and those of
-    nutszebra/Pixel-to-Binary-Embedding, cifar_augmix.py. (0.999, 0.999) is no misprint for (0.9, 0.999)
-    (`docs/protocol.md`), and such a decay does nothing in float32, where the factor 1 - 1e-4 * 1e-4 is 1.
-    `embedding_sched` says where the table's learning rate comes from: 'follow' takes what the scheduler writes to its
-    group, so it runs the network's schedule from its own base; 'constant' (text of the paper, section IV-B) ignores the
-    schedule; 'cosine' (official code) has a cosine of its own and needs `EmbeddingCosine`.
+    The defaults are the paper's (section IV-B) and those of nutszebra/Pixel-to-Binary-Embedding, cifar_augmix.py;
+    (0.999, 0.999) is no misprint (`docs/protocol.md`). `embedding_sched` says where the table's learning rate comes
+    from: 'follow' takes what the scheduler writes to its group, from the table's own base; 'constant' (text of the
+    paper) ignores the schedule; 'cosine' (official code) has a cosine of its own and needs `EmbeddingCosine`.
     """
 
     def __init__(
@@ -118,7 +114,7 @@ class EmbeddingOptimizer(torch.optim.Optimizer):
         """Update all parameters that have a gradient, each by its rule, and return the loss of `closure` if given."""
         sched = self.defaults['embedding_sched']
         # taken before anything is updated, so that an error leaves no half-made step behind
-        rates = [take_table_lr(g, sched) if g.get('embedding') else g['lr'] for g in self.param_groups]
+        rates = [table_lr(g, sched) if g.get('embedding') else g['lr'] for g in self.param_groups]
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -176,10 +172,8 @@ class SGDP2BE(EmbeddingOptimizer):
     IV-B). `embedding` are the `embedding_*` settings of `EmbeddingOptimizer`; `maximize` holds for both rules.
 
     Example:
-        >>> from timm.optim import create_optimizer_v2
         >>> from timm_p2be.encodings import PixelEmbedding
-        >>> optimizer = create_optimizer_v2(PixelEmbedding(), 'sgdp2be', lr=0.1, embedding_lr=1e-3)
-        >>> optimizer.param_groups[0]['lr']
+        >>> SGDP2BE(PixelEmbedding().parameters(), embedding_lr=1e-3).param_groups[0]['lr']
         0.001
     """
 

@@ -1,8 +1,7 @@
 """Where the learning rate of the pixel embedding's table comes from: the network's schedule, a constant, or a cosine.
 
-timm's schedulers write the 'lr' of every parameter group. The paper's text keeps the table's rate constant (section
-IV-B), the authors' code anneals it by a cosine per update (nutszebra/Pixel-to-Binary-Embedding, cifar_augmix.py);
-`docs/protocol.md` compares them. Groups of a table carry `'embedding': True` (see `timm_p2be.optim`).
+The paper's text keeps the rate constant (section IV-B), the authors' code anneals it by a cosine per update
+(nutszebra/Pixel-to-Binary-Embedding, cifar_augmix.py); `docs/protocol.md` compares them.
 """
 
 import math
@@ -12,30 +11,19 @@ from torch.optim import Optimizer
 
 EMBEDDING_SCHEDS = ('follow', 'constant', 'cosine')
 
-_UNDRIVEN = (
-    "Got embedding_sched='cosine', but nothing set the embedding's learning rate for this step; it needs "
-    'timm_p2be.optim.EmbeddingCosine and its step_update(num_updates) after every update, as in the training script '
-    "of timm-p2be. Elsewhere (timm's train.py) use embedding_sched='follow' or 'constant'."
-)
 
-
-def _table_lr(group: dict[str, Any], sched: str) -> float:
+def table_lr(group: dict[str, Any], sched: str) -> float:
     """Return the learning rate that the update of a table's group uses."""
     if sched == 'cosine':
         if 'cosine_lr' not in group:
-            raise ValueError(_UNDRIVEN)
+            raise ValueError(
+                "Got embedding_sched='cosine', but nothing set the embedding's learning rate; it needs "
+                'timm_p2be.optim.EmbeddingCosine and its step_update(num_updates) after every update, as in the '
+                "training script of timm-p2be. Elsewhere (timm's train.py) use embedding_sched='follow' or 'constant'."
+            )
         return group['cosine_lr']
     # schedulers of timm and torch keep the base value in 'initial_lr' before they first write 'lr', warmup included
     return group.get('initial_lr', group['lr']) if sched == 'constant' else group['lr']
-
-
-def take_table_lr(group: dict[str, Any], sched: str) -> float:
-    """Return a table's learning rate for one update; a cosine's serves once: a forgotten `step_update` is noticed."""
-    if sched == 'cosine':
-        if group.get('cosine_taken', True):
-            raise ValueError(_UNDRIVEN)
-        group['cosine_taken'] = True
-    return _table_lr(group, sched)
 
 
 def _table_groups(optimizer: Optimizer) -> list[dict[str, Any]]:
@@ -50,7 +38,7 @@ def learning_rates(optimizer: Optimizer) -> dict[str, float]:
     """
     network = [group['lr'] for group in optimizer.param_groups if not group.get('embedding')]
     sched = optimizer.defaults.get('embedding_sched', 'follow')
-    tables = [_table_lr(group, sched) for group in _table_groups(optimizer)]
+    tables = [table_lr(group, sched) for group in _table_groups(optimizer)]
     return {name: max(rates) for name, rates in (('network', network), ('embedding', tables)) if rates}
 
 
@@ -58,17 +46,15 @@ class EmbeddingCosine:
     """Anneals the table's learning rate by a cosine per update, beside whatever schedules the network.
 
     lr(t) = min_lr + (base - min_lr) (1 + cos(pi t / total_updates)) / 2 after t updates, then `min_lr`, as in
-    nutszebra/Pixel-to-Binary-Embedding, cifar_augmix.py; `base` is the `embedding_lr` of the optimizer, which must have
-    been created with `embedding_sched='cosine'`. Create it after loading a checkpoint into the optimizer
-    and call `step_update` after every update with the number of updates so far, like timm's schedulers; it has no state
-    to save. Without a table it does nothing.
+    nutszebra/Pixel-to-Binary-Embedding, cifar_augmix.py. Create it after loading a checkpoint into the optimizer, whose
+    `embedding_sched` is 'cosine', and call `step_update` after every update with the number of updates so far, like
+    timm's schedulers; it has no state to save. Without a table it does nothing.
 
     Example:
         >>> import timm_p2be.optim
         >>> from timm_p2be.encodings import PixelEmbedding
         >>> optimizer = timm_p2be.optim.SGDP2BE(PixelEmbedding().parameters(), embedding_sched='cosine')
-        >>> cosine = EmbeddingCosine(optimizer, total_updates=100)
-        >>> cosine.step_update(100)
+        >>> EmbeddingCosine(optimizer, total_updates=100).step_update(100)
         >>> learning_rates(optimizer)
         {'embedding': 1e-06}
     """
@@ -82,7 +68,7 @@ class EmbeddingCosine:
             )
         if total_updates < 1:
             raise ValueError(f'Got total_updates={total_updates}; it must be at least 1: epochs * updates per epoch.')
-        for base in (_table_lr(group, 'constant') for group in _table_groups(optimizer)):
+        for base in (table_lr(group, 'constant') for group in _table_groups(optimizer)):
             if not 0 <= min_lr <= base:
                 raise ValueError(f'Got min_lr={min_lr!r}; it must lie between 0 and the embedding_lr of {base:g}.')
         self.optimizer = optimizer
@@ -94,6 +80,5 @@ class EmbeddingCosine:
         """Set the learning rate of the next update, after `num_updates` updates."""
         done = min(num_updates / self.total_updates, 1.0)
         for group in _table_groups(self.optimizer):  # looked up anew: loading a checkpoint replaces the groups
-            height = (_table_lr(group, 'constant') - self.min_lr) * (1 + math.cos(math.pi * done)) / 2
+            height = (table_lr(group, 'constant') - self.min_lr) * (1 + math.cos(math.pi * done)) / 2
             group['cosine_lr'] = self.min_lr + height
-            group['cosine_taken'] = False

@@ -7,6 +7,7 @@ import torch
 from timm.layers import Conv2dSame, ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
 from timm.models import get_model_input_config
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from timm_p2be.stem.encoded_conv import EncodedConv2d, LevelStem
 from timm_p2be.stem.keep_function import keep_function
@@ -24,24 +25,20 @@ def convert(
 ) -> nn.Module:
     """Make a timm model read binary pixel codes: replace its first convolution, in place, by an `EncodedConv2d`.
 
-    The model keeps its class and all other weights. Its `pretrained_cfg` becomes a copy of its own with mean 0 and
-    std 1, so that timm's loaders hand it pixels in [0, 1].
-
-    The new stem starts afresh, or, with `preserve`, computes on pixel levels what the old one computed on images
-    normalized by the mean and std of `pretrained_cfg`: up to rounding in the weights' dtype for P2BE, whose table
-    starts as `codes.linear_codes`, and for the fixed encodings from 256 bits on; with fewer bits these see the mean
-    value of each bin of levels (at 64 bits 1.5 levels off at most). Fine-tune it gently: a step of SGD moves the
+    The model keeps its class and all other weights. Its `pretrained_cfg` becomes a copy with mean 0 and std 1, so that
+    timm's loaders hand it pixels in [0, 1]. The new stem starts afresh, or, with `preserve`, computes on levels what
+    the old one computed on images normalized by the mean and std of `pretrained_cfg`: up to rounding for P2BE, whose
+    table starts as `codes.linear_codes`, and for the fixed encodings from 256 bits on; with fewer bits these see the
+    mean value of each bin of levels (at 64 bits 1.5 levels off at most). Fine-tune it gently: a step of SGD moves the
     stem's function in proportion to the bits that are on, about half of them in thermometer and such P2BE codes.
 
     Args:
-        model: any timm model whose `pretrained_cfg['first_conv']` names one plain convolution of the image, which no
-            other layer reads (else `UnsupportedStemError`). Choose image and patch size before converting.
+        model: its `pretrained_cfg['first_conv']` must name one plain convolution of the image, which no other layer
+            reads (else `UnsupportedStemError`). Choose image and patch size before converting.
         encoding: 'p2be', 'onehot' or 'thermometer'.
         num_bits: M, code length; at least 9 for a P2BE table that preserves the function.
-        init: start of a P2BE table, see `PixelEmbedding`; None is 'normal', the paper's N(0, 1), or 'linear' with
-            `preserve`, which needs it.
-        preserve: keep the function the model computes; the weights it is to keep must be loaded. A weight-standardized
-            convolution becomes a plain one with the standardized weight.
+        init: start of a P2BE table, see `PixelEmbedding`; None is 'normal', or 'linear' with `preserve`.
+        preserve: keep the function; the weights must be loaded. A weight-standardized convolution becomes a plain one.
 
     Example:
         >>> import timm
@@ -113,29 +110,23 @@ def _check_sees_image(model: nn.Module, first_conv: str) -> None:
     weight = next(model.parameters())
     size = get_model_input_config(model)['input_size']
     image = torch.rand((1, *size), generator=torch.Generator().manual_seed(0)).to(weight.device, weight.dtype)
+    layers = {m: name for name, m in model.named_modules() if not list(m.children()) and list(m.parameters())}
     readers: set[str] = set()
 
-    def watch(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            seen = args[0] if args else None
-            if isinstance(seen, Tensor) and seen.shape == image.shape:
-                # a meta tensor has no values to compare
-                if seen is image or (not image.is_meta and torch.equal(seen, image)):
-                    readers.add(name)
+    def note(module: nn.Module, args: tuple[Any, ...]) -> None:
+        seen = args[0] if args else None
+        if module in layers and isinstance(seen, Tensor) and seen.shape == image.shape:
+            # a meta tensor has no values to compare
+            if seen is image or (not image.is_meta and torch.equal(seen, image)):
+                readers.add(layers[module])
 
-        return hook
-
-    layers = [(n, m) for n, m in model.named_modules() if not list(m.children()) and list(m.parameters())]
-    handles = [module.register_forward_pre_hook(watch(name)) for name, module in layers]
     training = [module for module in model.modules() if module.training]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), register_module_forward_pre_hook(note):
             model.eval()(image)
     except (RuntimeError, AssertionError, TypeError) as error:
         raise _unsupported(model, f'fails on a random image of shape {size} ({error})') from error
     finally:
-        for handle in handles:
-            handle.remove()
         for module in training:
             module.training = True
     if first_conv not in readers:

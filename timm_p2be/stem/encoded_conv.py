@@ -74,7 +74,7 @@ class LevelStem:
 
     @torch.jit.unused
     def refuse_image_gradient(self, features: Tensor, images: Tensor) -> Tensor:
-        """Return `features` such that back-propagation to `images` raises an error instead of finding nothing."""
+        """Return `features` such that back-propagation to `images` raises an error."""
         if images.requires_grad and torch.is_grad_enabled():
             return _NoImageGradient.apply(features, images)
         return features
@@ -84,9 +84,8 @@ class LevelStem:
 class EncodedConv2d(LevelStem, nn.Conv2d):
     """First convolution that reads binary pixel codes instead of pixel values.
 
-    Each of the C colors of a pixel is replaced by its M-bit code (Eq. 7) and the M C planes are convolved. The
-    embedding lives inside this module, so that the model it sits in keeps its structure. Plane order is bit-major
-    (m * C + c), the order in which timm's adaptation to another `in_chans` sums the right planes; the paper and
+    Each of the C colors of a pixel is replaced by its M-bit code (Eq. 7) and the M C planes are convolved, bit-major
+    (m * C + c): the order in which timm's adaptation to another `in_chans` sums the right planes; the paper and
     nutszebra/Pixel-to-Binary-Embedding are color-major (docs/protocol.md).
 
     Args (others are as of `torch.nn.Conv2d`, or of `PixelEmbedding`):
@@ -160,10 +159,8 @@ def encoded_stem(model: nn.Module) -> tuple[str, EncodedConv2d | None]:
     """Return name and module of a model's encoded stem, also through wrappers; ('', None) for one of pixel values.
 
     Example:
-        >>> import timm
-        >>> from timm_p2be import convert
-        >>> encoded_stem(convert(timm.create_model('resnet10t'), 'p2be'))[0], encoded_stem(nn.Identity())
-        ('conv1.0', ('', None))
+        >>> encoded_stem(nn.Sequential(EncodedConv2d(3, 8, 3)))[0], encoded_stem(nn.Identity())
+        ('0', ('', None))
     """
     for name, module in model.named_modules():
         if isinstance(module, EncodedConv2d):
@@ -180,9 +177,7 @@ def find_embedding(model: nn.Module) -> PixelEmbedding:
     """Return the embedding of an encoded model, also through DDP, torch.compile and EMA wrappers.
 
     Example:
-        >>> import timm
-        >>> from timm_p2be import convert
-        >>> find_embedding(convert(timm.create_model('resnet10t'), 'p2be', num_bits=8)).codes().shape
+        >>> find_embedding(EncodedConv2d(3, 8, 3, num_bits=8)).codes().shape
         torch.Size([256, 8])
     """
     stem = encoded_stem(model)[1]

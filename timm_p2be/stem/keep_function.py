@@ -21,8 +21,7 @@ _SET_CFG = "Set model.pretrained_cfg['mean'] and ['std'] to what the model was t
 def keep_function(conv: nn.Conv2d, stem: nn.Conv2d, codes: Tensor, cfg: Mapping[str, Any]) -> None:
     """Set weight and bias of an encoded stem so that it computes on levels what the RGB `conv` does on their values.
 
-    The two differ in input planes only: plane m C + c of `stem` is bit m, by `codes` (256, M), of color c. `cfg` is the
-    model's `pretrained_cfg`, for mean and std.
+    Plane m C + c of `stem` is bit m, by `codes` (256, M), of color c; `cfg` is the model's `pretrained_cfg`.
     """
     if conv.weight.is_meta:
         raise ValueError('preserve=True needs weights, and these are on the meta device. Load them first.')
@@ -53,10 +52,9 @@ def normalization(cfg: Mapping[str, Any], in_chans: int) -> tuple[list[float], l
 def plane_factors(codes: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Return the (M, C) float64 factors a_c of the code planes with which every level weighs its normalized value.
 
-    Of the least-squares solutions the one of least norm: bits that are always equal share their weight. Where levels
-    share a code (one-hot and thermometer below 256 bits) it stands for the mean of their values. They are consecutive,
-    so that is the middle of their range as well, and no other value has a smaller largest error: (n - 1) / 2 levels in
-    a bin of n, which is 1.5 at 64 bits.
+    Of the least-squares solutions the one of least norm: bits that are always equal share their weight. Consecutive
+    levels that share a code get the mean of their values, the middle of their range: (n - 1) / 2 levels off in a bin of
+    n.
     """
     levels = torch.arange(256, dtype=torch.float64)[:, None] / 255
     values = (levels - torch.tensor(mean, dtype=torch.float64)) / torch.tensor(std, dtype=torch.float64)

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from timm_p2be.training.conflicts import settle_conflicts
+from timm_p2be.training.conflicts import flag_name, settle_conflicts
 from timm_p2be.training.flags import add_flags
 
 _SHIPPED = Path(__file__).with_name('recipes')  # in an installed wheel
@@ -89,7 +89,10 @@ def parse_args(argv: Sequence[str], prog: str = 'train.py') -> Arguments:
     explicit = {name for name, value in vars(given).items() if value is not unset}
     if name and not Path(name).is_file():
         args.config = f'{name}.yaml'  # what args.yaml and cards say of a recipe given by name
-    notes = settle_conflicts(parser, args, explicit, set(recipe))
+    try:
+        notes = settle_conflicts(parser, args, explicit, set(recipe))
+    except (ValueError, OSError, RuntimeError, AssertionError) as error:  # the config of a saved model
+        parser.error(f'--model {args.model}: {error}')
     return Arguments(args, explicit, notes)
 
 
@@ -119,7 +122,7 @@ def _command_line(recipe: dict[str, Any]) -> list[str]:
     """Return a recipe as words of a command line, so that argparse checks its types and choices."""
     words: list[str] = []
     for key, value in recipe.items():
-        flag = '--' + key.replace('_', '-')
+        flag = flag_name(key)
         if isinstance(value, dict):
             words += [flag, *(f'{name}={entry!r}' for name, entry in value.items())]
         elif isinstance(value, list):

@@ -4,7 +4,6 @@ import argparse
 import difflib
 import logging
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import nn
 
 from timm_p2be.encodings import PixelEmbedding
 from timm_p2be.task import P2BETask, learned_embedding
-from timm_p2be.training.embedding_flags import EMBEDDING_DEFAULTS, resolve_embedding_flags
+from timm_p2be.training.conflicts import EMBEDDING_DEFAULTS, has_learned_table
 from timm_p2be.training.memory import keep_freed_memory
 
 _logger = logging.getLogger('train')
@@ -55,14 +54,14 @@ def build_device(args: argparse.Namespace, explicit: set[str]) -> torch.device:
     return device
 
 
-def build_model(args: argparse.Namespace, explicit: set[str], device: torch.device) -> nn.Module:
-    """Return the model on its device and settle the flags of its table."""
+def build_model(args: argparse.Namespace, device: torch.device) -> nn.Module:
+    """Return the model on its device, its table drawn where none is loaded."""
     model = _create_model(args)
     embedding = learned_embedding(model)
-    trainable = embedding is not None and embedding.weight is not None and embedding.weight.requires_grad
-    resolve_embedding_flags(args, explicit, embedding is not None, trainable)
     if embedding is not None:
-        _settle_table(args, explicit, embedding, trainable)
+        if not has_learned_table(args):
+            raise ValueError(f'--model {args.model} has a learned table: let its name end in _p2be, or be "encoded".')
+        _settle_table(args, embedding)
     args.num_classes = args.num_classes if args.num_classes is not None else model.num_classes
     if args.grad_checkpointing:
         try:
@@ -83,10 +82,6 @@ def _create_model(args: argparse.Namespace) -> nn.Module:
     if ':' not in args.model and not is_model(args.model):
         close = difflib.get_close_matches(args.model, list_models(), n=3)
         raise ValueError(f'--model {args.model}: unknown model; did you mean one of {close}? See timm.list_models().')
-    for name in ('initial_checkpoint', 'pretrained_path'):
-        path = getattr(args, name)
-        if path and not Path(path).is_file():
-            raise ValueError(f'--{name.replace("_", "-")} {path}: no such file.')
     overlay = {}
     if args.pretrained_path:
         # as timm: the file goes before other sources, and -1 makes the head start afresh
@@ -123,25 +118,21 @@ def _create_model(args: argparse.Namespace) -> nn.Module:
         raise ValueError(f'Cannot create {args.model}: {str(error) or type(error).__name__}{advice}') from error
 
 
-def _settle_table(args: argparse.Namespace, explicit: set[str], embedding: PixelEmbedding, trainable: bool) -> None:
+def _settle_table(args: argparse.Namespace, embedding: PixelEmbedding) -> None:
     """Draw the table where none is loaded, record its size where one is, and log how it will be treated."""
     if args.p2be_embedding:
         # with this, flags of a checkpoint create the model that its weights fit, without the table's source
         args.model_kwargs = {**args.model_kwargs, 'num_bits': embedding.num_bits}
-    else:
-        given = args.model_kwargs.get('embedding_init')
-        if given or args.pretrained or args.initial_checkpoint:
-            if 'p2be_init' in explicit and args.p2be_init != given:
-                raise ValueError('--p2be-init: weights or --model-kwargs bring a table already; leave the flag out.')
-            args.p2be_init = embedding.init
-        elif embedding.init != args.p2be_init:
-            embedding.init = args.p2be_init
-            embedding.reset_parameters()
+    elif args.p2be_init is None:
+        args.p2be_init = embedding.init
+    elif embedding.init != args.p2be_init:
+        embedding.init = args.p2be_init
+        embedding.reset_parameters()
     if not is_primary(args):
         return
-    if trainable and not args.opt.lower().endswith('p2be'):
+    if not (args.p2be_freeze or args.opt.lower().endswith('p2be')):
         _logger.warning(f'--opt {args.opt} will train the table like any weight; the paper uses --opt sgdp2be.')
-    if not (trainable or args.p2be_embedding or args.pretrained or args.initial_checkpoint or args.resume):
+    if args.p2be_freeze and not (args.p2be_embedding or args.pretrained or args.initial_checkpoint or args.resume):
         _logger.info(f'The table is frozen as it was drawn (--p2be-init {args.p2be_init}): nothing has been learned.')
 
 

@@ -9,6 +9,8 @@ import torch
 from timm.models import clean_state_dict
 from timm.task import ClassificationTask
 
+from timm_p2be.training.conflicts import flag_name
+
 # what --resume takes from the checkpoint's optimizer, so that another value on the command line would be ignored
 _OPTIMIZER_SETTINGS = {'lr', 'momentum', 'weight_decay', 'opt_eps', 'opt_betas', 'opt_kwargs'}
 _OPTIMIZER_SETTINGS |= {'p2be_lr', 'p2be_betas', 'p2be_weight_decay'}
@@ -50,7 +52,7 @@ def check_checkpoint(checkpoint: dict[str, Any], args: argparse.Namespace, expli
     for name in () if args.no_resume_opt else ('opt', *sorted(explicit.intersection(_OPTIMIZER_SETTINGS))):
         now = getattr(args, name)
         if (was := getattr(saved, name, now)) != now:
-            flag = '--' + name.replace('_', '-')
+            flag = flag_name(name)
             raise ValueError(
                 f'{flag} {now}: --resume goes on with the optimizer of {args.resume}, which has {was}. Leave {flag} '
                 'as it was, or start the optimizer afresh by --no-resume-opt.'
@@ -91,10 +93,3 @@ def resume_ema(checkpoint: dict[str, Any], task: ClassificationTask) -> None:
     """Load the averaged weights of a checkpoint, or its plain ones if the run had no average."""
     state = checkpoint.get('state_dict_ema') or checkpoint['state_dict']
     task.load_checkpoint_state(clean_state_dict(state), checkpoint.get('task_state_ema'), ema=True)
-
-
-def weights_are_finite(task: ClassificationTask) -> bool:
-    """Return whether every parameter is a finite number, so that a checkpoint is worth keeping."""
-    model = task.get_trainable_module()
-    assert model is not None
-    return all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters())

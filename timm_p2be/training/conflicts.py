@@ -3,10 +3,26 @@
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from timm.models import resolve_model_input_args, split_model_name_tag
 
 from timm_p2be.training.flags import DATASETS
 
-TABLE_RULE = ('p2be_lr', 'p2be_betas', 'p2be_weight_decay', 'p2be_sched', 'p2be_min_lr')  # of the optimizer
+# What the flags of a learned table mean when neither recipe nor command line sets them (docs/protocol.md).
+EMBEDDING_DEFAULTS: dict[str, Any] = {
+    'p2be_smoothness': 1.0,
+    'p2be_reduction': 'mean',
+    'p2be_init': 'normal',
+    'p2be_lr': 1e-4,
+    'p2be_betas': [0.999, 0.999],
+    'p2be_weight_decay': 1e-4,
+    'p2be_sched': 'cosine',
+    'p2be_min_lr': 1e-6,
+}
+TRAINED_ONLY = tuple(name for name in EMBEDDING_DEFAULTS if name != 'p2be_init')  # no use to a frozen table
+_OPTIMIZER = tuple(name for name in TRAINED_ONLY if name not in ('p2be_smoothness', 'p2be_reduction'))
+_LEARNED = ('p2be_embedding', 'p2be_freeze', *EMBEDDING_DEFAULTS)  # no use without a learned table
 
 # a flag that is set -> the flags that have no effect beside it
 _REPLACES = {
@@ -14,9 +30,9 @@ _REPLACES = {
     'p2be_crop_padding': ('train_crop_mode', 'scale', 'ratio', 'vflip', 'train_interpolation'),
     'p2be_augmix': ('aa', 'color_jitter'),
     'lr': ('lr_base', 'lr_base_size', 'lr_base_scale'),
-    'p2be_freeze': (*TABLE_RULE, 'p2be_smoothness', 'p2be_reduction'),
-    'pretrained': ('p2be_embedding',),
-    'initial_checkpoint': ('p2be_embedding',),
+    'p2be_freeze': TRAINED_ONLY,
+    'pretrained': ('p2be_embedding', 'p2be_init'),
+    'initial_checkpoint': ('p2be_embedding', 'p2be_init'),
     'p2be_embedding': ('p2be_init',),
 }
 # a flag that is not set -> the flags that refine it
@@ -29,6 +45,10 @@ _REFINES = {
 }
 # of two that exclude each other, the command line's wins over the recipe's, whichever that is
 _ALTERNATIVES = (('p2be_augmix', 'aa'), ('p2be_embedding', 'p2be_init'), ('lr', 'lr_base'))
+_REMEDIES = {
+    'model': 'leave it out, or pick a model with a learned table: its name ends in _p2be',
+    'opt': 'leave it out, or use --opt sgdp2be or adamwp2be, which have a rule for the table',
+}
 _POSITIVE = ('batch_size', 'validation_batch_size', 'grad_accum_steps', 'epochs', 'val_interval', 'log_interval')
 
 
@@ -48,23 +68,31 @@ def settle_conflicts(
 ) -> list[str]:
     """Refuse flags of the command line without effect, and put those of a recipe back to their defaults.
 
-    `explicit` and `recipe` name the flags that these set; `args` and `explicit` are changed in place. Returns what was
-    put back, for the log.
+    `explicit` and `recipe` name the flags that these set; `args` and `explicit` are changed in place: flags of a
+    learned table get their defaults where they apply. Returns what was put back, for the log.
     """
     _adopt_model_kwargs(args, explicit)
     _check_values(parser, args)
     dropped: dict[str, str] = {}
+    void = set()
     for cause, name in _void(args):
-        if getattr(args, name) == parser.get_default(name) and name not in explicit:  # an args.yaml sets all
-            continue
         if (cause, name) in _ALTERNATIVES and name in explicit and cause not in explicit:
             cause, name = name, cause
-        circumstance = f'{"with" if _is_set(args, cause) else "without"} {flag_name(cause)}'
+        void.add(name)
+        if getattr(args, name) == parser.get_default(name) and name not in explicit:  # an args.yaml sets all
+            continue
+        value = getattr(args, cause)
+        shown = f'{flag_name(cause)} {value}' if isinstance(value, str) and value else flag_name(cause)
+        circumstance = f'{"with" if _is_set(args, cause) else "without"} {shown}'
         if name in explicit:
-            parser.error(f'{flag_name(name)} has no effect {circumstance}; leave one of them out')
+            remedy = _REMEDIES.get(cause, 'leave one of them out')
+            parser.error(f'{flag_name(name)} has no effect {circumstance}; {remedy}')
         if name in recipe:
             dropped[circumstance] = f'{dropped.get(circumstance, "")} {name}'
         setattr(args, name, parser.get_default(name))
+    for name in EMBEDDING_DEFAULTS.keys() - void:
+        if getattr(args, name) is None:
+            setattr(args, name, EMBEDDING_DEFAULTS[name])
     _check_views(parser, args)
     if not args.val_split:
         args.eval_metric = 'loss'
@@ -80,6 +108,8 @@ def _adopt_model_kwargs(args: argparse.Namespace, explicit: set[str]) -> None:
             if 'model_kwargs' in explicit:
                 explicit.add(name)
     args.model_kwargs = {k: v for k, v in args.model_kwargs.items() if k not in ('embedding', 'freeze_embedding')}
+    if _architecture(args)[1].get('freeze_embedding'):  # a model that was saved frozen
+        args.p2be_freeze = True
 
 
 def _is_set(args: argparse.Namespace, name: str) -> bool:
@@ -89,15 +119,35 @@ def _is_set(args: argparse.Namespace, name: str) -> bool:
 
 def _void(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
     """Yield (a flag, another one that has no effect because of its value)."""
+    if not has_learned_table(args):
+        yield from (('model', name) for name in _LEARNED)
+    if not args.opt.lower().endswith('p2be'):
+        yield from (('opt', name) for name in _OPTIMIZER)
+    if 'embedding_init' in args.model_kwargs:
+        yield 'model_kwargs', 'p2be_init'
     for cause, names in _REPLACES.items():
         for name in names:
-            if _is_set(args, cause) and (getattr(args, name) or (name.startswith('p2be') and _is_set(args, name))):
+            if _is_set(args, cause) and (getattr(args, name) or name.startswith('p2be')):
                 yield cause, name
     for cause, names in _REFINES.items():
         if not getattr(args, cause):
             yield from ((cause, name) for name in names)
-    if args.p2be_sched in ('constant', 'follow') and args.p2be_min_lr is not None:
+    if args.p2be_sched in ('constant', 'follow'):
         yield 'p2be_sched', 'p2be_min_lr'
+
+
+def _architecture(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Return name and arguments of --model, those of a saved one from its config."""
+    if ':' not in args.model:
+        return split_model_name_tag(args.model)[0], args.model_kwargs
+    kwargs = resolve_model_input_args(args.model, **args.model_kwargs)
+    return kwargs['model_name'], kwargs
+
+
+def has_learned_table(args: argparse.Namespace) -> bool:
+    """Return whether --model has one, by its name: the model is not there yet."""
+    name, kwargs = _architecture(args)
+    return kwargs.get('encoding', 'p2be') == 'p2be' if name == 'encoded' else name.endswith('_p2be')
 
 
 def _check_values(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

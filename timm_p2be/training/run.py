@@ -42,9 +42,8 @@ from timm_p2be.training.checkpoints import (
     newest_checkpoint,
     resume,
     resume_ema,
-    weights_are_finite,
 )
-from timm_p2be.training.embedding_flags import settle_source
+from timm_p2be.training.embedding_flags import adopt_table, pinned
 from timm_p2be.training.epoch import Diverged, Trainer
 from timm_p2be.training.loading import build_loaders
 from timm_p2be.training.schedules import Schedules
@@ -67,26 +66,27 @@ class Run:
             for note in arguments.notes:
                 _logger.info(note)
         found = read_checkpoint(args.resume, what='--resume') if args.resume else None
-        checkpoint = found.raw if found else None
-        if checkpoint is not None:
-            check_checkpoint(checkpoint, args, arguments.explicit)
-        settle_source(args, arguments.explicit, found)
+        if found is not None:
+            check_checkpoint(found.raw, args, arguments.explicit)
+            adopt_table(args, found)
+        elif args.p2be_embedding:
+            args.p2be_embedding = pinned(args.p2be_embedding)
         random_seed(args.seed, args.rank)
-        model = building.build_model(args, arguments.explicit, device)
+        model = building.build_model(args, device)
         self.loaders = build_loaders(args, model, device)
         self.task = building.build_task(args, model, device)
         self.optimizer = building.build_optimizer(args, model)
         autocast, scaler = building.build_precision(args, device)
         self.position = Position()
-        if checkpoint is not None:
+        if found is not None:
             optimizer = None if args.no_resume_opt else self.optimizer
-            self.position = resume(checkpoint, args.resume, self.task, optimizer, scaler)
+            self.position = resume(found.raw, args.resume, self.task, optimizer, scaler)
         if args.start_epoch is not None:
             self.position = Position(args.start_epoch)
         if args.model_ema:
             self.task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
-            if checkpoint is not None:
-                resume_ema(checkpoint, self.task)
+            if found is not None:
+                resume_ema(found.raw, self.task)
         if args.torchcompile:
             building.compile_task(args, self.task)
         if args.distributed:
@@ -150,7 +150,8 @@ class Run:
             self.saver.args = self.args
 
     def _check_weights(self) -> None:
-        if not weights_are_finite(self.task):
+        model = self.task.trainable_module
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
             raise Diverged(f'Weights are no longer finite at {self.trainer.where()}.')
 
     def train(self) -> None:
@@ -213,28 +214,6 @@ class Run:
         return str(newest or '(none was written yet)')
 
 
-def _train(arguments: Arguments, stopping: StopSignal, prog: str) -> int:
-    try:
-        run = Run(arguments, stopping)
-    except (ValueError, NotImplementedError, OSError) as error:
-        print(f'{prog}: error: {error}', file=sys.stderr)
-        return 2
-    try:
-        with stopping:
-            run.train()
-    except Interrupted:
-        number = stopping.received or signal.SIGTERM  # another process got it
-        if is_primary(run.args):
-            _logger.warning(f'Stopped by {signal.Signals(number).name}; go on with --resume {run.newest_checkpoint()}')
-        return 128 + number
-    except Diverged as error:
-        if is_primary(run.args):
-            kept = f'the checkpoints before it are kept: {run.newest_checkpoint()}'
-            print(f'{prog}: error: {error} Stopped; {kept}. Lower --lr, or set --clip-grad.', file=sys.stderr)
-        return 1
-    return 0
-
-
 def main(argv: Sequence[str] | None = None, prog: str = 'train.py') -> int:
     """Train as the flags `argv` say and return the exit code; messages call the command `prog`."""
     if not logging.root.handlers:
@@ -243,11 +222,30 @@ def main(argv: Sequence[str] | None = None, prog: str = 'train.py') -> int:
             logging.getLogger(library).setLevel(logging.WARNING)
     arguments = parse_args(sys.argv[1:] if argv is None else argv, prog)
     stopping = StopSignal()
+    run = None
     try:
-        return _train(arguments, stopping, prog)
+        run = Run(arguments, stopping)
+        with stopping:
+            run.train()
+    except Interrupted:
+        number = stopping.received or signal.SIGTERM  # another process got it
+        if run is not None and is_primary(run.args):
+            _logger.warning(f'Stopped by {signal.Signals(number).name}; go on with --resume {run.newest_checkpoint()}')
+        return 128 + number
+    except Diverged as error:
+        if run is not None and is_primary(run.args):
+            kept = f'the checkpoints before it are kept: {run.newest_checkpoint()}'
+            print(f'{prog}: error: {error} Stopped; {kept}. Lower --lr, or set --clip-grad.', file=sys.stderr)
+        return 1
+    except (ValueError, NotImplementedError, OSError) as error:
+        if run is not None:  # no flag's fault
+            raise
+        print(f'{prog}: error: {error}', file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f'{prog}: interrupted; what was not saved yet is lost', file=sys.stderr)
         return 128 + (stopping.received or signal.SIGINT)
     finally:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+    return 0

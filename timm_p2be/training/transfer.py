@@ -9,25 +9,28 @@ transfer.md and transfer.png; every run has its log.txt.
 import argparse
 import csv
 import itertools
+import logging
 import re
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from timm_p2be import PixelEmbedding
-from timm_p2be.cli.interruption import terminated_as_interrupt
+from timm_p2be.cli.interruption import run_long
 from timm_p2be.encodings.table_file import codes_sha256
 from timm_p2be.extras import require
 from timm_p2be.files import read_json, write_json
 from timm_p2be.robustness.evaluation.results import environment
 from timm_p2be.training.arguments import flag_groups, parse_args
 from timm_p2be.training.checkpoints import newest_checkpoint
-from timm_p2be.training.conflicts import flag_name
-from timm_p2be.training.embedding_flags import TRAINED_ONLY, pinned
+from timm_p2be.training.conflicts import TRAINED_ONLY, flag_name
+from timm_p2be.training.embedding_flags import pinned
+from timm_p2be.training.run import main as train
 from timm_p2be.training.transfer_report import markdown, picture
 
 OWN = 'own'
@@ -100,41 +103,39 @@ def _check_flags(target: str, words: Sequence[str]) -> None:
         raise ValueError(f'target {target}: no accuracy would be measured; give it a --val-split.')
 
 
-def run(cell: Cell, words: list[str], codes_sha256: str | None, output: Path) -> dict[str, Any]:
-    """Return the outcome of one run, made now in a folder of `output` unless it is finished already, or raise Failed.
-
-    `codes_sha256` is the digest of its table's codes, None for the recipe's own start.
-    """
+def run(cell: Cell, words: list[str], output: Path) -> dict[str, Any]:
+    """Return the outcome of one run, made now unless it is finished already, or raise Failed."""
     folder = output / str(cell)
     outcome = folder / 'outcome.json'
     if outcome.is_file():
         known = read_json(outcome)
-        if (known['flags'], known['codes_sha256']) != (words, codes_sha256):
-            raise Failed(f'{folder} holds a run with other flags or another table; choose another --output.')
+        if known['flags'] != words:
+            raise Failed(f'{folder} holds a run with other flags; choose another --output.')
         return known
     start = time.time()
-    command = [sys.executable, '-m', 'timm_p2be.training', *words, '--output', str(output), '--experiment', str(cell)]
+    where = ['--output', str(output), '--experiment', str(cell)]
     if newest := newest_checkpoint(folder):
-        command += ['--resume', str(newest)]
+        where += ['--resume', str(newest)]
     folder.mkdir(parents=True, exist_ok=True)
-    log = folder / 'log.txt'
-    with log.open('a') as file, subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as child:
-        try:
-            code = child.wait()
-        except KeyboardInterrupt:
-            child.terminate()  # it saves where it is; after a Ctrl-C, which reached it too, that is an echo
-            child.wait()
-            raise
+    torch.compiler.reset()  # a process compiles a function for a few networks only
+    log = logging.FileHandler(folder / 'log.txt', encoding='utf-8')
+    logging.root.addHandler(log)
+    logging.root.setLevel(logging.INFO)
+    try:
+        code = train([*words, *where])
+    finally:
+        logging.root.removeHandler(log)
+        log.close()
+    if code > 128:  # a signal, after it has saved where it is
+        raise KeyboardInterrupt
     if code:
-        last_line = log.read_text(errors='replace').strip().splitlines()[-1:]
-        raise Failed(f'{cell}: train.py exited with {code} ({"".join(last_line)}); see {log}.')
+        raise Failed(f'{cell}: train.py ended with {code} for the reason above; see {log.baseFilename}.')
     last = list(csv.DictReader((folder / 'summary.csv').read_text(encoding='utf-8').splitlines()))[-1]
     result = {
         **cell._asdict(),
         'error': 100 - float(last['eval_top1']),
         'epochs': int(last['epoch']) + 1,
         'seconds': round(time.time() - start),  # of this call: a resumed run took longer
-        'codes_sha256': codes_sha256,
         'flags': words,
     }
     write_json(outcome, result)
@@ -151,13 +152,12 @@ def parse_targets(texts: Sequence[str]) -> dict[str, list[str]]:
     return targets
 
 
-def load_tables(texts: Sequence[str], file: Path) -> dict[str, dict[str, Any]]:
+def load_tables(texts: Sequence[str], known: dict[str, dict[str, Any]], output: Path) -> dict[str, dict[str, Any]]:
     """Return what there is to say of the tables given as NAME=ID, the Hub's being at one commit for all runs.
 
-    `file` is the tables.json of earlier calls. Raises ValueError: a bad name, a source that cannot be loaded, or
-    another table than that of an earlier call.
+    `known` is what earlier calls said of theirs in `output`. Raises ValueError: a bad name, a source that cannot be
+    loaded, or another table than that of an earlier call.
     """
-    known = read_json(file) if file.is_file() else {}
     tables = {}
     for name, source in _named(texts, '=', 'NAME=FOLDER or NAME=org/name@revision').items():
         earlier = known.get(name, {})
@@ -166,18 +166,12 @@ def load_tables(texts: Sequence[str], file: Path) -> dict[str, dict[str, Any]]:
         digest = codes_sha256(embedding.codes())
         if earlier and (earlier['source'], earlier['codes_sha256']) != (source, digest):
             raise ValueError(
-                f'Table {name!r}: runs in {file.parent} have another table of this name, from {earlier["source"]}; '
+                f'Table {name!r}: runs in {output} have another table of this name, from {earlier["source"]}; '
                 'choose another name or another --output.'
             )
         provenance = embedding.provenance
         tables[name] = {'source': source, 'pinned': place, 'codes_sha256': digest, 'provenance': provenance}
     return tables
-
-
-def save_tables(tables: dict[str, dict[str, Any]], file: Path) -> None:
-    """Write, or bring up to date, the file that `load_tables` reads."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, {**(read_json(file) if file.is_file() else {}), **tables})
 
 
 def _named(texts: Sequence[str], separator: str, form: str) -> dict[str, str]:
@@ -193,8 +187,34 @@ def _named(texts: Sequence[str], separator: str, form: str) -> dict[str, str]:
     return found
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of transfer.py."""
+def _experiment(args: argparse.Namespace) -> int:
+    require('matplotlib', extra='robustness')  # now, not when all runs are done
+    file = args.output / 'tables.json'
+    known = read_json(file) if file.is_file() else {}
+    tables = load_tables(args.table, known, args.output)
+    runs = plan(parse_targets(args.target), tables, args.model, args.mode, args.seeds)
+    args.output.mkdir(parents=True, exist_ok=True)
+    write_json(file, {**known, **tables})
+    print(f'{len(runs)} runs in {args.output}; while one trains, its log.txt grows', flush=True)
+    outcomes: list[dict[str, Any]] = []
+    for cell, words in runs.items():
+        try:
+            outcomes.append(run(cell, words, args.output))
+        except Failed as error:
+            print(f'transfer.py: error: {error}', file=sys.stderr)
+            return 1
+        print(f'[{len(outcomes)}/{len(runs)}] {cell}: {outcomes[-1]["error"]:.2f} % error', flush=True)
+    content = {'schema_version': 1, 'kind': 'transfer', 'model': args.model, 'tables': tables}
+    write_json(args.output / 'transfer.json', {**content, 'runs': outcomes, 'environment': environment()})
+    text = markdown(outcomes)
+    (args.output / 'transfer.md').write_text(text + '\n', encoding='utf-8')
+    picture(outcomes, f'{args.model}: error on the target data set, in percent', args.output / 'transfer.png')
+    print(f'\n{text}\n\nWritten to {args.output}: transfer.json, transfer.md, transfer.png')
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the experiment and return the exit code."""
     parser = argparse.ArgumentParser(
         prog='transfer.py',
         description=__doc__,
@@ -208,39 +228,5 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument('--mode', nargs='+', choices=_MODES, default=list(_MODES), help='default: both')
     parser.add_argument('--seeds', nargs='+', type=int, default=[42], metavar='S', help='default: 42')
     parser.add_argument('--output', type=Path, default=Path('output/transfer'), help='default: %(default)s')
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the experiment and return the exit code."""
-    parser = build_parser()
     args = parser.parse_args(argv)
-    try:
-        with terminated_as_interrupt():
-            try:
-                require('matplotlib', extra='robustness')  # now, not when all runs are done
-                targets = parse_targets(args.target)
-                tables = load_tables(args.table, args.output / 'tables.json')
-                runs = plan(targets, tables, args.model, args.mode, args.seeds)
-            except ValueError as error:
-                parser.error(str(error))
-            save_tables(tables, args.output / 'tables.json')
-            print(f'{len(runs)} runs in {args.output}; while one trains, its log.txt grows', flush=True)
-            outcomes: list[dict[str, Any]] = []
-            for cell, words in runs.items():
-                outcomes.append(run(cell, words, tables.get(cell.table, {}).get('codes_sha256'), args.output))
-                print(f'[{len(outcomes)}/{len(runs)}] {cell}: {outcomes[-1]["error"]:.2f} % error', flush=True)
-            content = {'schema_version': 1, 'kind': 'transfer', 'model': args.model, 'tables': tables}
-            write_json(args.output / 'transfer.json', {**content, 'runs': outcomes, 'environment': environment()})
-            text = markdown(outcomes)
-            (args.output / 'transfer.md').write_text(text + '\n', encoding='utf-8')
-            title = f'{args.model}: error on the target data set, in percent'
-            picture(outcomes, title, args.output / 'transfer.png')
-            print(f'\n{text}\n\nWritten to {args.output}: transfer.json, transfer.md, transfer.png')
-    except Failed as error:
-        print(f'transfer.py: error: {error}', file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print('transfer.py: interrupted; the same command goes on from here', file=sys.stderr)
-        return 130
-    return 0
+    return run_long(parser, lambda: _experiment(args), lambda: 'The same command goes on from here.')
