@@ -19,6 +19,7 @@ from timm_p2be.hub.fetch import fetch, resolved_commit, split_revision
 
 NAME = 'someone/table'
 WEIGHTS = bytes(range(256)) * 400
+LIMIT = len(WEIGHTS) - 1
 FILES = {'config.json': b'{"a": 1}', 'model.safetensors': WEIGHTS, 'README.md': b'# A table\n'}
 WANTED = ('config.json', 'model.safetensors')
 CHILD = """
@@ -272,24 +273,24 @@ def test_cut_downloads(hub: HubServer, waits: list[float]) -> None:
 
 def test_large_files_are_refused_before_the_download(hub: HubServer, folder: Path) -> None:
     sha = hub.put(NAME, FILES)
-    message = rf'has {len(WEIGHTS)} bytes .*at most 1000 are accepted'
+    message = rf'has {len(WEIGHTS)} bytes .*at most {LIMIT} are accepted'
     for names, optional in ((WANTED, ()), (WANTED[:1], WANTED)):
         with pytest.raises(FetchError, match=rf"'model.safetensors' of someone/table {message}"):
-            fetch(NAME, names, optional=optional, max_bytes=1000)
+            fetch(NAME, names, optional=optional, max_bytes=LIMIT)
     assert not hub.count('resolve')
     fetch(NAME, WANTED)
     places: list[tuple[Any, dict[str, Any]]] = [(NAME, {'local_files_only': True}), (NAME, {'revision': sha})]
     for source, options in [*places, (folder, {})]:
         with pytest.raises(FetchError, match=message):
-            fetch(source, WANTED, max_bytes=1000, **options)
+            fetch(source, WANTED, max_bytes=LIMIT, **options)
 
 
 def test_a_size_that_is_not_told_is_limited_while_it_comes(hub: HubServer) -> None:
     sha = hub.put(NAME, FILES)
     listed = json.dumps({'id': NAME, 'sha': sha, 'siblings': [{'rfilename': name} for name in FILES]}).encode()
     hub.fail('GET /api/models/', 200, body=listed)
-    with pytest.raises(FetchError, match=r'of someone/table has \d+ bytes or more; at most 1000'):
-        fetch(NAME, WANTED, max_bytes=1000)
+    with pytest.raises(FetchError, match=rf'of someone/table has \d+ bytes or more; at most {LIMIT}'):
+        fetch(NAME, WANTED, max_bytes=LIMIT)
     assert_nothing_usable(sha)
     assert fetch(NAME, WANTED, max_bytes=len(WEIGHTS))
 
