@@ -133,10 +133,18 @@ def _cut_off(folder: Path) -> dict[str, bytes]:
     return files | {'model.safetensors': files['model.safetensors'][:5000]}
 
 
+def _half_latents(folder: Path) -> dict[str, bytes]:
+    published.model(folder)
+    return published.edit(
+        folder, lambda state: state | {'conv1.embedding.weight': state['conv1.embedding.weight'].half()}
+    )
+
+
 BROKEN: list[tuple[Callable[[Path], dict[str, bytes]], str]] = [
     (lambda folder: _config(published.embedding(folder), codes_sha256='0' * 64), 'codes have sha256.*says 000'),
     (_net(weights_sha256='0' * 64), 'has sha256 .*, but config.json states 000'),
     (lambda folder: published.model(folder) and published.poison(folder), 'layer1.0.conv1.weight.*not finite'),
+    (_half_latents, r'conv1.embedding.weight is .*float16.*; allowed is .*float32, \[256, 8\]'),
     (_cut_off, 'truncated or no safetensors'),
     (_net_config(architecture='wrn10_2_p2be.\x1b[2J'), r"'wrn10_2_p2be\.\\x1b\[2J'; allowed is a name of timm"),
     (_net(provenance={'seed': 1}), 'provenance lacks'),
