@@ -72,6 +72,16 @@ def test_inside_an_epoch(data: Path, straight: Path, tmp_path: Path, name: str, 
     assert summary(straight)[1:] == summary(output)
 
 
+def test_inside_an_epoch_of_accumulated_batches(data: Path, tmp_path: Path) -> None:
+    """After the first of two updates, which took two of the three batches."""
+    flags, whole = ('--grad-accum-steps', '2', '--recovery-interval', '1'), tmp_path / 'whole'
+    assert train.main(command(data, whole, *flags)) == 0
+    copy = tmp_path / 'mine.pth.tar'
+    copy.write_bytes((whole / 'recovery-0-0.pth.tar').read_bytes())
+    assert train.main(command(data, tmp_path / 'run', *flags, '--resume', str(copy))) == 0
+    assert_same_state(whole / 'last.pth.tar', tmp_path / 'run' / 'last.pth.tar')
+
+
 def test_into_the_same_folder_history_goes_on(data: Path, tmp_path: Path) -> None:
     output = tmp_path / 'run'
     assert train.main(command(data, output, '--epochs', '3')) == 0

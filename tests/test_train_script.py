@@ -23,6 +23,7 @@ from timm_p2be.data import MultiView
 from timm_p2be.stem import find_embedding
 from timm_p2be.training import run as train
 from timm_p2be.training.arguments import parse_args
+from timm_p2be.training.epoch import Trainer
 from timm_p2be.training.stopping import StopSignal
 
 RGB = ('--model', 'test_resnet', '--img-size', '32')
@@ -312,9 +313,12 @@ def test_grad_accumulation_equals_a_big_batch(data: Path, output: Path) -> None:
         torch.testing.assert_close(small[name], big[name], rtol=1e-4, atol=1e-6)
 
 
-def test_last_update_of_an_epoch_takes_the_rest(data: Path, output: Path) -> None:
+def test_last_update_of_an_epoch_takes_the_rest(data: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    accumulated, batch = [], Trainer._batch
+    monkeypatch.setattr(Trainer, '_batch', lambda *args: accumulated.append(args[3:]) or batch(*args))
     assert train.main(command(data, output, '--grad-accum-steps', '2', '--sched-on-updates', '--epochs', '2')) == 0
     assert float(summary(output)[1]['lr']) == 0  # 3 batches are 2 updates, so the cosine ends after 4
+    assert accumulated == [(2, False), (2, True), (1, True)] * 2  # the loss is divided by as many
 
 
 def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(
