@@ -70,8 +70,12 @@ class PixelModel(nn.Module):
         """Return the (B, K) float32 logits of (B, 3, H, W) images, uint8 levels or floats in [0, 1]."""
         if self.encoding is None:
             images = images.float() / 255 if images.dtype == torch.uint8 else images
-            images = (images - self._mean) / self._std  # type: ignore[operator]
+            images = self.normalize(images)
         return self.model(images).float()
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Return images on the [0, 1] scale as the network wants them, which has no encoded stem."""
+        return (images - self._mean) / self._std  # type: ignore[operator]
 
     @property
     def device(self) -> torch.device:
