@@ -165,7 +165,8 @@ def _batch_norm(module: nn.BatchNorm2d, given: Bounds) -> Bounds:
     if module.training:
         mean, variance = given.center.mean((0, 2, 3)), given.center.var((0, 2, 3), unbiased=False)
     else:
-        assert module.running_mean is not None and module.running_var is not None
+        assert module.running_mean is not None
+        assert module.running_var is not None
         mean, variance = module.running_mean, module.running_var
     scale = (module.weight / (variance + module.eps).sqrt()).view(-1, 1, 1)
     offset = module.bias.view(-1, 1, 1) - mean.view(-1, 1, 1) * scale
