@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from timm_p2be.robustness.attacks.pgd import PGD, Ascent
+from timm_p2be.robustness.attacks.climbing import Ascent
+from timm_p2be.robustness.attacks.pgd import PGD
 
 
 class APGD(PGD):

@@ -33,11 +33,7 @@ class Attack(ABC):
     kind: str  # one of KINDS
 
     def __init__(self, model: nn.Module, eps: int, name: str) -> None:
-        if not isinstance(eps, int) or isinstance(eps, bool) or not 0 <= eps <= 255:
-            raise ValueError(
-                f'Got eps={eps!r}; it is the largest change of a pixel value in levels, an integer from 0 to 255. '
-                'The usual bound 8/255 is eps=8.'
-            )
+        check_eps(eps)
         self.model = as_pixel_model(model)
         self.eps = eps
         self.name = name
@@ -54,11 +50,7 @@ class Attack(ABC):
             labels: int64 (B,) true labels.
             generator: CPU source of all randomness; None starts one from seed 0.
         """
-        if levels.dtype != torch.uint8 or levels.ndim != 4 or levels.shape[1] != 3:
-            raise ValueError(
-                f'Got images of dtype {levels.dtype} and shape {list(levels.shape)}; attacks take uint8 levels '
-                '(B, 3, H, W). timm_p2be.encodings.pixel_levels converts images in [0, 1].'
-            )
+        check_images(levels)
         return self._attack(levels, labels, generator or torch.Generator().manual_seed(0))
 
     @abstractmethod
@@ -75,6 +67,22 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     lead = logits.gather(1, own).squeeze(1) - logits.scatter(1, own, -math.inf).amax(dim=1)
     lost_tie = (lead == 0) & (logits.argmax(dim=1) != labels)
     return lead - lost_tie.to(lead.dtype) * torch.finfo(lead.dtype).tiny
+
+
+def check_images(levels: Tensor) -> None:
+    if levels.dtype != torch.uint8 or levels.ndim != 4 or levels.shape[1] != 3:
+        raise ValueError(
+            f'Got images of dtype {levels.dtype} and shape {list(levels.shape)}; attacks and certificates take uint8 '
+            'levels (B, 3, H, W). timm_p2be.encodings.pixel_levels converts images in [0, 1].'
+        )
+
+
+def check_eps(eps: int) -> None:
+    if not isinstance(eps, int) or isinstance(eps, bool) or not 0 <= eps <= 255:
+        raise ValueError(
+            f'Got eps={eps!r}; it is the largest change of a pixel value in levels, an integer from 0 to 255. '
+            'The usual bound 8/255 is eps=8.'
+        )
 
 
 def check_count(argument: str, value: int, least: int = 1) -> None:

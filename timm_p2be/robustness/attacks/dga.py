@@ -1,47 +1,87 @@
-"""DGA, the discrete gradient attack: jump to the level that the gradient at the current codes favors."""
+"""DGA, the discrete gradient attack: the exact first-order attack on codes."""
+
+import math
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
-from timm_p2be.robustness.attacks.attack import Attack, Cost, check_count
+from timm_p2be.robustness.attacks.attack import check_count
+from timm_p2be.robustness.attacks.climbing import Ascent, Climber, Pass
 from timm_p2be.robustness.attacks.code_model import CodeModel
 from timm_p2be.robustness.attacks.windows import Windows
 
+MOMENTUM = 0.75
+SHARE = 0.1  # of the values that jump in a step, at first
+PATIENCE = 4  # steps without gain after which an image returns to its best and halves its share
 
-class DGA(Attack):
-    """Discrete Gradient Ascent (Buckman et al., ICLR 2018) for any table of codes.
 
-    Starts at a random image within the bound. In each step every value jumps to the legal level j that, to first order
-    at the current codes e_k, raises the cross-entropy most: the largest <dL/de, e_j - e_k>; the first image that is
-    misclassified is kept. The published code (anishathalye/obfuscated-gradients, thermometer/discretization_attacks.py)
-    weighs single bits instead, which for thermometer codes is not the first-order change (docs/protocol.md).
+class DGA(Climber):
+    """Discrete Gradient Ascent (Buckman et al., ICLR 2018) for any table of codes, made stronger.
+
+    To first order at the codes e_k an image has, level j instead of k does the harm <dL/de, e_j - e_k>: exact for every
+    legal level of every pixel value, without relaxation, surrogate or width. In each step the values with the most
+    harmful jump, a share of all, make it; gradients are averaged over steps (momentum); the share shrinks when nothing
+    is gained. Passes: margin loss from the image itself, cross-entropy from a random start, then towards each of the
+    likeliest wrong classes. The published code (anishathalye/obfuscated-gradients,
+    thermometer/discretization_attacks.py) moves all values at once, and weighs single bits, which for thermometer codes
+    is not the first-order change (docs/protocol.md).
+
+    Args: as `Attack`, and
+        steps: of a pass, at least 1.
+        targets: number of wrong classes that have a pass of their own, at least 0; at most all are taken.
     """
 
-    kind = 'white-box'
-
-    def __init__(self, model: nn.Module, eps: int = 8, steps: int = 7, name: str = 'dga') -> None:
-        super().__init__(model, eps, name)
-        check_count('steps', steps)
-        self.steps = steps
+    def __init__(self, model: nn.Module, eps: int = 8, steps: int = 40, targets: int = 3, name: str = 'dga') -> None:
+        check_count('targets', targets, least=0)
+        super().__init__(model, eps, name, steps, [Pass('margin'), Pass('ce', random=True)])
+        self.passes += [Pass('target', rank=rank) for rank in range(min(targets, self.model.num_classes - 1))]
         self._network = CodeModel(self.model)
 
-    def cost(self) -> Cost:
-        return Cost(1, self.steps)
+    def _ascent(self, start: Tensor, clean: Tensor) -> Ascent:
+        return _Jumps(start, clean, self.eps, self._network.table())
 
-    def _attack(self, levels: Tensor, labels: Tensor, generator: Generator) -> Tensor:
-        table = self._network.table()
-        noise = torch.rand(levels.shape, generator=generator).to(levels.device)
-        current = (levels + (2 * noise - 1) * self.eps).round().clamp(0, 255).to(torch.uint8)
-        standing = torch.arange(len(levels), device=levels.device)
-        for _ in range(self.steps):
-            # the gradient pass also tells which images have fallen already
-            planes = table[current[standing].permute(0, 2, 3, 1).long()]
-            logits, slope = self._network.gradient(planes, labels[standing])
-            alive = logits.argmax(dim=1) == labels[standing]
-            standing = standing[alive]
-            if len(standing) == 0:
-                break
-            windows = Windows(levels[standing], self.eps)
-            harm = windows.compare(slope[alive], table).masked_fill_(~windows.legal, -torch.inf)
-            current[standing] = windows.pick(harm.argmax(dim=1))
-        return current
+    def _see(self, current: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor]:
+        planes = self._network.table()[current.permute(0, 2, 3, 1).long()].requires_grad_(with_gradient)
+        return self._network(planes), planes
+
+
+class _Jumps(Ascent):
+    """Jumps of the pixel values that do most harm, from levels within the ball."""
+
+    def __init__(self, start: Tensor, clean: Tensor, eps: int, table: Tensor) -> None:
+        super().__init__(start, clean, eps)
+        self.current = self.current.round()
+        self.clean = clean
+        self.velocity = torch.zeros((), device=start.device).expand(len(start), 1, 1, 1, 1)  # of the code planes
+        self.best = self.current
+        self.best_loss = torch.full((len(start),), -math.inf, device=start.device)
+        self.stale = torch.zeros_like(self.best_loss)
+        self.share = torch.full_like(self.best_loss, SHARE)
+        self._rule = (eps, table)
+
+    def move(self, index: int, loss: Tensor, gradient: Tensor) -> None:
+        """Let the most harmful jumps happen; `gradient` is that of the (N, H, W, 3, M) code planes."""
+        eps, table = self._rule
+        better = loss > self.best_loss
+        self.best = torch.where(better.view(-1, 1, 1, 1), self.current, self.best)
+        self.best_loss = torch.where(better, loss, self.best_loss)
+        self.stale = torch.where(better, 0, self.stale + 1)
+        tired = self.stale >= PATIENCE
+        self.share = torch.where(tired, self.share / 2, self.share)
+        size = gradient.abs().flatten(1).mean(1).clamp(min=torch.finfo(gradient.dtype).tiny)
+        self.velocity = MOMENTUM * self.velocity + gradient / size.view(-1, 1, 1, 1, 1)
+
+        windows = Windows(self.clean.to(torch.uint8), eps)
+        harm = windows.compare(self.velocity, table).masked_fill_(~windows.legal, -math.inf)
+        most, choice = harm.max(dim=1)
+        gain = windows.unsort(most - harm.gather(1, windows.position(self.current).unsqueeze(1)).squeeze(1))
+        ranked = gain.flatten(1).sort(dim=1, descending=True).values
+        count = (self.share * ranked.shape[1]).ceil().long()
+        least = ranked.gather(1, count.unsqueeze(1) - 1).view(-1, 1, 1, 1)
+        jumping = (gain >= least) & (gain > 0)
+        moved = torch.where(jumping, windows.pick(choice).float(), self.current)
+        # the gradient is not that of the best images: those that return jump in the next step
+        again = tired.view(-1, 1, 1, 1)
+        self.current = torch.where(again, self.best, moved)
+        self.velocity = self.velocity * ~again.unsqueeze(4)
+        self.stale = torch.where(tired, 0, self.stale)

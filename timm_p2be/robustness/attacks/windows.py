@@ -48,9 +48,15 @@ class Windows:
 
     def pick(self, choice: Tensor) -> Tensor:
         """Return the images, uint8 (B, 3, H, W), in which every value has its candidate number `choice`, (P,)."""
-        flat = torch.empty_like(self._start, dtype=torch.uint8)
-        flat[self._order] = (self._start + choice).to(torch.uint8)
-        return flat.view(self._shape).permute(0, 3, 1, 2).contiguous()
+        return self.unsort((self._start + choice).to(torch.uint8))
+
+    def position(self, levels: Tensor) -> Tensor:
+        """Return the number of the candidate that each value of legal images (B, 3, H, W) is, int64 (P,)."""
+        return self.sort(levels).long() - self._start
+
+    def unsort(self, values: Tensor) -> Tensor:
+        """Return per-value data in the sorted order, (P,), as an image, (B, 3, H, W)."""
+        return torch.empty_like(values).index_copy_(0, self._order, values).view(self._shape).permute(0, 3, 1, 2)
 
     def sort(self, values: Tensor) -> Tensor:
         """Return per-value data, (B, 3, H, W) or (B, 3, H, W, K), in the sorted order, (P,) or (P, K)."""
