@@ -24,7 +24,8 @@ class PixelModel(nn.Module):
     can be measured with another one's. Models with an encoded stem get the levels themselves.
 
     Args:
-        model: timm classifier of 3-channel images; it is put into evaluation mode.
+        model: timm classifier of 3-channel images, or any other module that takes images in [0, 1], such as
+            nn.Sequential(normalize, model); it is put into evaluation mode.
         mean: of the normalization, 3 values on the [0, 1] scale; None takes the model's own, of its `pretrained_cfg`.
         std: likewise.
         name: in reports; None takes the architecture's.
@@ -45,14 +46,14 @@ class PixelModel(nn.Module):
         sha256: str | None = None,
     ) -> None:
         super().__init__()
-        cfg = getattr(model, 'pretrained_cfg', None) or {}
+        cfg = getattr(model, 'pretrained_cfg', None) or {'mean': (0, 0, 0), 'std': (1, 1, 1)}
         self.architecture = cfg.get('architecture') or type(model).__name__
         self.name = name or self.architecture
         self.mean = _three(self.name, 'mean', mean if mean is not None else cfg.get('mean'))
         self.std = _three(self.name, 'std', std if std is not None else cfg.get('std'))
         if min(self.std) <= 0:
             raise ValueError(f'{self.name}: got std={self.std}; the values must be positive.')
-        self.num_classes = int(getattr(model, 'num_classes', 0) or 0)
+        self.num_classes = _count_classes(model)
         if self.num_classes < 2:
             raise ValueError(f'{self.name}: got a model of {self.num_classes} classes; a classifier has at least 2.')
         self.input_size = tuple(cfg.get('input_size') or (3, 224, 224))
@@ -61,6 +62,7 @@ class PixelModel(nn.Module):
         if (stem.in_chans if stem is not None else self.input_size[0]) != 3:
             raise ValueError(f'{self.name}: the benchmarks have color images; create the model with in_chans=3.')
         self.sha256 = sha256
+        self._takes_levels = isinstance(getattr(model, 'pretrained_cfg', None), dict) and stem is not None
         self.model = model.eval()
         device = next((tensor.device for tensor in model.parameters()), None)
         self.register_buffer('_mean', torch.tensor(self.mean, device=device).view(1, 3, 1, 1), persistent=False)
@@ -68,10 +70,9 @@ class PixelModel(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the (B, K) float32 logits of (B, 3, H, W) images, uint8 levels or floats in [0, 1]."""
-        if self.encoding is None:
-            images = images.float() / 255 if images.dtype == torch.uint8 else images
-            images = self.normalize(images)
-        return self.model(images).float()
+        if images.dtype == torch.uint8 and not self._takes_levels:
+            images = images.float() / 255
+        return self.model(images if self.encoding else self.normalize(images)).float()
 
     def normalize(self, images: Tensor) -> Tensor:
         """Return images on the [0, 1] scale as the network wants them, which has no encoded stem."""
@@ -151,6 +152,12 @@ def load_model(
     mean = mean if mean is not None else args.get('mean')
     std = std if std is not None else args.get('std')
     return PixelModel(model, mean, std, name=label or name, sha256=file_sha256(path)).to(device)
+
+
+def _count_classes(model: nn.Module) -> int:
+    """Return the number of classes that a model states, or the outputs of its last linear layer."""
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    return int(getattr(model, 'num_classes', linear[-1].out_features if linear else 0) or 0)
 
 
 def _classes(name: str, state: dict[str, Tensor], path: Path) -> int:

@@ -51,12 +51,12 @@ class _Jumps(Ascent):
     def __init__(self, start: Tensor, clean: Tensor, eps: int, table: Tensor) -> None:
         super().__init__(start, clean, eps)
         self.current = self.current.round()
-        self.clean = clean
-        self.velocity = torch.zeros((), device=start.device).expand(len(start), 1, 1, 1, 1)  # of the code planes
         self.best = self.current
         self.best_loss = torch.full((len(start),), -math.inf, device=start.device)
         self.stale = torch.zeros_like(self.best_loss)
         self.share = torch.full_like(self.best_loss, SHARE)
+        self.clean = clean.to(torch.uint8)
+        self.harm = torch.zeros((), device=start.device).expand(len(start), 1, 1, 1, 1)  # of candidates, with momentum
         self._rule = (eps, table)
 
     def move(self, index: int, loss: Tensor, gradient: Tensor) -> None:
@@ -67,21 +67,22 @@ class _Jumps(Ascent):
         self.best_loss = torch.where(better, loss, self.best_loss)
         self.stale = torch.where(better, 0, self.stale + 1)
         tired = self.stale >= PATIENCE
-        self.share = torch.where(tired, self.share / 2, self.share)
-        size = gradient.abs().flatten(1).mean(1).clamp(min=torch.finfo(gradient.dtype).tiny)
-        self.velocity = MOMENTUM * self.velocity + gradient / size.view(-1, 1, 1, 1, 1)
 
-        windows = Windows(self.clean.to(torch.uint8), eps)
-        harm = windows.compare(self.velocity, table).masked_fill_(~windows.legal, -math.inf)
-        most, choice = harm.max(dim=1)
-        gain = windows.unsort(most - harm.gather(1, windows.position(self.current).unsqueeze(1)).squeeze(1))
+        windows = Windows(self.clean, eps)
+        size = gradient.abs().flatten(1).mean(1).clamp(min=torch.finfo(gradient.dtype).tiny).view(-1, 1, 1, 1, 1)
+        self.harm = MOMENTUM * self.harm + windows.unsort(windows.compare(gradient, table)) / size
+        legal = windows.sort(self.harm).masked_fill(~windows.legal, -math.inf)
+        most, choice = legal.max(dim=1)
+        gain = windows.unsort(most - legal.gather(1, windows.position(self.current).unsqueeze(1)).squeeze(1))
         ranked = gain.flatten(1).sort(dim=1, descending=True).values
         count = (self.share * ranked.shape[1]).ceil().long()
         least = ranked.gather(1, count.unsqueeze(1) - 1).view(-1, 1, 1, 1)
         jumping = (gain >= least) & (gain > 0)
-        moved = torch.where(jumping, windows.pick(choice).float(), self.current)
+
         # the gradient is not that of the best images: those that return jump in the next step
         again = tired.view(-1, 1, 1, 1)
+        moved = torch.where(jumping, windows.pick(choice).float(), self.current)
         self.current = torch.where(again, self.best, moved)
-        self.velocity = self.velocity * ~again.unsqueeze(4)
+        self.harm = self.harm * ~again.unsqueeze(4)
+        self.share = torch.where(tired, self.share / 2, self.share)
         self.stale = torch.where(tired, 0, self.stale)

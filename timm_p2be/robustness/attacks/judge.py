@@ -27,7 +27,13 @@ def seeded(*parts: str | int) -> Generator:
 def is_correct(model: PixelModel, levels: Tensor, labels: Tensor) -> Bits:
     """Return whether the model, in evaluation mode, gives each uint8 image (B, 3, H, W) its label: (B,) bool."""
     model.eval()
-    return (model(levels.to(model.device)).argmax(1).cpu() == labels.cpu()).numpy()
+    logits = model(levels.to(model.device)).cpu()
+    if not bool(logits.isfinite().all()):
+        raise ValueError(
+            f'{model.name} gives logits that are not finite; nothing can be said of it. Its training diverged, or its '
+            'file is damaged.'
+        )
+    return (logits.argmax(1) == labels.cpu()).numpy()
 
 
 def attack_batch(

@@ -77,12 +77,6 @@ class LSPGA(Attack):
         """Return the attack of the paper's Tables IV and V: 7 steps, xi = 1, delta = 1.2, flattening, one start."""
         return cls(model, eps, name='lspga-official')
 
-    @classmethod
-    def strong(cls, model: nn.Module, eps: int = 8, anneal: str = 'flatten') -> 'LSPGA':
-        """Return 100 steps from 10 starts, annealed by the same total factor as the official 7 steps."""
-        rate = 1.2 ** (7 / 100)
-        return cls(model, eps, 100, 0.1, rate, anneal, restarts=10, name=f'lspga-strong-{anneal}')
-
     def cost(self) -> Cost:
         return Cost(self.restarts, self.restarts * self.steps)
 

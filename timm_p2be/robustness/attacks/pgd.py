@@ -35,7 +35,7 @@ class PGD(Climber):
         step_size: float | None = None,
         restarts: int = 1,
         loss: str = 'ce',
-        sigma: float = 4.0,
+        sigma: float | None = None,
         stop: bool = True,
         name: str | None = None,
     ) -> None:
@@ -57,7 +57,7 @@ class PGD(Climber):
         self.loss = loss
         self.kind = 'one-step' if self.steps == 1 else 'white-box'
         self.name = name or self._default_name()
-        self._view = attack_view(self.model, self.surrogate, sigma)
+        self._view = attack_view(self.model, self.surrogate, eps, sigma)
 
     def _usual_step_size(self) -> float:
         return self.eps if self.steps == 1 else max(2.5 * self.eps / self.steps, 0.5)

@@ -18,8 +18,7 @@ class Square(Attack):
     """Random search over squares of +-eps: a square with a random sign per color is kept if the margin falls.
 
     Starts from vertical stripes of +-eps, one pixel wide. Every image has its own squares, whose area shrinks with the
-    share of the queries that is spent, and drops out when it falls. All attempts lie at the corners of the bound; see
-    `CoordinateSearch` for the levels in between.
+    share of the queries that is spent, and drops out when it falls. All attempts lie at the corners of the bound.
 
     Args: as `Attack`, and
         queries: most an image can cost, the clean one included; at least 2.

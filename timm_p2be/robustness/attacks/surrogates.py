@@ -5,34 +5,47 @@ The lookup of a code has no derivative. Backward Pass Differentiable Approximati
 of a similar smooth function into the backward pass: a surrogate.
 """
 
+import logging
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor, nn
 
 from timm_p2be.encodings import LEVELS, pixel_levels
+from timm_p2be.encodings.statistics import code_statistics
 from timm_p2be.robustness.pixel_model import PixelModel, as_pixel_model, tied_copy
 from timm_p2be.stem import EncodedConv2d, encoded_stem
+
+_logger = logging.getLogger(__name__)
 
 SURROGATES = ('linear', 'kernel', 'straight-through', 'ramp')
 
 
-def attack_view(model: nn.Module, surrogate: str = 'auto', sigma: float = 4.0) -> nn.Module:
+def attack_view(model: nn.Module, surrogate: str = 'auto', eps: float = 8, sigma: float | None = None) -> nn.Module:
     """Return a differentiable stand-in of a model for gradient attacks: float images in [0, 1] to (B, K) logits.
 
     Forward it is the model itself: an image is rounded to levels, which on the pixel grid k / 255 changes nothing, and
     the logits are the model's, bit for bit. Backward, the code of a pixel counts as a smooth function of its value:
 
     - 'linear': the codes of neighboring levels joined by straight lines; at a level the mean of the slopes on both
-      sides. Zero where neighbors share a code.
+      sides. Zero where neighbors share a code, so it misleads on smooth tables (thermometer); right for rough ones.
     - 'kernel': the mean of all codes under a Gaussian of `sigma` levels round the pixel, which sees the trend across
-      equal or noisy neighbors.
+      equal neighbors. Misleads on rough tables where it is wider than the bound.
     - 'straight-through': the line that fits each bit best over all 256 levels; 'kernel' with a large sigma.
     - 'ramp', thermometer codes only: every bit falls linearly over the bin below its threshold, as in the attack
       that broke thermometer encoding (anishathalye/obfuscated-gradients, thermometer/robustml_attack.py).
     - 'auto': 'kernel', or 'straight-through' for a model of pixel values, whose only surrogate it is: the identity.
 
-    Mean and std are inside. The view shares weights with the model, follows its training, and is in evaluation mode.
+    No surrogate is right for every table: the attacks on codes themselves, `DGA` and `LSPGA`, need none. Mean and std
+    are inside. The view shares weights with the model, follows its training, and is in evaluation mode; it can be
+    differentiated twice. Round what an attack returns by `round_toward`, which keeps every bound.
+
+    Args:
+        model: timm model, encoded or not, or any module that takes images in [0, 1].
+        surrogate: see above.
+        eps: bound of the attack in levels, which the width follows.
+        sigma: in levels; None is eps / 2, but 1 at least and 4 at most.
 
     Example:
         >>> import timm
@@ -42,15 +55,51 @@ def attack_view(model: nn.Module, surrogate: str = 'auto', sigma: float = 4.0) -
         True
     """
     pixel_model = as_pixel_model(model)
-    surrogate = choose_surrogate(pixel_model, surrogate)
-    if not 0 < sigma < float('inf'):
-        raise ValueError(f'Got sigma={sigma!r}; the width of the kernel is a positive number of levels.')
     view = tied_copy(pixel_model)
     name, stem = encoded_stem(view.model)
+    surrogate = choose_surrogate(pixel_model, surrogate)
+    sigma = min(max(eps / 2, 1.0), 4.0) if sigma is None else sigma
+    if not 0 < sigma < float('inf'):
+        raise ValueError(f'Got sigma={sigma!r}; the width of the kernel is a positive number of levels.')
     if stem is None:
         return _RoundedModel(view).eval()
+    flips = code_statistics(stem.embedding.codes()).neighbors[1]
+    width = f' of {sigma:g} levels' if surrogate == 'kernel' else ''
+    _logger.info(f"{view.name}: surrogate '{surrogate}'{width}; {flips:.2f} bits flip from a level to the next.")
     view.model.set_submodule(name, _SurrogateStem(stem, surrogate, sigma))
     return view.eval()
+
+
+def robustbench_model(model: str | nn.Module, surrogate: str = 'auto', eps: float = 8) -> nn.Module:
+    """Return a model as `robustbench.eval.benchmark` takes it: the `attack_view` of a timm model or pretrained name.
+
+    Example:
+        >>> robustbench_model('wrn16_2_p2be')(torch.rand(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
+    """
+    return attack_view(timm.create_model(model, pretrained=True) if isinstance(model, str) else model, surrogate, eps)
+
+
+def round_toward(images: Tensor, clean: Tensor) -> Tensor:
+    """Return the levels next to adversarial images on the side of the clean ones, so that any Lp bound still holds.
+
+    Rounding to the nearest level can lengthen an L2 perturbation (.25 becomes .2577 on a CIFAR image).
+
+    Args:
+        images: float (B, 3, H, W) in [0, 1].
+        clean: uint8 (B, 3, H, W).
+
+    Returns:
+        uint8 (B, 3, H, W).
+
+    Example:
+        >>> round_toward(torch.tensor([10.9, 5.2]) / 255, torch.tensor([10, 6], dtype=torch.uint8)).tolist()
+        [10, 6]
+    """
+    change = (images.double() * (LEVELS - 1)).clamp(0, LEVELS - 1) - clean
+    # a whole number of levels may come out a little short of it in float32
+    steps = (change.abs() + 1e-3).floor() * change.sign()
+    return (clean + steps).round().to(torch.uint8)
 
 
 def choose_surrogate(model: PixelModel, surrogate: str = 'auto') -> str:
@@ -157,6 +206,5 @@ class _SurrogateGradient(torch.autograd.Function):
         return features.view_as(features)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         return grad, ctx.stem.image_gradient(grad, *ctx.saved_tensors), None

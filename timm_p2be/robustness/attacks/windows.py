@@ -55,8 +55,9 @@ class Windows:
         return self.sort(levels).long() - self._start
 
     def unsort(self, values: Tensor) -> Tensor:
-        """Return per-value data in the sorted order, (P,), as an image, (B, 3, H, W)."""
-        return torch.empty_like(values).index_copy_(0, self._order, values).view(self._shape).permute(0, 3, 1, 2)
+        """Return per-value data in the sorted order, (P,) or (P, K), as an image, (B, 3, H, W) or (B, 3, H, W, K)."""
+        image = torch.empty_like(values).index_copy_(0, self._order, values)
+        return image.unflatten(0, self._shape).movedim(3, 1)
 
     def sort(self, values: Tensor) -> Tensor:
         """Return per-value data, (B, 3, H, W) or (B, 3, H, W, K), in the sorted order, (P,) or (P, K)."""

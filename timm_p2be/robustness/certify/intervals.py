@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from timm_p2be.robustness.attacks.attack import check_eps, check_images
 from timm_p2be.robustness.certify.stem_bounds import stem_bounds
 from timm_p2be.robustness.pixel_model import PixelModel
-from timm_p2be.stem import EncodedConv2d
+from timm_p2be.stem import EncodedConv2d, encoded_stem
 
 # an output falls nowhere when an input rises
 _MONOTONE_MODULES = (
@@ -56,6 +56,7 @@ class IntervalNetwork:
     """
 
     def __init__(self, model: PixelModel) -> None:
+        encoded_stem(model.model)  # refuses a folded one
         self._model = model
         self._graph = fx.GraphModule(model.model, _Tracer().trace(model.model))
 
@@ -73,7 +74,9 @@ class IntervalNetwork:
         images: Tensor | Bounds = levels
         if self._model.encoding is None:
             low, high = (levels.int() - eps).clamp(min=0), (levels.int() + eps).clamp(max=255)
-            images = _shrink(Bounds(*(self._model.normalize(values / 255) for values in (levels, low, high))), share)
+            dtype = next(self._model.parameters()).dtype
+            pixels = (self._model.normalize(values.to(dtype) / 255).to(dtype) for values in (levels, low, high))
+            images = _shrink(Bounds(*pixels), share)
         interpreter = _Intervals(self._graph, eps, share)
         logits = interpreter.run(images)
         stem = images if isinstance(images, Bounds) else interpreter.stem

@@ -2,6 +2,8 @@
 
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +12,15 @@ from PIL import Image
 
 from timm_p2be.files import atomic_folder, atomic_write, read_json, write_json
 from timm_p2be.robustness.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES, SUITES, corrupt
-from timm_p2be.robustness.corruptions.corrupted_sets import CorruptedSet, Labeled, choose_names, spans_of
+from timm_p2be.robustness.corruptions.corrupted_sets import CorruptedSet, Labeled, choose_names, load_batches, spans_of
 from timm_p2be.robustness.corruptions.stored_sets import DESCRIPTION
 from timm_p2be.robustness.corruptions.weather import FROST_PICTURES, frost_picture
 from timm_p2be.robustness.evaluation.results import environment
-from timm_p2be.robustness.images import ImageSet
+from timm_p2be.robustness.images import ImageSet, Pixels
 
 Step = Callable[[int, str], None]  # told how many more images are written, and of what
 _SPAN = 64  # images written at once
+JPEG = {'quality': 85, 'optimize': True}  # of ImageNet-C: hendrycks/robustness, ImageNet-C/create_c/make_imagenet_c.py
 
 
 class GeneratedSet(CorruptedSet):
@@ -58,9 +61,15 @@ class GeneratedSet(CorruptedSet):
     def __len__(self) -> int:
         return len(self.clean)
 
-    def image(self, name: str, severity: int, index: int) -> Labeled:
+    def raw(self, name: str, severity: int, index: int) -> Labeled:
+        """Return one image as the corruption leaves it."""
         pixels, label = self.clean[index]
         return corrupt(pixels, name, severity, self.suite, (self.seed, index)), label
+
+    def image(self, name: str, severity: int, index: int) -> Labeled:
+        """Return one image as the benchmark has it: those of ImageNet-C went through JPEG, which takes noise away."""
+        pixels, label = self.raw(name, severity, index)
+        return pixels if self.suite == 'cifar' else np.asarray(Image.open(_jpeg(pixels))), label
 
     def describe(self) -> dict[str, Any]:
         """Return what reports say of the data, and all that its pixels depend on."""
@@ -73,10 +82,17 @@ class GeneratedSet(CorruptedSet):
             'images': len(self),
             'subset': clean['subset'],
             'transform': clean['transform'],
+            'jpeg_quality': None if self.suite == 'cifar' else JPEG['quality'],
             'seed': self.seed,
             'fingerprint': clean['fingerprint'],
             'versions': environment()['versions'],
         }
+
+
+def _jpeg(pixels: Pixels) -> BytesIO:
+    file = BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(file, 'JPEG', **JPEG)
+    return file
 
 
 def write_set(
@@ -84,8 +100,7 @@ def write_set(
 ) -> int:
     """Write a whole set: arrays for the suite 'cifar', folders of JPEG files for 'imagenet'.
 
-    What an earlier call of the same data has finished is kept. The JPEG files have quality 85 and optimized tables, as
-    ImageNet-C's (make_imagenet_c.py), so they differ from the images that `data` makes.
+    What an earlier call of the same data has finished is kept. The images are those that `data` makes.
 
     Args:
         data: what to write; for the suite 'cifar' it has all severities.
@@ -141,11 +156,11 @@ def _write_severity(data: GeneratedSet, name: str, severity: int, path: Path, wo
     """Write `<name>/<severity>/<class>/<index>.JPEG`."""
     index = 0
     with atomic_folder(path) as folder:
-        for images, labels in data.batches(name, severity, spans_of(len(data), _SPAN), workers):
+        for images, labels in load_batches(partial(data.raw, name, severity), spans_of(len(data), _SPAN), workers):
             for pixels, label in zip(images.permute(0, 2, 3, 1).numpy(), labels.tolist(), strict=True):
                 file = folder / f'{label:04d}' / f'{index:08d}.JPEG'
                 file.parent.mkdir(exist_ok=True)
-                Image.fromarray(np.ascontiguousarray(pixels)).save(file, 'JPEG', quality=85, optimize=True)
+                file.write_bytes(_jpeg(pixels).getvalue())
                 index += 1
             step(len(images), f'{name} {severity}')
 

@@ -180,7 +180,7 @@ def _binarization(evidence: Evidence) -> Finding:
 
 def run_checks(content: Mapping[str, Any]) -> list[Check]:
     """Return all checks of a result file's content."""
-    evidence, results = Evidence(_outcomes(content), content.get('probes', {})), {True: PASSED, False: FAILED}
+    evidence, results = Evidence(outcomes(content), content.get('probes', {})), {True: PASSED, False: FAILED}
     checks = []
     for name, explanation, masking, find in _CHECKS:
         holds, figure = find(evidence)
@@ -217,7 +217,7 @@ def suspected(checks: Sequence[Check]) -> bool:
     return any(check.result == FAILED and check.masking for check in checks)
 
 
-def _outcomes(content: Mapping[str, Any]) -> list[Outcome]:
+def outcomes(content: Mapping[str, Any]) -> list[Outcome]:
     """Return the attacks, each on the clean images of the subset that the model gets right."""
     alone, worst_case = content['settings']['alone'], content['settings']['worst_case']
     correct = unpack_bits(content['clean']['correct'], max(alone, worst_case))[:alone]

@@ -31,7 +31,7 @@ def probe_gradients(model: PixelModel, data: ImageSet, results: AttackResults) -
     for surrogate in surrogates_for(model):
         if surrogate not in gradients:
             levels, labels = as_batch(data, range(results.probed))
-            view = attack_view(model, surrogate)
+            view = attack_view(model, surrogate, results.eps)
             gradients[surrogate] = gradient_shares(view, levels.to(model.device), labels.to(model.device))
             results.write()
 

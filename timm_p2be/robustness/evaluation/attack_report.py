@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from timm_p2be.robustness.evaluation.attack_checks import Check, run_checks, suspected, verdict
+from timm_p2be.robustness.evaluation.attack_checks import Check, outcomes, run_checks, suspected, verdict
 from timm_p2be.robustness.evaluation.report import Curves, Report, Section, Table, surroundings
 
 Content = Mapping[str, Any]
@@ -13,8 +13,9 @@ _LIMITS = (
     'the choice of images only, not the choice of attacks, and not training runs with other seeds.',
     'An image stands if the model is right on it as it is and after the attack: the attacker may leave it alone.',
     'The worst case runs the attacks in the order of the table, each on the images that stand; "felled" counts the '
-    'images that fell to it first. Where the two sets of images overlap, the result alone is taken over. The budget '
-    'is the most an image can cost in calls of the model, without and with a backward pass.',
+    'images that fell to it first. "By it only" counts images of the first set that no other attack felled. Where the '
+    'two sets of images overlap, the result alone is taken over. The budget is the most an image can cost in calls of '
+    'the model, without and with a backward pass.',
     'Accuracy under corruptions is another question, measured by `timm-p2be benchmark corruptions`.',
 )
 
@@ -71,19 +72,23 @@ def _summary(contents: Sequence[Content]) -> Table:
 def _attacks(content: Content) -> Table:
     settings, worst = content['settings'], content['worst_case']
     alone = f'stand alone (first {settings["alone"]})'
-    header = ['attack', 'kind', alone, '95 % interval', 'felled in the worst case', 'seconds', 'budget']
+    header = ['attack', 'kind', alone, '95 % interval', 'felled by it only', 'felled in the worst case', 'seconds']
+    header.append('budget')
     clean = content['clean']['alone']
-    rows = [['none', 'clean', _share(clean), _interval(clean), '-', '-', '1 + 0']]
+    rows = [['none', 'clean', _share(clean), _interval(clean), '-', '-', '-', '1 + 0']]
+    felled_by = {outcome.name: outcome.felled for outcome in outcomes(content)}
+    times = sum(bits.astype(int) for bits in felled_by.values())
     for attack in content['attacks']:
         entry = content['alone'][attack['name']]
         new = worst.get('attacks', {}).get(attack['name'], {})
         seconds = entry['seconds'] + new.get('seconds', 0.0)
         felled = f'{new["number"]} of {new["faced"]}' if new else '-'
-        budget = f'{attack["forwards"]} + {attack["backwards"]}'
-        rows.append([attack['name'], attack['kind'], _share(entry), _interval(entry), felled, f'{seconds:.1f}', budget])
+        only = int((felled_by[attack['name']] & (times == 1)).sum())
+        row = [attack['name'], attack['kind'], _share(entry), _interval(entry), str(only), felled, f'{seconds:.1f}']
+        rows.append([*row, f'{attack["forwards"]} + {attack["backwards"]}'])
     if worst:
         title = f'worst case (first {settings["worst_case"]})'
-        rows.append([title, 'all', _share(worst), _interval(worst), '-', '-', '-'])
+        rows.append([title, 'all', _share(worst), _interval(worst), '-', '-', '-', '-'])
     return Table(header, rows)
 
 

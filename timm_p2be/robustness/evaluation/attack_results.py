@@ -66,7 +66,9 @@ class AttackResults(ResultFile):
         }
         worst = {'subset': f'first {settings["worst_case"]} images', 'attacks': {}} if settings['worst_case'] else {}
         path = folder / (re.sub(r'[^\w.-]', '_', model.name) + '.attacks.json') if folder is not None else None
-        results = cls.open(path, configuration, {'clean': None, 'alone': {}, 'worst_case': worst}, overwrite)
+        results = cls.open(
+            path, configuration, {'clean': None, 'alone': {}, 'worst_case': worst}, overwrite, model.device
+        )
         if overwrite and results.image_folder is not None:
             for file in results.image_folder.glob('*.safetensors'):
                 file.unlink()

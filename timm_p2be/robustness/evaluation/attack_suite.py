@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from timm_p2be.checkpoints import weights_sha256
 from timm_p2be.robustness.attacks.apgd import APGD
 from timm_p2be.robustness.attacks.attack import Attack
-from timm_p2be.robustness.attacks.coordinate import CoordinateSearch
 from timm_p2be.robustness.attacks.dga import DGA
 from timm_p2be.robustness.attacks.lspga import LSPGA
 from timm_p2be.robustness.attacks.noise import Noise
@@ -20,6 +20,7 @@ from timm_p2be.robustness.attacks.surrogates import surrogates_for
 from timm_p2be.robustness.attacks.transfer import Transfer
 from timm_p2be.robustness.pixel_model import PixelModel
 
+TARGETS = 3  # likeliest wrong classes that APGD tries one by one
 Variant = Callable[[PixelModel, int, int], Attack]  # model, eps, steps
 
 # cheapest first; `by` is a surrogate of the model's gradient, or the model that images are transferred from
@@ -32,12 +33,12 @@ _FAMILIES: dict[str, Callable[[PixelModel, int, Any], Attack]] = {
     'pgd': lambda model, eps, by: PGD(model, eps, by, steps=40, name=f'pgd-{by}'),
     'apgd-ce': lambda model, eps, by: APGD(model, eps, by, steps=100, loss='ce', name=f'apgd-ce-{by}'),
     'apgd-margin': lambda model, eps, by: APGD(model, eps, by, steps=100, loss='margin', name=f'apgd-margin-{by}'),
-    'lspga-strong-flatten': lambda model, eps, by: LSPGA.strong(model, eps, anneal='flatten'),
-    'lspga-strong-sharpen': lambda model, eps, by: LSPGA.strong(model, eps, anneal='sharpen'),
-    'coordinate': lambda model, eps, by: CoordinateSearch(model, eps, queries=2000),
+    'apgd-target': lambda model, eps, by: APGD(
+        model, eps, by, restarts=min(TARGETS, model.num_classes - 1), loss='target', name=f'apgd-target-{by}'
+    ),
     'square': lambda model, eps, by: Square(model, eps, queries=5000),
 }
-_PER_SURROGATE = ('fgsm', 'pgd', 'apgd-ce', 'apgd-margin')
+_PER_SURROGATE = ('fgsm', 'pgd', 'apgd-ce', 'apgd-margin', 'apgd-target')
 FAMILIES = tuple(_FAMILIES)
 SUITES = {'quick': FAMILIES[:6], 'full': FAMILIES}
 
@@ -52,7 +53,7 @@ def build_suite(
         names: of `SUITES` or `FAMILIES`, or '<family>-<surrogate>' for one surrogate of a family that has one attack
             for each, such as 'pgd-kernel'.
         sources: models whose adversarial images are tried on `model`; without any, suites have no 'transfer'. One
-            with the checkpoint of `model` itself is left out: that would be no transfer.
+            with the weights of `model` itself is left out: that would be no transfer.
     """
     surrogates = surrogates_for(model)
     single = [f'{family}-{by}' for family in _PER_SURROGATE for by in surrogates]
@@ -71,7 +72,8 @@ def build_suite(
                 f'{source.name} has {source.num_classes} classes, {model.name} {model.num_classes}; transfer from a '
                 'model of the same classes.'
             )
-    sources = [source for source in sources if source.sha256 is None or source.sha256 != model.sha256]
+    own = weights_sha256(model.model.state_dict())
+    sources = [source for source in sources if weights_sha256(source.model.state_dict()) != own]
     families = {name for word in names for name in SUITES.get(word, (word,))}
     attacks: list[Attack] = []
     for family, build in _FAMILIES.items():
@@ -92,6 +94,8 @@ def variant(name: str) -> Variant | None:
     """
     if name == 'lspga-official':
         return _lspga
+    if name == 'dga':
+        return DGA
     for family, attack in (('pgd', PGD), ('apgd-ce', APGD), ('apgd-margin', APGD)):
         if name.startswith(f'{family}-'):
             surrogate, loss = name.removeprefix(f'{family}-'), 'margin' if family == 'apgd-margin' else 'ce'

@@ -46,7 +46,7 @@ class CorruptionResults(ResultFile):
                 for name, severities in corruptions.items()
             }
             eces = [found['ece'] for severities in corruptions.values() for found in severities.values()]
-            content['summary'][model] = summarize(errors) | {'mean_ece': sum(eces) / len(eces)}
+            content['summary'][model] = summarize(errors, config['data']['suite']) | {'mean_ece': sum(eces) / len(eces)}
             content['complete'] = len(eces) == len(config['corruptions']) * len(config['severities'])
         self.write()
 
@@ -94,7 +94,9 @@ def benchmark_corruptions(
     }
     nothing: dict[str, Any] = {'clean': {}, 'results': {}, 'summary': {}, 'complete': False}
     with runner('image', show) as run:
-        results = run.ranks.open(lambda: CorruptionResults.open(output, {'config': config}, nothing, overwrite))
+        results = run.ranks.open(
+            lambda: CorruptionResults.open(output, {'config': config}, nothing, overwrite, wrapped[0].device)
+        )
         jobs = [(CLEAN, 0)] if clean is not None else []
         jobs += [(name, severity) for name in data.names for severity in data.severities]
         jobs = [job for job in jobs if not results.is_done(*job)]

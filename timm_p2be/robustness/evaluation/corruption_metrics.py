@@ -1,8 +1,9 @@
 """Figures of the corruption benchmarks: mean corruption error, mCE relative to AlexNet, calibration error.
 
 CE_c = sum over s of E(s, c) / sum over s of E_AlexNet(s, c), and mCE is its mean over the 15 corruptions (Hendrycks &
-Dietterich, arXiv 1903.12261). CIFAR-C is reported unnormalized instead (hendrycks/robustness, issue 28), so both
-figures are always given. All figures are fractions: an mCE of 1 is AlexNet's, which papers print as 100.
+Dietterich, arXiv 1903.12261). CIFAR-C is reported unnormalized (hendrycks/robustness, issue 28), so that figure is
+always given, and mCE for ImageNet-C only. All figures are fractions: an mCE of 1 is AlexNet's, which papers print as
+100.
 """
 
 from collections.abc import Mapping
@@ -36,10 +37,11 @@ BINS = 15
 Errors = Mapping[str, Mapping[int, float]]  # corruption -> severity -> error, a fraction
 
 
-def summarize(errors: Errors) -> dict[str, Any]:
+def summarize(errors: Errors, suite: str = 'imagenet') -> dict[str, Any]:
     """Return the figures of one model, JSON values only.
 
-    The extra corruptions enter none of the means. mCE exists only over all 15 corruptions at all 5 severities.
+    The extra corruptions enter none of the means. mCE exists only for 'imagenet', whose images AlexNet's errors are
+    of, over all 15 corruptions at all 5 severities.
 
     Returns:
         `corruptions` (name -> mean over severities), `mean_corruption_error` (None if no corruption counts) and
@@ -49,15 +51,21 @@ def summarize(errors: Errors) -> dict[str, Any]:
     means = {name: sum(levels.values()) / len(levels) for name, levels in errors.items()}
     counted = [name for name in means if name not in EXTRA_CORRUPTIONS]
     complete = {name for name in means if set(SEVERITIES) <= set(errors[name])}
-    ce = {name: means[name] / ALEXNET_ERRORS[name] for name in CORRUPTIONS if name in complete}
+    relative = [name for name in CORRUPTIONS if name in complete and suite == 'imagenet']
+    ce = {name: means[name] / ALEXNET_ERRORS[name] for name in relative}
     lacking = [name for name in CORRUPTIONS if name not in complete]
-    shown = ', '.join(lacking[:3]) + (f' and {len(lacking) - 3} more' if len(lacking) > 3 else '')
+    reason = None
+    if suite != 'imagenet':
+        reason = "AlexNet's errors are those on ImageNet-C"
+    elif lacking:
+        shown = ', '.join(lacking[:3]) + (f' and {len(lacking) - 3} more' if len(lacking) > 3 else '')
+        reason = f'needs all 15 corruptions at all 5 severities; incomplete: {shown}'
     return {
         'corruptions': means,
         'mean_corruption_error': sum(means[name] for name in counted) / len(counted) if counted else None,
         'mean_over': counted,
-        'mce_alexnet': None if lacking else sum(ce.values()) / len(ce),
-        'mce_reason': f'needs all 15 corruptions at all 5 severities; incomplete: {shown}' if lacking else None,
+        'mce_alexnet': None if reason else sum(ce.values()) / len(ce),
+        'mce_reason': reason,
         'ce': ce,
         'categories': {
             category: sum(means[name] for name in names) / len(names) if set(names) <= set(means) else None

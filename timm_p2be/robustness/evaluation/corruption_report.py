@@ -10,10 +10,10 @@ from timm_p2be.robustness.evaluation.report import Curves, HeatMap, Report, Sect
 Content = Mapping[str, Any]
 
 _MEASURES = (
-    'Mean corruption error: the plain mean. mCE (Hendrycks & Dietterich, arXiv 1903.12261): the errors of each '
-    "corruption, summed over severities, relative to AlexNet's, mean over the 15 corruptions; AlexNet is 100. Its "
-    'errors are those of google-research/augmix, imagenet.py. ECE: expected calibration error, 15 bins (Guo et al., '
-    'arXiv 1706.04599).'
+    'Mean corruption error: the plain mean. mCE (Hendrycks & Dietterich, arXiv 1903.12261), for ImageNet-C only: the '
+    "errors of each corruption, summed over severities, relative to AlexNet's, mean over the 15 corruptions; AlexNet "
+    'is 100. Its errors are those of google-research/augmix, imagenet.py. ECE: expected calibration error, 15 bins '
+    '(Guo et al., arXiv 1706.04599).'
 )
 
 
@@ -48,15 +48,10 @@ def warnings(content: Content) -> Iterator[str]:
     if set(severities) != set(SEVERITIES) or set(counted) != set(CORRUPTIONS):
         yield (
             f'Means are over {len(counted)} corruptions ({len(set(counted) & set(CORRUPTIONS))} of the 15) at '
-            f'severities {", ".join(map(str, severities))}; mCE needs the 15 at severities 1 to 5.'
+            f'severities {", ".join(map(str, severities))}.'
         )
     if len(counted) < len(names):
         yield 'Extra corruptions are shown, and enter neither the mean corruption error nor mCE.'
-    if data['suite'] == 'cifar':
-        yield (
-            "mCE divides by AlexNet's errors on ImageNet-C. CIFAR-C is reported as the mean corruption error, "
-            'unnormalized.'
-        )
     if config['precision'] != 'float32':
         yield f'Models were run in {config["precision"]}.'
     if clean is None:

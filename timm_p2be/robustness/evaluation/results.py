@@ -38,13 +38,14 @@ class ResultFile:
         configuration: dict[str, Any],
         results: dict[str, Any],
         overwrite: bool = False,
+        device: torch.device | None = None,
     ) -> File:
         """Return the file of an earlier run of the same configuration and versions if it is there, else a new one.
 
         `results` are those of a run that has found nothing yet.
         """
         head = {'schema_version': SCHEMA_VERSION, 'kind': cls.kind}
-        content = {**head, **configuration, 'environment': environment(), **results}
+        content = {**head, **configuration, 'environment': environment(device), **results}
         content = json.loads(json.dumps(content))  # as it will be read back
         if path is None or overwrite or not path.exists():
             return cls(content, path)
@@ -83,8 +84,8 @@ def read_json(path: Path, kind: str) -> dict[str, Any]:
     return content
 
 
-def environment() -> dict[str, Any]:
-    """Return versions and hardware that a figure may depend on, JSON values only."""
+def environment(device: torch.device | None = None) -> dict[str, Any]:
+    """Return versions and hardware that a figure may depend on, JSON values only; `device` is that of the model."""
     versions: dict[str, str | None] = {}
     for package in _PACKAGES:
         try:
@@ -94,6 +95,8 @@ def environment() -> dict[str, Any]:
     return {
         'python': platform.python_version(),
         'machine': platform.machine(),
+        'device': 'cpu' if device is None else device.type,
+        'gpu': torch.cuda.get_device_name(device) if device is not None and device.type == 'cuda' else None,
         'threads': torch.get_num_threads(),
         'versions': versions,
     }
