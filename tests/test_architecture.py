@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     'data': {'extras', 'files'},
     'models': {'encodings', 'files', 'hub', 'stem'},
     'task': {'encodings', 'losses', 'robustness', 'stem'},
-    'robustness': {'checkpoints', 'encodings', 'extras', 'files', 'stem'},
+    'robustness': {'checkpoints', 'encodings', 'extras', 'files', 'lookup', 'stem'},
     'hub': {'checkpoints', 'encodings', 'extras', 'files', 'models', 'robustness', 'stem', ''},
     '': {'encodings', 'lookup', 'losses', 'models', 'optim', 'robustness', 'stem'},  # registers and re-exports
 }

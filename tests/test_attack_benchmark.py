@@ -361,7 +361,7 @@ def test_the_command_writes_results_and_reports(
 
 def test_the_budget_alone_writes_nothing(flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*flags, '--budget']) == 0
-    assert 'coordinate' in capsys.readouterr().out
+    assert 'apgd-target-kernel' in capsys.readouterr().out
     assert not (tmp_path / 'out').exists()
 
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import timm_p2be
-from timm_p2be.robustness.attacks import APGD, DGA, LSPGA, PGD, Attack, CoordinateSearch, Noise, Square, Transfer
+from timm_p2be.robustness.attacks import APGD, DGA, LSPGA, PGD, Attack, Noise, Square, Transfer
 from timm_p2be.robustness.attacks.attack import KINDS, margin
+from timm_p2be.robustness.attacks.climbing import Climber
 from timm_p2be.robustness.attacks.code_model import CodeModel
 from timm_p2be.robustness.pixel_model import PixelModel
 
@@ -25,10 +26,10 @@ ATTACKS: dict[str, Callable[[nn.Module, Any], Attack]] = {
     'pgd margin': lambda model, eps: PGD(model, eps, steps=3, loss='margin', restarts=2),
     'apgd': lambda model, eps: APGD(model, eps, steps=6),
     'apgd margin': lambda model, eps: APGD(model, eps, steps=3, loss='margin', restarts=2),
+    'apgd target': lambda model, eps: APGD(model, eps, steps=3, loss='target', restarts=2),
     'dga': lambda model, eps: DGA(model, eps, steps=4),
     'lspga': lambda model, eps: LSPGA(model, eps),
     'lspga sharpen': lambda model, eps: LSPGA(model, eps, 10, 0.3, 1.02, 'sharpen'),
-    'coordinate': lambda model, eps: CoordinateSearch(model, eps, queries=20),
     'square': lambda model, eps: Square(model, eps, queries=20),
 }
 each_attack = pytest.mark.parametrize('build', ATTACKS.values(), ids=ATTACKS)
@@ -80,7 +81,7 @@ def test_the_generator_decides_everything(build: Callable[[nn.Module, int], Atta
     first, again, other = (attack(levels, labels, torch.Generator().manual_seed(seed)) for seed in (3, 3, 4))
     assert torch.equal(first, again)
     assert torch.equal(attack(levels, labels), attack(levels, labels, torch.Generator().manual_seed(0)))
-    if not isinstance(attack, PGD | Transfer):  # starts at the clean image
+    if not isinstance(attack, Climber | Transfer):  # begins at the clean image, and fells it from there
         assert not torch.equal(first, other)
 
 
@@ -120,17 +121,17 @@ def test_margin_is_negative_exactly_where_argmax_is_wrong() -> None:
         (PGD, {'steps': 0}, ('steps=0', 'at least 1')),
         (PGD, {'restarts': 0}, ('restarts=0', 'at least 1')),
         (PGD, {'step_size': -1.0}, ('step_size=-1.0', 'positive')),
-        (PGD, {'loss': 'dlr'}, ("'dlr'", "['ce', 'margin']")),
+        (PGD, {'loss': 'dlr'}, ("'dlr'", "['ce', 'margin', 'target']")),
         (PGD, {'surrogate': 'ramp'}, ("'ramp' does not fit", "'kernel'")),
         (DGA, {'steps': 0}, ('steps=0', 'at least 1')),
+        (DGA, {'targets': -1}, ('targets=-1', 'at least 0')),
+        (PGD, {'loss': 'target', 'restarts': 5}, ('restarts=5', 'at most 4')),
         (LSPGA, {'steps': 0}, ('steps=0', 'at least 1')),
         (LSPGA, {'restarts': 0}, ('restarts=0', 'at least 1')),
         (LSPGA, {'step_size': 0.0}, ('step_size=0.0', 'positive')),
         (LSPGA, {'anneal_rate': 0.8}, ('anneal_rate=0.8', 'at least 1')),
         (LSPGA, {'anneal': 'up'}, ("'up'", "['flatten', 'sharpen']")),
         (LSPGA, {'gradient': 'l2'}, ("'l2'", "['sign', 'raw']")),
-        (CoordinateSearch, {'queries': 1}, ('queries=1', 'at least 2')),
-        (CoordinateSearch, {'block': 6}, ('block=6', 'power of 2')),
         (Square, {'queries': True}, ('queries=True', 'at least 2')),
         (Transfer, {'eps': 4, 'source': PGD(_plain('wrn10_2'))}, ('eps=8', 'Build the source with eps=4')),
     ],
@@ -149,7 +150,7 @@ def test_images_must_be_levels(images: Tensor) -> None:
 
 def test_a_model_that_is_no_classifier_of_known_normalization_is_refused() -> None:
     for model, words in (
-        (nn.Linear(1, 3), 'PixelModel(model, mean=...)'),
+        (nn.Conv2d(3, 3, 1), '0 classes'),
         (timm.create_model('resnet10t', num_classes=0), '0 classes'),
         (timm_p2be.convert(timm.create_model('resnet10t', in_chans=1, num_classes=5), 'p2be'), 'in_chans=3'),
     ):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from timm_p2be.robustness.attacks import Attack, CoordinateSearch, Noise, Square, Transfer, attempts
+from timm_p2be.robustness.attacks import Attack, Noise, Square, Transfer, attempts
 from timm_p2be.robustness.attacks.attack import Cost
 from timm_p2be.robustness.attacks.attempts import Attempts, margins
 from timm_p2be.robustness.attacks.square import _squares
@@ -66,7 +66,6 @@ def gray(count: int = 4, size: int = 8, level: int = 128) -> tuple[Tensor, Tenso
 ATTACKS = [
     pytest.param(lambda model, eps=8: Noise(model, eps, draws=20), id='noise'),
     pytest.param(lambda model, eps=8: Transfer(model, eps, Square(planted(), eps, queries=100)), id='transfer'),
-    pytest.param(lambda model, eps=8: CoordinateSearch(model, eps, queries=300, block=4), id='coordinate'),
     pytest.param(lambda model, eps=8: Square(model, eps, queries=100), id='square'),
 ]
 SEARCHES = ATTACKS[2:]
@@ -129,40 +128,10 @@ def test_a_constant_model_stands_and_an_empty_batch_passes(build: Build) -> None
     assert build(planted())(levels[:0], labels[:0]).shape == (0, 3, 8, 8)
 
 
-def test_coordinate_search_returns_its_lowest_margin() -> None:
-    levels, labels = gray(2)
-    attempt = CoordinateSearch(planted(8.5), queries=2000)(levels, labels)
-    assert torch.allclose(margins(planted(8.5), attempt, labels), torch.tensor(0.1), atol=1e-4)  # all 8 levels up
-
-
-def test_coordinate_search_tries_every_legal_level() -> None:
-    levels, labels = gray(2)
-    attempt = CoordinateSearch(one_level(), queries=8000)(levels, labels)
-    assert (margins(one_level(), attempt, labels) < 0).all()
-    attempt = Square(one_level(), queries=1000)(levels, labels)
-    assert (margins(one_level(), attempt, labels) >= 0).all()
-
-
-def test_coordinate_search_halves_its_blocks_on_any_size() -> None:
-    levels = torch.full((1, 3, 5, 7), 128, dtype=torch.uint8)
-    attempt = CoordinateSearch(planted(8.5), queries=4000, block=4)(levels, torch.zeros(1, dtype=torch.int64))
-    assert (attempt[0, 0, :, :3] == 136).all()
-
-
-def test_coordinate_search_visits_first_what_moved_the_margin() -> None:
-    model = planted(8.5)
-    CoordinateSearch(model, queries=1 + 12 * 2 + 2 * 4, block=4)(*gray(1))  # one round, and two blocks of the next
-    for candidates in model.seen[-2:]:
-        channel, _, column = (candidates.amax(dim=0) != candidates.amin(dim=0)).nonzero().unbind(1)
-        assert channel.max() == 0  # the left half's red, all that the model looks at
-        assert column.max() < 4
-
-
-@pytest.mark.parametrize('search', [CoordinateSearch, Square])
-def test_batches_of_candidates_keep_to_the_cap(search: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_of_candidates_keep_to_the_cap(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attempts, 'BATCH', 3)
     model = planted(8.5)
-    search(model, queries=50)(*gray(5))
+    Square(model, queries=50)(*gray(5))
     assert max(model.asked) == 3
 
 
