@@ -1,5 +1,6 @@
 """The benchmark of attacks on a model whose weak images are known."""
 
+import copy
 import json
 import sys
 from collections.abc import Callable
@@ -293,11 +294,13 @@ def nets() -> dict[str, PixelModel]:
 def test_the_suite_has_every_family_once_a_surrogate_and_cheapest_first(nets: dict[str, PixelModel]) -> None:
     names = [attack.name for attack in build_suite(nets['wrn10_2_thermometer'], sources=[nets['wrn10_2']])]
     assert names[:2] == ['noise', 'transfer-wrn10_2']
-    assert len(names) == len(set(names)) == len(FAMILIES) - 4 + 4 * 4
+    assert len(names) == len(set(names)) == len(FAMILIES) - 5 + 5 * 4
     assert [len(build_suite(nets[name], names=['pgd', 'fgsm'])) for name in nets] == [2, 6, 8]
     mixed = build_suite(nets['wrn10_2_p2be'], 4, ['square', 'pgd-kernel', 'noise'])
     assert [(attack.name, attack.eps) for attack in mixed] == [('noise', 4), ('pgd-kernel', 4), ('square', 4)]
     assert 'square' not in [attack.name for attack in build_suite(nets['wrn10_2'], names=['quick'])]
+    twin = PixelModel(copy.deepcopy(nets['wrn10_2'].model), name='twin')  # the same weights: no transfer
+    assert build_suite(nets['wrn10_2'], names=['quick'], sources=[twin])[1].name == 'fgsm-straight-through'
 
 
 @pytest.mark.parametrize(
@@ -306,7 +309,7 @@ def test_the_suite_has_every_family_once_a_surrogate_and_cheapest_first(nets: di
         ('wrn10_2_p2be', ['pgd-ramp'], [], r"Unknown attack 'pgd-ramp' for wrn10_2_p2be.*quick.*noise.*pgd-kernel"),
         ('wrn10_2', ['transfer'], [], '--transfer-from'),
         ('wrn10_2', ['full'], ['planted'], '2 classes'),
-        ('wrn10_2', ['full'], ['wrn10_2', 'wrn10_2'], 'label the models'),
+        ('wrn10_2_p2be', ['full'], ['wrn10_2', 'wrn10_2'], 'label the models'),
     ],
 )
 def test_suites_that_cannot_be_built(
@@ -320,12 +323,13 @@ def test_suites_that_cannot_be_built(
 def test_variants_have_the_bound_and_steps_asked_for(nets: dict[str, PixelModel]) -> None:
     suite = build_suite(nets['wrn10_2_p2be'])
     builders = {attack.name: variant(attack.name) for attack in suite}
-    assert {name.split('-')[0] for name, build in builders.items() if build} == {'pgd', 'apgd', 'lspga'}
+    assert {name.split('-')[0] for name, build in builders.items() if build} == {'pgd', 'apgd', 'lspga', 'dga'}
     for name, build in builders.items():
         if build is not None:
             for steps in (1, 5):
                 attack = build(nets['wrn10_2_p2be'], 3, steps)
-                assert (attack.name, attack.eps, attack.cost().backwards) == (name, 3, steps)
+                passes = 5 if name == 'dga' else 1
+                assert (attack.name, attack.eps, attack.cost().backwards) == (name, 3, passes * steps)
 
 
 def test_the_budget_multiplies_calls_by_their_time() -> None:
