@@ -438,3 +438,11 @@ def test_two_processes(data: Path, output: Path, flags: tuple[str, ...]) -> None
         assert torch.equal(value, other['state'][name]), name
         assert torch.equal(value, weights(output)[name]), name
     assert len(summary(output)) == 1
+
+
+def test_the_moving_average_moves(data: Path, output: Path) -> None:
+    """With a decay of 0 it is the weights, after every update."""
+    assert train.main(command(data, output, '--model-ema', '--model-ema-decay', '0')) == 0
+    saved = checkpoint(output / 'last.pth.tar')
+    for name, weight in saved['state_dict'].items():
+        torch.testing.assert_close(saved['state_dict_ema'][name], weight)
