@@ -16,6 +16,7 @@ from timm_p2be.robustness.attacks import APGD, DGA, LSPGA, PGD, Attack, Noise, S
 from timm_p2be.robustness.attacks.attack import KINDS, margin
 from timm_p2be.robustness.attacks.climbing import Climber
 from timm_p2be.robustness.attacks.code_model import CodeModel
+from timm_p2be.robustness.attacks.judge import is_correct
 from timm_p2be.robustness.pixel_model import PixelModel
 
 ATTACKS: dict[str, Callable[[nn.Module, Any], Attack]] = {
@@ -159,3 +160,11 @@ def test_a_model_that_is_no_classifier_of_known_normalization_is_refused() -> No
         assert words in str(caught.value)
     with pytest.raises(ValueError, match='must be positive'):
         PixelModel(timm.create_model('resnet10t'), std=(1, 0, 1))
+
+
+def test_a_diverged_network_is_refused_instead_of_counted_as_fallen() -> None:
+    model = PixelModel(_plain('wrn10_2_p2be'))
+    with torch.no_grad():
+        model.model.get_parameter('fc.bias')[1] = torch.nan
+    with pytest.raises(ValueError, match='wrn10_2_p2be gives logits that are not finite'):
+        is_correct(model, random_levels(), torch.tensor([0, 1]))

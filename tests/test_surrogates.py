@@ -4,11 +4,19 @@ import pytest
 import timm
 import torch
 from torch import Tensor, nn
+from torchvision.transforms import Normalize
 
 import timm_p2be
 from timm_p2be.encodings import onehot_codes, thermometer_codes
 from timm_p2be.robustness.attacks.code_model import CodeModel
-from timm_p2be.robustness.attacks.surrogates import SURROGATES, attack_view, code_slopes, surrogates_for
+from timm_p2be.robustness.attacks.surrogates import (
+    SURROGATES,
+    attack_view,
+    code_slopes,
+    robustbench_model,
+    round_toward,
+    surrogates_for,
+)
 from timm_p2be.robustness.pixel_model import PixelModel
 
 # stems: 3x3; 7x7 with stride; dynamic 'same' padding; patches with a bias
@@ -159,3 +167,71 @@ def test_a_folded_model_is_refused() -> None:
         attack_view(folded, 'straight-through')
     with pytest.raises(ValueError, match='has been folded'):
         CodeModel(PixelModel(folded))
+
+
+@pytest.mark.parametrize(('eps', 'sigma'), [(0, 1.0), (1, 1.0), (4, 2.0), (8, 4.0), (255, 4.0)])
+def test_the_kernel_follows_the_bound(eps: int, sigma: float) -> None:
+    model, images = _model('resnet10t', 'thermometer'), (_levels() / 255).requires_grad_()
+    got, expected = (
+        torch.autograd.grad(view(images).square().sum(), images)[0]
+        for view in (attack_view(model, eps=eps), attack_view(model, 'kernel', sigma=sigma))
+    )
+    assert torch.equal(got, expected)
+
+
+def test_the_view_says_how_rough_the_table_is(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level('INFO'):
+        attack_view(_model('resnet10t', 'thermometer'), eps=2)
+    assert "resnet10t: surrogate 'kernel' of 1 levels; 0.25 bits flip from a level to the next." in caplog.text
+
+
+def test_a_second_derivative_is_that_of_the_network() -> None:
+    """As GradAlign and curvature penalties take it: the change of the gradient along a weight."""
+    model = _model('wrn10_2').double()
+    view, images = attack_view(model), (_levels(1) / 255.0).double().requires_grad_()
+    weight = model.get_parameter('fc.weight')
+
+    def slope() -> Tensor:
+        return torch.autograd.grad(view(images).square().sum(), images, create_graph=True)[0].square().sum()
+
+    (exact,) = torch.autograd.grad(slope(), weight)
+    step = 1e-2  # logits are float32
+    with torch.no_grad():
+        weight[1, 2] += step
+    above = slope().item()
+    with torch.no_grad():
+        weight[1, 2] -= 2 * step
+    below = slope().item()
+    assert exact[1, 2].item() == pytest.approx((above - below) / (2 * step), rel=2e-2)
+    assert exact[1, 2] != 0
+
+
+def test_any_module_on_images_is_taken() -> None:
+    model, levels = _model('resnet10t', None), _levels()
+    mean, std = (model.pretrained_cfg[key] for key in ('mean', 'std'))
+    stacked = nn.Sequential(Normalize(mean, std), model)
+    for images in (levels, levels / 255):
+        torch.testing.assert_close(attack_view(stacked)(images), PixelModel(model)(levels))
+    encoded = _model('resnet10t')
+    behind = attack_view(nn.Sequential(nn.Identity(), encoded))
+    assert torch.equal(behind(levels), PixelModel(encoded)(levels))
+    assert PixelModel(stacked).num_classes == 5
+
+
+def test_rounding_toward_the_clean_image_keeps_every_bound() -> None:
+    clean = _levels(4)
+    change = torch.randn(clean.shape, generator=torch.Generator().manual_seed(5))
+    change *= 0.25 / change.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    images = clean / 255 + 8 * change
+    rounded = round_toward(images, clean)
+    for order in (1, 2, float('inf')):
+        before, after = ((x - clean / 255).flatten(1).norm(order, dim=1) for x in (images, rounded / 255))
+        assert (after <= before + 1e-5).all()
+    assert (rounded != clean).any()
+    other = _levels(4).flip(0)
+    assert torch.equal(round_toward(other / 255, clean), other)
+
+
+def test_a_model_for_robustbench() -> None:
+    view, levels = robustbench_model('wrn16_2_p2be', eps=1), _levels()
+    assert torch.equal(view(levels / 255), timm.create_model('wrn16_2_p2be', pretrained=True).eval()(levels))
