@@ -1,0 +1,45 @@
+"""The grids of benchmarks/evidence: every run has flags that train.py takes, and the table it names."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from timm_p2be.training.arguments import parse_args
+
+ROOT = Path(__file__).parents[1]
+EVIDENCE = ROOT / 'benchmarks' / 'evidence'
+GRIDS = sorted(path.stem for path in EVIDENCE.glob('*.yaml') if path.stem != 'claims')
+
+
+@pytest.fixture(autouse=True)
+def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EVIDENCE))
+
+
+@pytest.mark.parametrize('name', GRIDS)
+def test_every_run_of_a_grid_can_be_made(name: str, tmp_path: Path) -> None:
+    from tables import build_table  # type: ignore[import-not-found]
+
+    grid: dict[str, Any] = yaml.safe_load((EVIDENCE / f'{name}.yaml').read_text())
+    for run in grid['runs'].values():
+        words = [*grid['flags'].replace("'", '').split(), *run['flags'].split(), '--dataset', 'hfds/cifar10']
+        if start := run.get('start'):
+            build_table(**start).save_pretrained(tmp_path / 'start')
+            words += ['--p2be-embedding', str(tmp_path / 'start')]
+        args = parse_args(['-c', str(ROOT / grid['recipe']), *words], 'train.py').args
+        assert (args.p2be_embedding is None) == (start is None)
+
+
+def test_a_smooth_table_flips_as_many_bits_as_its_length_says() -> None:
+    from measure import table_figures  # type: ignore[import-not-found]
+    from tables import build_table
+
+    for length in (4, 16):
+        weight = build_table('smooth', length=length).weight
+        figures = table_figures(weight, weight)
+        assert figures['neighbor_distance'] == pytest.approx(14.4 / length, rel=0.15)
+        assert figures['moved'] == 0
+    assert torch.equal(build_table('smooth', length=4, seed=1).weight, build_table('smooth', length=4, seed=1).weight)
