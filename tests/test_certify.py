@@ -65,6 +65,25 @@ def test_bounds_hold(name: str) -> None:
             assert ((bounds.logits.lower - slack <= logits) & (logits <= bounds.logits.upper + slack)).all()
 
 
+def test_bounds_of_one_layer_are_attained() -> None:
+    """A convolution of pixel values, then a normalization with slopes of both signs: monotone in every value."""
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(4)
+    with torch.no_grad():
+        for tensor in (norm.weight, norm.bias, norm.running_mean):
+            tensor.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    body = nn.Sequential(nn.Conv2d(3, 4, 2), norm, nn.Flatten())
+    model, levels, eps = PixelModel(nn.Sequential(body, nn.Linear(16, 3)).double()), _levels(1, 3), 40
+    low, high = (levels.double() - eps).clamp(min=0) / 255, (levels.double() + eps).clamp(max=255) / 255
+    bounds = IntervalNetwork(model).propagate(levels, eps).features
+    for number in range(16):
+        image = (levels.double() / 255).requires_grad_()
+        (slope,) = torch.autograd.grad(body(image)[0, number], image)
+        torch.testing.assert_close(body(torch.where(slope > 0, high, low))[0, number], bounds.upper[0, number])
+        torch.testing.assert_close(body(torch.where(slope > 0, low, high))[0, number], bounds.lower[0, number])
+
+
 def _small(encoding: str | None) -> nn.Module:
     torch.manual_seed(0)
     model = nn.Sequential(

@@ -278,6 +278,18 @@ def test_written_folders_keep_the_labels(tmp_path: Path) -> None:
     assert abs(int(pixels_of(stored, 'brightness', 2)[0, 0, 0, 0]) - int(40 * 2 + 0.2 * 255)) <= 2  # JPEG
 
 
+def test_images_made_on_the_fly_are_those_that_would_be_written(tmp_path: Path) -> None:
+    """Through JPEG, as those of ImageNet-C: it takes noise away."""
+    data = GeneratedSet(
+        ImageSet([(Image.new('RGB', (224, 224), 'gray'), 3)], 'gray', size=224), 'imagenet', ['shot_noise']
+    )
+    write_set(data, tmp_path / 'set')
+    made, label = data.image('shot_noise', 3, 0)
+    assert np.array_equal(made, np.asarray(Image.open(tmp_path / 'set/shot_noise/3/0003/00000000.JPEG')))
+    assert label == 3
+    assert made.std() < 0.95 * data.raw('shot_noise', 3, 0)[0].std()
+
+
 def test_killed_writer_leaves_no_half_file(tmp_path: Path) -> None:
     script = (
         'import sys, time; from pathlib import Path; from test_corrupted_sets import clean_images\n'
