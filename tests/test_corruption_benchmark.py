@@ -88,6 +88,9 @@ def test_means_of_the_papers_table(row: str) -> None:
 def test_mce_needs_everything() -> None:
     errors = {name: dict.fromkeys(SEVERITIES, 0.5) for name in CORRUPTIONS}
     assert summarize(errors)['mce_alexnet'] is not None
+    small = summarize(errors, 'cifar')
+    assert (small['mce_alexnet'], small['ce']) == (None, {})
+    assert 'ImageNet-C' in small['mce_reason']
     assert summarize(errors | {'fog': {1: 0.5, 2: 0.5}})['mce_alexnet'] is None
     partial = summarize({name: errors[name] for name in CORRUPTIONS[:14]})
     assert partial['mce_alexnet'] is None
