@@ -11,6 +11,7 @@ leave, and how many certified images fell to one of them, which must be none; se
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from timm_p2be.robustness.certify import IBPTask, IntervalNetwork, certified
 from timm_p2be.robustness.evaluation.results import environment
 from timm_p2be.robustness.pixel_model import PixelModel
 
-# name -> encoding and start of its table; None reads pixel values
+# name -> encoding and kind of the table it starts from (evidence/tables.py); None reads pixel values
 STEMS: dict[str, tuple[str, str | None] | None] = {
     'rgb': None,
     'onehot': ('onehot', None),
@@ -36,6 +37,9 @@ STEMS: dict[str, tuple[str, str | None] | None] = {
     'p2be-normal': ('p2be', 'normal'),
     'p2be-smooth': ('p2be', 'smooth'),
 }
+sys.path.insert(0, str(Path(__file__).with_name('evidence')))
+from tables import build_table  # noqa: E402
+
 BATCH, LR, KAPPA = 128, 1e-3, 0.5
 
 
@@ -66,7 +70,9 @@ def small_cnn(stem: str, seed: int) -> nn.Module:
     }
     model.pretrained_cfg = cfg  # type: ignore[assignment]
     if (encoding := STEMS[stem]) is not None:
-        convert(model, encoding[0], init=encoding[1])
+        convert(model, encoding[0])
+    if encoding is not None and encoding[1] is not None:
+        find_embedding(model).load_state_dict(build_table(encoding[1], seed, length=64).state_dict())
     return model
 
 
