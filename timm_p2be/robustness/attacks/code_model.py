@@ -34,12 +34,11 @@ class CodeModel(nn.Module):
         """Return the (B, K) float32 logits of (B, H, W, 3, M) code planes."""
         return self.network(planes.flatten(3).permute(0, 3, 1, 2))
 
-    def gradient(self, planes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits, and the gradient of the summed cross-entropy with respect to the code planes."""
+    def gradient(self, planes: Tensor, labels: Tensor) -> Tensor:
+        """Return the gradient of the summed cross-entropy with respect to the code planes."""
         with torch.enable_grad():
-            logits = self(planes.requires_grad_())
-            loss = nn.functional.cross_entropy(logits, labels, reduction='sum')
-            return logits.detach(), torch.autograd.grad(loss, planes)[0]
+            loss = nn.functional.cross_entropy(self(planes.requires_grad_()), labels, reduction='sum')
+            return torch.autograd.grad(loss, planes)[0]
 
     def train(self, mode: bool = True) -> 'CodeModel':
         """Stay in evaluation mode: an attack never moves the statistics of batch normalization."""

@@ -97,8 +97,7 @@ class LSPGA(Attack):
         for index in range(self.steps):
             temperature = self._temperature(index)
             shares = torch.softmax(logits / temperature, dim=1)
-            _, slope = self._network.gradient(windows.mix(shares, table), labels)
-            slope = windows.compare(slope, table)
+            slope = windows.compare(self._network.gradient(windows.mix(shares, table), labels), table)
             # softmax backward; exactly 0 where the share is 0, so illegal levels never move
             slope = shares * (slope - (shares * slope).sum(1, keepdim=True)) / temperature
             logits += self.step_size * (slope.sign_() if self.gradient == 'sign' else slope)

@@ -30,6 +30,14 @@ class Bounds(NamedTuple):
     lower: Tensor
     upper: Tensor
 
+    @property
+    def middle(self) -> Tensor:
+        return (self.upper + self.lower) / 2
+
+    @property
+    def radius(self) -> Tensor:
+        return (self.upper - self.lower) / 2
+
 
 class Propagation(NamedTuple):
     """What interval bounds say of a batch."""
@@ -154,12 +162,11 @@ def _allowed() -> str:
 
 
 def _linear(module: nn.Linear | nn.Conv2d, given: Bounds) -> Bounds:
-    middle, radius = (given.upper + given.lower) / 2, (given.upper - given.lower) / 2
     if isinstance(module, nn.Linear):
-        spread = nn.functional.linear(radius, module.weight.abs())
+        spread = nn.functional.linear(given.radius, module.weight.abs())
     else:
-        spread = module._conv_forward(radius, module.weight.abs(), None)  # with padding as the module does it
-    moved = module(middle)
+        spread = module._conv_forward(given.radius, module.weight.abs(), None)  # with padding as the module does it
+    moved = module(given.middle)
     return Bounds(module(given.center), moved - spread, moved + spread)
 
 
@@ -173,8 +180,7 @@ def _batch_norm(module: nn.BatchNorm2d, given: Bounds) -> Bounds:
         mean, variance = module.running_mean, module.running_var
     scale = (module.weight / (variance + module.eps).sqrt()).view(-1, 1, 1)
     offset = module.bias.view(-1, 1, 1) - mean.view(-1, 1, 1) * scale
-    middle, radius = (given.upper + given.lower) / 2, (given.upper - given.lower) / 2
-    moved, spread = middle * scale + offset, radius * scale.abs()
+    moved, spread = given.middle * scale + offset, given.radius * scale.abs()
     after = Bounds(center, moved - spread, moved + spread)
     # timm's BatchNormAct2d: dropout without effect, then an activation
     act = getattr(module, 'act', None)

@@ -20,8 +20,7 @@ def margin_bounds(bounds: Propagation, labels: Tensor) -> Tensor:
     """
     weight, features = bounds.classifier.weight, bounds.features
     lead = weight[labels].unsqueeze(1) - weight  # (B, K, F)
-    middle, radius = (features.upper + features.lower) / 2, (features.upper - features.lower) / 2
-    least = torch.einsum('bkf,bf->bk', lead, middle) - torch.einsum('bkf,bf->bk', lead.abs(), radius)
+    least = torch.einsum('bkf,bf->bk', lead, features.middle) - torch.einsum('bkf,bf->bk', lead.abs(), features.radius)
     bias = bounds.classifier.bias
     return least if bias is None else least + bias[labels].unsqueeze(1) - bias
 

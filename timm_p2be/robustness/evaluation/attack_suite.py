@@ -72,7 +72,7 @@ def build_suite(
                 f'{source.name} has {source.num_classes} classes, {model.name} {model.num_classes}; transfer from a '
                 'model of the same classes.'
             )
-    own = weights_sha256(model.model.state_dict())
+    own = weights_sha256(model.model.state_dict()) if sources else None
     sources = [source for source in sources if weights_sha256(source.model.state_dict()) != own]
     families = {name for word in names for name in SUITES.get(word, (word,))}
     attacks: list[Attack] = []
