@@ -1,86 +1,128 @@
-"""Let foolbox attack networks through attack_view, beside our own PGD.
+"""Let AutoAttack and foolbox attack networks through attack_view, and our suite the same images.
 
-    pip install foolbox
-    P2BE_DATA=DIR python benchmarks/attack_libraries.py [--images 200] [--json FILE]
+    pip install foolbox pyautoattack
+    P2BE_DATA=DIR python benchmarks/attack_libraries.py --json FILE [--images 200] [--eps 1 2 8]
 
-The networks are those of benchmarks/networks, which have no defense; DIR holds cifar10/ as parquet files. Both take 40
-steps of half a level at eps 8, from the clean image, through the same surrogate; their images are rounded to levels and
-judged by the network itself. foolbox's attack with its own random start comes on top.
+The networks are those of benchmarks/networks, which have no defense; DIR holds cifar10/ as parquet files. Theirs and
+ours run in turn on what still stands of the same images: the four of AutoAttack's standard version, foolbox's PGD with
+and without a random start; all of ours, cheapest first. Every image is rounded to levels and judged by the network
+itself. `theirs_alone` counts the images that a library fells and our whole suite leaves. A network in FILE at the same
+bound is not attacked again.
 """
 
 import argparse
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import timm_p2be  # noqa: F401  registers the models
-from timm_p2be.robustness.attacks import PGD, attack_view
+from timm_p2be.encodings import pixel_levels
+from timm_p2be.robustness.attacks import attack_view
+from timm_p2be.robustness.attacks.judge import is_correct, seeded
+from timm_p2be.robustness.evaluation.attack_suite import build_suite
 from timm_p2be.robustness.evaluation.results import environment
 from timm_p2be.robustness.images import as_batch, read_images
 from timm_p2be.robustness.pixel_model import PixelModel, load_model
 
-NETWORKS = Path(__file__).parent / 'networks'
-NAMES = ('wrn10_2', 'wrn10_2_onehot', 'wrn10_2_thermometer', 'wrn10_2_p2be')
-EPS, STEPS, STEP = 8, 40, 0.5
+FOLDER = Path(__file__).parent / 'networks'
+NETWORKS = {
+    'rgb': 'wrn10_2',
+    'onehot': 'wrn10_2_onehot',
+    'thermometer': 'wrn10_2_thermometer',
+    'p2be': 'wrn10_2_p2be',
+    'p2be_rough': 'wrn10_2_p2be',
+}
+STEPS = 40
 Find = Callable[[Tensor, Tensor], Tensor]  # uint8 levels and labels -> uint8 levels
 
 
-def attacks(model: PixelModel, eps: int) -> dict[str, Find]:
-    """Return what attacks one network."""
+def theirs(model: PixelModel, eps: int) -> Iterator[tuple[str, Find]]:
+    """Yield the attacks of the libraries."""
     import foolbox
+    from pyautoattack import AutoAttack
 
-    box = foolbox.PyTorchModel(attack_view(model), (0, 1), device='cpu')
+    view = attack_view(model, eps=eps)
+    box = foolbox.PyTorchModel(view, (0, 1), device='cpu')
 
-    def by_foolbox(random_start: bool) -> Find:
-        attack = foolbox.attacks.LinfPGD(steps=STEPS, abs_stepsize=STEP / 255, random_start=random_start)
+    def foolbox_pgd(random_start: bool) -> Find:
+        attack = foolbox.attacks.LinfPGD(steps=STEPS, abs_stepsize=eps / 16 / 255, random_start=random_start)
+        return lambda levels, labels: attack(box, levels / 255, labels, epsilons=eps / 255)[1]
 
-        def find(levels: Tensor, labels: Tensor) -> Tensor:
-            found = attack(box, levels / 255, labels, epsilons=eps / 255)[1]
-            return (found * 255).round().to(torch.uint8)
+    def autoattack(name: str) -> Find:
+        attack = AutoAttack(view, norm='Linf', eps=eps / 255, version='standard', device='cpu', verbose=False, seed=0)
+        attack.attacks_to_run = [name]
+        return lambda levels, labels: attack.run_standard_evaluation(levels / 255, labels)[0]
 
-        return find
+    yield 'foolbox LinfPGD', foolbox_pgd(random_start=False)
+    yield 'foolbox LinfPGD, random start', foolbox_pgd(random_start=True)
+    for name in ('apgd-ce', 'apgd-t', 'fab-t', 'square'):
+        yield f'AutoAttack {name}', autoattack(name)
 
-    return {
-        'ours: PGD': PGD(model, eps, steps=STEPS, step_size=STEP),
-        'foolbox: LinfPGD': by_foolbox(random_start=False),
-        'foolbox: LinfPGD, random start': by_foolbox(random_start=True),
-    }
+
+def ours(model: PixelModel, eps: int) -> Iterator[tuple[str, Find]]:
+    """Yield the attacks of the suite."""
+    for attack in build_suite(model, eps):
+        yield attack.name, lambda levels, labels, attack=attack: attack(levels, labels, seeded(attack.name)) / 255
+
+
+def attack_in_turn(
+    model: PixelModel, attacks: Iterator[tuple[str, Find]], eps: int, levels: Tensor, labels: Tensor
+) -> tuple[Tensor, dict[str, Any]]:
+    """Return which images stand after all attacks, and how many stand after each and its seconds."""
+    standing = torch.from_numpy(is_correct(model, levels, labels))
+    left: dict[str, Any] = {'clean': [int(standing.sum()), 0.0]}
+    for name, find in attacks:
+        some = standing.nonzero().squeeze(1)
+        if len(some) == 0:
+            break
+        torch.manual_seed(0)
+        start = time.perf_counter()
+        found = pixel_levels(find(levels[some], labels[some]))
+        assert (found.int() - levels[some].int()).abs().max() <= eps, name
+        standing[some] = torch.from_numpy(is_correct(model, found, labels[some]))
+        left[name] = [int(standing.sum()), round(time.perf_counter() - start, 1)]
+    return standing, left
 
 
 def main() -> None:
-    """Attack and print."""
+    """Attack, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--images', type=int, default=200, help='default: %(default)s')
-    parser.add_argument('--eps', type=int, nargs='+', default=[2, 8], help='levels, default: 2 8')
-    parser.add_argument('--json', type=Path, help='write the figures there, too')
+    parser.add_argument('--images', type=int, default=200, help='first test images, default: %(default)s')
+    parser.add_argument('--eps', type=int, nargs='+', default=[8, 2, 1], help='levels, default: 8 2 1')
+    parser.add_argument('--networks', nargs='+', choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument('--json', type=Path, required=True)
     args = parser.parse_args()
+    content = {'images': args.images, 'seed': 0, 'environment': environment(), 'networks': {}}
+    if args.json.is_file():
+        content = json.loads(args.json.read_text())
+        if content['images'] != args.images:
+            raise SystemExit(f'attack_libraries.py: error: {args.json} is of {content["images"]} images; name another.')
     data = read_images(
         f'hfds/{os.environ["P2BE_DATA"]}/cifar10', None, 'test', limit=args.images, input_key='img', target_key='label'
     )
     levels, labels = as_batch(data, range(len(data)))
-    rows = []
-    print('| network | eps | attack | accuracy, % | s |\n|---|---|---|---|---|')
-    for name in NAMES:
-        model = load_model(f'{name}={NETWORKS / name}.safetensors')
-        for eps in args.eps:
-            for attack, find in attacks(model, eps).items():
-                torch.manual_seed(0)
-                start = time.perf_counter()
-                found = torch.cat([find(x, y) for x, y in zip(levels.split(100), labels.split(100), strict=True)])
-                seconds = time.perf_counter() - start
-                assert (found.int() - levels.int()).abs().max() <= eps, attack
-                with torch.no_grad():
-                    accuracy = (model(found).argmax(1) == labels).float().mean().item()
-                print(f'| {name} | {eps} | {attack} | {100 * accuracy:.1f} | {seconds:.1f} |', flush=True)
-                rows.append({'network': name, 'eps': eps, 'attack': attack, 'accuracy': accuracy, 'seconds': seconds})
-    if args.json:
-        content = {'images': len(data), 'steps': STEPS, 'step_in_levels': STEP, 'seed': 0, 'rows': rows}
-        args.json.write_text(json.dumps({**content, 'environment': environment()}, indent=1) + '\n')
+    for eps in args.eps:
+        for name in args.networks:
+            if (key := f'{name}-eps{eps}') in content['networks']:
+                continue
+            suffix = '_rough' if name == 'p2be_rough' else ''
+            model = load_model(f'{NETWORKS[name]}={FOLDER / NETWORKS[name]}{suffix}.safetensors')
+            by_theirs, left = attack_in_turn(model, theirs(model, eps), eps, levels, labels)
+            by_ours, left_by_ours = attack_in_turn(model, ours(model, eps), eps, levels, labels)
+            content['networks'][key] = {
+                'theirs': left,
+                'ours': left_by_ours,
+                'theirs_alone': int((by_ours & ~by_theirs).sum()),
+                'ours_alone': int((by_theirs & ~by_ours).sum()),
+            }
+            args.json.write_text(json.dumps(content, indent=1) + '\n')
+            print(key, content['networks'][key], flush=True)
 
 
 if __name__ == '__main__':

@@ -149,6 +149,38 @@ def test_images_must_be_levels(images: Tensor) -> None:
         Noise(_plain('wrn10_2_p2be'))(images, torch.tensor([0, 1]))
 
 
+@each_attack
+@pytest.mark.parametrize('part', ['table', 'fc.weight'])
+def test_a_network_without_any_gradient_stands(part: str, build: Callable[[nn.Module, int], Attack]) -> None:
+    model, levels = PixelModel(_plain('wrn10_2_p2be')), random_levels()
+    with torch.no_grad():
+        if part == 'table':
+            embedding = timm_p2be.find_embedding(model)
+            embedding.weight.copy_(embedding.weight[:1].expand_as(embedding.weight))  # all levels have one code
+        else:
+            model.model.get_parameter(part).zero_()
+    labels = model(levels).argmax(1)
+    assert is_correct(model, build(model, 8)(levels, labels), labels).all()
+
+
+@pytest.mark.parametrize(
+    ('labels', 'words'),
+    [
+        (torch.tensor([0, 5]), ('from 0 to 5', '5 classes')),
+        (torch.tensor([-1, 2]), ('from -1 to 2', '0 to 4')),
+    ],
+)
+def test_labels_must_be_classes(labels: Tensor, words: tuple[str, str]) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011  the words are looked for below
+        DGA(_plain('wrn10_2_p2be'))(random_levels(), labels)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_mixed_devices() -> None:
+    with pytest.raises(ValueError, match='images on meta, labels on cpu and a model on cpu'):
+        DGA(_plain('wrn10_2_p2be'))(random_levels().to('meta'), torch.tensor([0, 1]))
+
+
 def test_a_model_that_is_no_classifier_of_known_normalization_is_refused() -> None:
     for model, words in (
         (nn.Conv2d(3, 3, 1), '0 classes'),

@@ -208,6 +208,7 @@ def test_the_margin_is_tighter_than_the_difference_of_bounds() -> None:
             lambda: certified(_small(None), _levels(), torch.zeros(2, dtype=torch.int64), eps=256),
             ('eps=256', '0 to 255'),
         ),
+        (lambda: certified(_small(None), _levels(), torch.tensor([0, 10])), ('0 to 10', '10 classes')),
         (lambda: certified(_small(None), _levels().float(), torch.zeros(2, dtype=torch.int64)), ('float32', 'uint8')),
         (lambda: IBPTask(_small(None), eps=0), ('eps=0', 'at least 1')),
         (lambda: IBPTask(_small(None), kappa=1.5), ('kappa=1.5', '0 to 1')),

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
-from timm_p2be.robustness.pixel_model import as_pixel_model
+from timm_p2be.robustness.pixel_model import PixelModel, as_pixel_model
 
 # Rough order of strength and of what the attacker knows; the automatic checks compare kinds. Result files of attacks
 # that saw decisions alone exist.
@@ -51,6 +51,12 @@ class Attack(ABC):
             generator: CPU source of all randomness; None starts one from seed 0.
         """
         check_images(levels)
+        check_labels(self.model, labels)
+        if not levels.device == labels.device == self.model.device:
+            raise ValueError(
+                f'Got images on {levels.device}, labels on {labels.device} and a model on {self.model.device}; bring '
+                'all to one device.'
+            )
         return self._attack(levels, labels, generator or torch.Generator().manual_seed(0))
 
     @abstractmethod
@@ -74,6 +80,15 @@ def check_images(levels: Tensor) -> None:
         raise ValueError(
             f'Got images of dtype {levels.dtype} and shape {list(levels.shape)}; attacks and certificates take uint8 '
             'levels (B, 3, H, W). timm_p2be.encodings.pixel_levels converts images in [0, 1].'
+        )
+
+
+def check_labels(model: PixelModel, labels: Tensor) -> None:
+    low, high = (int(labels.min()), int(labels.max())) if len(labels) else (0, 0)
+    if not 0 <= low <= high < model.num_classes:
+        raise ValueError(
+            f'The data has labels from {low} to {high}, {model.name} has {model.num_classes} classes (0 to '
+            f'{model.num_classes - 1}). Choose a model and data of the same classes, or pass --class-map.'
         )
 
 

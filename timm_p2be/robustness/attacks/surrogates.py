@@ -45,7 +45,7 @@ def attack_view(model: nn.Module, surrogate: str = 'auto', eps: float = 8, sigma
         model: timm model, encoded or not, or any module that takes images in [0, 1].
         surrogate: see above.
         eps: bound of the attack in levels, which the width follows.
-        sigma: in levels; None is eps / 2, but 1 at least and 4 at most.
+        sigma: in levels, at least 1; None is eps / 2, but 1 at least and 4 at most.
 
     Example:
         >>> import timm
@@ -58,9 +58,14 @@ def attack_view(model: nn.Module, surrogate: str = 'auto', eps: float = 8, sigma
     view = tied_copy(pixel_model)
     name, stem = encoded_stem(view.model)
     surrogate = choose_surrogate(pixel_model, surrogate)
+    if not 0 <= eps <= 255:
+        raise ValueError(f'Got eps={eps!r}; it is in levels, from 0 to 255. The usual bound 8/255 is eps=8.')
     sigma = min(max(eps / 2, 1.0), 4.0) if sigma is None else sigma
-    if not 0 < sigma < float('inf'):
-        raise ValueError(f'Got sigma={sigma!r}; the width of the kernel is a positive number of levels.')
+    if not 1 <= sigma < float('inf'):
+        raise ValueError(
+            f'Got sigma={sigma!r}; the kernel is at least 1 level wide. A narrower one sees neighboring levels alone, '
+            "as surrogate='linear' does."
+        )
     if stem is None:
         return _RoundedModel(view).eval()
     flips = code_statistics(stem.embedding.codes()).neighbors[1]

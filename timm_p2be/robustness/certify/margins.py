@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from timm_p2be.robustness.attacks.attack import check_labels
 from timm_p2be.robustness.certify.intervals import IntervalNetwork, Propagation
 from timm_p2be.robustness.pixel_model import as_pixel_model
 
@@ -39,6 +40,7 @@ def certified(model: nn.Module, levels: Tensor, labels: Tensor, eps: int = 1) ->
         ValueError: for a network with a layer whose bounds are not known; see `IntervalNetwork`.
     """
     pixel_model = as_pixel_model(model).eval()
+    check_labels(pixel_model, labels)
     labels = labels.to(pixel_model.device)
     bounds = IntervalNetwork(pixel_model).propagate(levels.to(pixel_model.device), eps)
     others = margin_bounds(bounds, labels).scatter(1, labels.unsqueeze(1), math.inf)

@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from timm_p2be.robustness.attacks.attack import check_labels
 from timm_p2be.robustness.evaluation.results import Bits
 from timm_p2be.robustness.evaluation.runner import Memory
 from timm_p2be.robustness.pixel_model import PixelModel
@@ -41,16 +42,6 @@ def logits(model: PixelModel, images: Tensor, amp_dtype: torch.dtype | None = No
     device = model.device
     with torch.inference_mode(), torch.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
         return model(images.to(device, non_blocking=True)).float().cpu()
-
-
-def check_labels(model: PixelModel, labels: Tensor) -> None:
-    """Raise a ValueError if a label is no class of the model."""
-    low, high = int(labels.min()), int(labels.max())
-    if not 0 <= low <= high < model.num_classes:
-        raise ValueError(
-            f'The data has labels from {low} to {high}, {model.name} has {model.num_classes} classes (0 to '
-            f'{model.num_classes - 1}). Choose a model and data of the same classes, or pass --class-map.'
-        )
 
 
 def check_size(model: PixelModel, side: int) -> None:
