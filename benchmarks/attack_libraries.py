@@ -55,7 +55,7 @@ def theirs(model: PixelModel, eps: int) -> Iterator[tuple[str, Find]]:
         return lambda levels, labels: attack(box, levels / 255, labels, epsilons=eps / 255)[1]
 
     def autoattack(name: str) -> Find:
-        attack = AutoAttack(view, norm='Linf', eps=eps / 255, version='standard', device='cpu', verbose=False, seed=0)
+        attack = AutoAttack(view, norm='Linf', eps=eps / 255, version='standard', device='cpu', seed=0)
         attack.attacks_to_run = [name]
         return lambda levels, labels: attack.run_standard_evaluation(levels / 255, labels)[0]
 

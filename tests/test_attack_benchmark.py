@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ from timm_p2be.cli import benchmark_attacks as command
 from timm_p2be.cli import main
 from timm_p2be.robustness.attacks.judge import BrokenAttackError, is_correct, seeded
 from timm_p2be.robustness.evaluation.attack_benchmark import benchmark_attacks
-from timm_p2be.robustness.evaluation.attack_suite import FAMILIES, budget, build_suite, variant
+from timm_p2be.robustness.evaluation.attack_suite import FAMILIES, Trial, budget, build_suite, variant
 from timm_p2be.robustness.evaluation.results import unpack_bits
 from timm_p2be.robustness.images import ImageSet
 from timm_p2be.robustness.pixel_model import PixelModel
@@ -258,7 +259,8 @@ def test_out_of_memory_halves_the_batch(capsys: pytest.CaptureFixture[str]) -> N
 
 
 SCRIPT = """
-import json, sys
+import json
+import re, sys
 from test_attack_benchmark import *
 from timm_p2be.robustness.evaluation.attack_probes import probe_curves
 data, model = planted_images(20, wrong=(1,)), planted_model().model  # a plain model is wrapped
@@ -334,7 +336,13 @@ def test_variants_have_the_bound_and_steps_asked_for(nets: dict[str, PixelModel]
 
 def test_the_budget_multiplies_calls_by_their_time() -> None:
     text = budget([Push('a', 3), Push('b', 5)], 10, (0.1, 0.2))
-    assert 'at most 00:18' in text  # 10 * (2 * 0.1 + 8 * 0.2)
+    assert text.endswith('at most 00:18 ([h:]min:s)')  # 10 * (2 * 0.1 + 8 * 0.2)
+
+
+def test_the_budget_expects_what_a_trial_showed() -> None:
+    text = budget([Push('dga', 3), Push('b', 5)], 1000, (0.0, 100.0), Trial('dga', 16, 3, 1.6))
+    # 1000 * 0.1 + 4 / 18 * 1000 * 5 * 100 seconds
+    assert text.endswith('about 30:53:31 if as many stand after dga as 3 of 16 did now')
 
 
 @pytest.fixture
@@ -364,8 +372,10 @@ def test_the_command_writes_results_and_reports(
 
 
 def test_the_budget_alone_writes_nothing(flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*flags, '--budget']) == 0
-    assert 'apgd-target-kernel' in capsys.readouterr().out
+    assert main([*flags, '--budget', '--batch-size', '2']) == 0
+    out = capsys.readouterr().out
+    assert 'apgd-target-kernel' in out
+    assert re.search(r'at most .* about .* if as many stand after dga as \d of 2 did now', out)
     assert not (tmp_path / 'out').exists()
 
 

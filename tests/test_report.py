@@ -119,7 +119,7 @@ def test_every_figure_of_the_attacks_is_there(attacks: dict[str, Any]) -> None:
         '| fgsm | one-step | 50.0 % | 23.7 to 76.3 % | 2 | 4 of 18 |',
         '| pgd | white-box | 70.0 % | 39.7 to 89.2 % | 0 | 0 of 14 |',
         '| worst case (first 20) | all | 70.0 % | 48.1 to 85.5 % |',
-        '| &lt;b>th\\|1 | rgb | 8 | 95.0 % | 70.0 % | 48.1 to 85.5 % | 20 |',
+        '| &lt;b>th\\|1 | rgb | - | 8 | 95.0 % | 70.0 % | 48.1 to 85.5 % | 20 |',
         '| eps in levels | 1 | 2 | 4 | 8 | 16 | 32 | 64 | 255 |\n| --- | ---: |',
         '| pgd | 90.0 | 80.0 | 60.0 | 20.0 | 0.0 |',
         '| seed | 0 |',
@@ -153,6 +153,10 @@ def test_remarks_on_corruptions() -> None:
 
 def test_remarks_on_attacks(attacks: dict[str, Any]) -> None:
     assert ['1,000 are usual' in remark or 'queries' in remark for remark in attack_warnings(attacks)] == [True] * 2
+    for flipped, remarks in ((0.25, 0), (1.0, 1), (7.8, 1)):
+        attacks['model']['flipped_bits'] = flipped
+        assert sum(f'table is rough: {flipped:.2f} bits' in remark for remark in attack_warnings(attacks)) == remarks
+    assert '| rgb | 7.80 | 8 |' in attack_report([attacks]).markdown()
     attacks['worst_case'] = {}
     assert any('worst case over all attacks was not measured' in remark for remark in attack_warnings(attacks))
     assert '| - | - |' in attack_report([attacks]).markdown()

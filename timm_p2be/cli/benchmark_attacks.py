@@ -15,7 +15,15 @@ from timm_p2be.robustness.evaluation.attack_checks import conclude
 from timm_p2be.robustness.evaluation.attack_probes import probe_binarization, probe_curves, probe_gradients, strongest
 from timm_p2be.robustness.evaluation.attack_report import attack_report
 from timm_p2be.robustness.evaluation.attack_results import AttackResults
-from timm_p2be.robustness.evaluation.attack_suite import FAMILIES, SUITES, budget, build_suite, measure_speed, variant
+from timm_p2be.robustness.evaluation.attack_suite import (
+    FAMILIES,
+    SUITES,
+    budget,
+    build_suite,
+    measure_speed,
+    try_strongest,
+    variant,
+)
 from timm_p2be.robustness.evaluation.predictions import check_size
 from timm_p2be.robustness.evaluation.runner import connected_ranks
 from timm_p2be.robustness.images import ImageSet, as_batch
@@ -141,8 +149,10 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _print_budget(args: argparse.Namespace, model: PixelModel, data: ImageSet, attacks: Sequence[Attack]) -> None:
-    levels, _ = as_batch(data, range(min(16, args.batch_size, len(data))))
-    text = budget(attacks, min(max(args.alone, args.worst_case), len(data)), measure_speed(model, levels))
+    levels, labels = as_batch(data, range(min(16, args.batch_size, len(data))))
+    trial = try_strongest(model, attacks, levels, labels) if args.budget else None
+    images = min(max(args.alone, args.worst_case), len(data))
+    text = budget(attacks, images, measure_speed(model, levels), trial)
     print(f'{model.name}, eps {args.eps}:\n{text}', file=sys.stdout if args.budget else sys.stderr)
 
 

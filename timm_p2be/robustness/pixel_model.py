@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from timm_p2be.checkpoints import read_checkpoint, weights_sha256
+from timm_p2be.encodings.statistics import code_statistics
 from timm_p2be.files import file_sha256
-from timm_p2be.stem import EncodedConv2d
+from timm_p2be.stem import EncodedConv2d, find_embedding
 
 Module = TypeVar('Module', bound=nn.Module)
 
@@ -85,10 +86,13 @@ class PixelModel(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """Return what reports say of the model, JSON values only."""
+        codes = find_embedding(self.model).codes() if self.encoding else None
         return {
             'name': self.name,
             'architecture': self.architecture,
             'encoding': self.encoding or 'rgb',
+            # mean, from a level to the next: what an attack of one level moves
+            'flipped_bits': round(code_statistics(codes).neighbors[1], 3) if codes is not None else None,
             'num_classes': self.num_classes,
             'mean': list(self.mean),
             'std': list(self.std),

@@ -7,6 +7,7 @@ from timm_p2be.robustness.evaluation.attack_checks import Check, outcomes, run_c
 from timm_p2be.robustness.evaluation.report import Curves, Report, Section, Table, surroundings
 
 Content = Mapping[str, Any]
+ROUGH = 1.0  # bits that flip from a level to the next; a thermometer code has M / 255
 
 _LIMITS = (
     'Every figure is an upper bound on the true robust accuracy: a better attack may fell more. The interval covers '
@@ -53,16 +54,25 @@ def warnings(content: Content) -> Iterator[str]:
         yield 'The worst case over all attacks was not measured.'
     elif content['settings']['worst_case'] < 1000:
         yield f'The worst case covers {content["settings"]["worst_case"]} images; 1,000 are usual.'
+    flipped = content['model']['flipped_bits']
+    if flipped is not None and flipped >= ROUGH:
+        yield (
+            f'The table is rough: {flipped:.2f} bits flip from a level to the next. Noise of one level says nothing of '
+            "it, and gradients through 'kernel' hide what DGA, LS-PGA and 'linear' find."
+        )
     if not {'score', 'decision'} & {attack['kind'] for attack in content['attacks']}:
         yield 'No attack by queries alone was run; they do not depend on gradients that may mislead.'
 
 
 def _summary(contents: Sequence[Content]) -> Table:
-    header = ['model', 'encoding', 'eps', 'clean', 'worst case', '95 % interval', 'images', 'gradient masking']
+    header = ['model', 'encoding', 'bits flip per level', 'eps', 'clean', 'worst case', '95 % interval', 'images']
+    header.append('gradient masking')
     rows = []
     for content in contents:
         model, worst, clean = content['model'], content['worst_case'], content['clean']
-        row = [model['name'], model['encoding'], content['settings']['eps']]
+        flipped = model['flipped_bits']
+        row = [model['name'], model['encoding'], '-' if flipped is None else f'{flipped:.2f}']
+        row.append(content['settings']['eps'])
         row += [_share(clean.get('worst_case', clean['alone'])), _share(worst), _interval(worst)]
         row += [worst.get('count', '-'), 'suspected' if suspected(run_checks(content)) else 'no sign']
         rows.append([str(cell) for cell in row])
