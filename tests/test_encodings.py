@@ -235,7 +235,16 @@ def test_linear_start_is_the_linear_codes_without_noise():
         PixelEmbedding('p2be', num_bits=8, init='linear')
 
 
-@pytest.mark.parametrize('init', ['normal', 'thermometer'])
+def test_smooth_start_has_unit_variance_and_neighbors_that_differ_rarely():
+    torch.manual_seed(0)
+    weight = PixelEmbedding('p2be', num_bits=1024, init='smooth').weight.detach()
+    assert weight.std().item() == pytest.approx(1)
+    assert weight.mean().item() == pytest.approx(0, abs=0.1)
+    flips = ((weight[1:] >= 0) != (weight[:-1] >= 0)).float().mean().item()
+    assert flips == pytest.approx(0.225 / 64, rel=0.1)
+
+
+@pytest.mark.parametrize('init', ['normal', 'thermometer', 'smooth'])
 def test_reset_draws_anew_in_place(init):
     torch.manual_seed(0)
     embedding = PixelEmbedding('p2be', num_bits=8, init=init)
@@ -250,7 +259,7 @@ def test_reset_draws_anew_in_place(init):
 
 @pytest.mark.parametrize(('args', 'message'), [
     ({'encoding': 'rgb'}, r"Unknown encoding 'rgb'; choose one of \['p2be', 'onehot', 'thermometer'\]"),
-    ({'init': 'zeros'}, r"Unknown init 'zeros'; choose one of \['normal', 'thermometer', 'linear'\]"),
+    ({'init': 'zeros'}, r"Unknown init 'zeros'; choose one of \['normal', 'thermometer', 'smooth', 'linear'\]"),
     ({'encoding': 'onehot', 'init': 'thermometer'}, r"needs a learned table; encoding 'onehot' is fixed. Use 'p2be'"),
 ])  # fmt: skip
 def test_unknown_names_are_refused(args, message):

@@ -1,28 +1,12 @@
 """Start and control tables of the evidence runs, each a function of its parameters and a seed alone."""
 
 import torch
-from torch import Tensor
 
 from timm_p2be import PixelEmbedding
 from timm_p2be.encodings import LEVELS, thermometer_codes
+from timm_p2be.encodings.codes import smooth_latents
 
 _MAGNITUDE = 0.5  # of latents that stand for given codes, as PixelEmbedding's own thermometer start
-
-
-def smooth_latents(num_bits: int, length: float, std: float, generator: torch.Generator) -> Tensor:
-    """Return N(0, 1) latents filtered along the levels by a Gaussian of standard deviation `length` levels.
-
-    Rescaled to standard deviation `std`. Neighboring levels then differ in about 0.225 / length of their bits (the
-    rate of zeros of a Gaussian process, Rice's formula), so in 14.4 / length of 64.
-
-    Returns:
-        (256, num_bits) float32.
-    """
-    reach = int(4 * length) + 1
-    noise = torch.randn(LEVELS + 2 * reach, num_bits, generator=generator)
-    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / length) ** 2)
-    smooth = torch.nn.functional.conv1d(noise.T[:, None], kernel[None, None])[:, 0].T
-    return smooth * (std / smooth.std())
 
 
 def build_table(kind: str, seed: int = 0, num_bits: int = 64, **options: float) -> PixelEmbedding:
@@ -42,7 +26,8 @@ def build_table(kind: str, seed: int = 0, num_bits: int = 64, **options: float) 
     assert table.weight is not None
     with torch.no_grad():
         if kind == 'smooth':
-            table.weight.copy_(smooth_latents(num_bits, options['length'], options.get('std', 1.0), generator))
+            latents = smooth_latents(num_bits, options['length'], generator)
+            table.weight.copy_(latents * options.get('std', 1.0))
         elif kind == 'shuffled':
             order = torch.randperm(LEVELS, generator=generator)
             table.weight.copy_((thermometer_codes(num_bits)[order] * 2 - 1) * _MAGNITUDE)

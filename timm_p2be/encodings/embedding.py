@@ -19,6 +19,7 @@ from timm_p2be.encodings.codes import (
     check_num_bits,
     fixed_codes,
     linear_codes,
+    smooth_latents,
     thermometer_codes,
 )
 from timm_p2be.encodings.table_file import TableFile
@@ -52,10 +53,12 @@ class PixelEmbedding(nn.Module, ModelHubMixin):
     Args:
         encoding: 'p2be' (learned), 'onehot' or 'thermometer' (fixed).
         num_bits: code length M, at least 1.
-        init: how P2BE's latents start: 'normal' is N(0, 1) as in the paper (Algorithm 1), 'thermometer' is +-0.5 by
-            the thermometer code, plus noise of standard deviation 0.05: neighboring levels share their bits from the
-            first step, which short runs need. 'linear' is +-0.5 by `linear_codes`, without noise: the table with which
-            `timm_p2be.convert` preserves a function, M at least 9.
+        init: how P2BE's latents start. 'normal' is N(0, 1) as in the paper (Algorithm 1). The others are this project's
+            (docs/protocol.md, section 2): 'thermometer' is +-0.5 by the thermometer code, plus noise of standard
+            deviation 0.05, so that neighboring levels share their bits from the first step, which short runs need;
+            'smooth' is N(0, 1) filtered over 64 levels, whose neighbors share bits without a thermometer's order;
+            'linear' is +-0.5 by `linear_codes`, without noise: the table with which `timm_p2be.convert` preserves a
+            function, M at least 9.
 
     Attributes:
         weight: latent table, `EmbeddingParameter` (256, num_bits) float32, or None for a fixed encoding. It stays
@@ -98,6 +101,9 @@ class PixelEmbedding(nn.Module, ModelHubMixin):
             self.init_non_persistent_buffers()
             return
         with torch.no_grad():
+            if self.init == 'smooth':
+                self.weight.copy_(smooth_latents(self.num_bits, device=self.weight.device))
+                return
             self.weight.normal_(std=_NOISE[self.init])
             if self.init != 'normal':
                 start = thermometer_codes if self.init == 'thermometer' else linear_codes
