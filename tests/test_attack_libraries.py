@@ -1,26 +1,96 @@
-"""foolbox attacks encoded networks through attack_view, unchanged."""
+"""Libraries attack and certify encoded networks, unchanged; AutoAttack's figures are recorded, and ours reach them."""
+
+import json
+from pathlib import Path
 
 import pytest
 import timm
 import torch
+from planted import Corner, random_levels
+from torch import Tensor, nn
 
 import timm_p2be
-from timm_p2be.robustness.pixel_model import PixelModel
+from timm_p2be.robustness.attacks import robustbench_model
+from timm_p2be.robustness.attacks.judge import attack_batch, is_correct, seeded
+from timm_p2be.robustness.evaluation.attack_suite import build_suite
+from timm_p2be.robustness.images import as_batch, read_images
+from timm_p2be.robustness.pixel_model import PixelModel, load_model
+
+BENCHMARKS = Path(__file__).parents[1] / 'benchmarks'
+
+
+def _network() -> nn.Module:
+    torch.manual_seed(0)
+    return timm.create_model('wrn10_2_thermometer', num_classes=5).eval()
+
+
+def _all_fell(network: nn.Module, found: Tensor, levels: Tensor, labels: Tensor) -> bool:
+    rounded = (found * 255).round().to(torch.uint8)
+    assert (rounded.int() - levels.int()).abs().max() <= 8
+    return not is_correct(PixelModel(network), rounded, labels).any()
 
 
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')
 @pytest.mark.parametrize('surrogate', ['auto', 'ramp'])
 def test_foolbox(surrogate: str) -> None:
     foolbox = pytest.importorskip('foolbox')
-    torch.manual_seed(0)
-    network = timm.create_model('wrn10_2_thermometer', num_classes=5).eval()
-    levels = torch.randint(0, 256, (6, 3, 32, 32), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    network, levels = _network(), random_levels(6)
     labels = PixelModel(network)(levels).argmax(1)
     attack = foolbox.attacks.LinfPGD(steps=10, rel_stepsize=0.25, random_start=False)
     with pytest.raises(RuntimeError, match='attack_view'):  # not a zero gradient that would look like robustness
         attack(foolbox.PyTorchModel(network, (0, 1), device='cpu'), levels / 255, labels, epsilons=8 / 255)
     view = foolbox.PyTorchModel(timm_p2be.attack_view(network, surrogate), (0, 1), device='cpu')
-    _, found, _ = attack(view, levels / 255, labels, epsilons=8 / 255)
-    rounded = (found * 255).round().to(torch.uint8)
-    assert (rounded.int() - levels.int()).abs().max() <= 8
-    assert (PixelModel(network)(rounded).argmax(1) != labels).all()
+    assert _all_fell(network, attack(view, levels / 255, labels, epsilons=8 / 255)[1], levels, labels)
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_autoattack() -> None:
+    autoattack = pytest.importorskip('pyautoattack')
+    network, levels = _network(), random_levels(6)
+    labels = PixelModel(network)(levels).argmax(1)
+    attack = autoattack.AutoAttack(robustbench_model(network), norm='Linf', eps=8 / 255, device='cpu', seed=0)
+    attack.attacks_to_run = ['apgd-ce']
+    assert _all_fell(network, attack.run_standard_evaluation(levels / 255, labels)[0], levels, labels)
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_randomized_smoothing() -> None:
+    """Rounding comes after the noise, so the radius holds: a sure class, and none where the noise decides."""
+    pytest.importorskip('statsmodels')  # of the toolbox's confidence bounds
+    smoothing = pytest.importorskip('art.estimators.certification.randomized_smoothing')
+    classifier = pytest.importorskip('art.estimators.classification').PyTorchClassifier
+    model = PixelModel(Corner())
+    smooth = smoothing.NumpyRandomizedSmoothing(
+        classifier=classifier(model, nn.CrossEntropyLoss(), (3, 8, 8), 2, device_type='cpu'),
+        sample_size=20, scale=0.05, alpha=0.01,
+    )  # fmt: skip
+    images = torch.tensor([0, 255, 120]).view(-1, 1, 1, 1).expand(3, 3, 8, 8)
+    classes, radii = smooth.certify((images / 255).numpy(), n=100)
+    assert classes[:2].tolist() == [0, 1]
+    assert (radii[:2] > 0.05).all()
+    assert radii[2] < 0.02
+
+
+RECORDED = json.loads((BENCHMARKS / 'results' / 'attack_libraries.json').read_text())
+
+
+def test_no_library_fells_what_the_suite_leaves() -> None:
+    networks = RECORDED['networks']
+    assert {'rgb-eps1', 'onehot-eps1', 'thermometer-eps1', 'p2be-eps1', 'p2be_rough-eps1'} <= networks.keys()
+    assert {name: result['theirs_alone'] for name, result in networks.items() if result['theirs_alone']} == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['wrn10_2_p2be', 'wrn10_2_thermometer'])
+def test_dga_and_ls_pga_leave_no_more_than_autoattack_did(name: str, p2be_data: Path) -> None:
+    model = load_model(f'{name}={BENCHMARKS / "networks" / name}.safetensors')
+    count = RECORDED['images']
+    data = read_images(f'hfds/{p2be_data}/cifar10', None, 'test', limit=count, input_key='img', target_key='label')
+    levels, labels = as_batch(data, range(count))
+    standing = torch.from_numpy(is_correct(model, levels, labels))
+    for attack in build_suite(model, 2, ['dga', 'lspga-official']):
+        some = standing.nonzero().squeeze(1)
+        _, fell = attack_batch(model, attack, levels[some], labels[some], 2, seeded(attack.name))
+        standing[some[torch.from_numpy(fell)]] = False
+    theirs = RECORDED['networks'][f'{name.removeprefix("wrn10_2_")}-eps2']['theirs']
+    assert int(standing.sum()) <= list(theirs.values())[-1][0]

@@ -180,7 +180,7 @@ def test_what_is_no_config_is_refused(tmp_path, content, words):
     ({'num_bits': 4097}, ('num_bits is 4097', '1..4096')),
     ({'num_bits': True}, ('num_bits is True', 'an integer')),
     ({'plane_order': 'color-major'}, ("plane_order is 'color-major'", "'bit-major'")),
-    ({'init': 'zeros'}, ("init is 'zeros'", "['normal', 'thermometer', 'linear']")),
+    ({'init': 'zeros'}, ("init is 'zeros'", "['normal', 'thermometer', 'smooth', 'linear']")),
     ({'encoding': 'onehot', 'init': 'thermometer'}, ("init is 'thermometer'", "a fixed encoding has 'normal'")),
     ({'codes_sha256': 'A' * 64}, ('codes_sha256 is', '64 hexadecimal digits')),
     ({'codes_sha256': 'a' * 64}, ('the codes have sha256', f'config.json says {"a" * 64}')),
