@@ -165,6 +165,21 @@ def test_exit_code_passes_through(statement: str, code: object, tmp_path: Path) 
     assert stop.value.code == code
 
 
+def test_timms_flags_know_the_papers_augmentation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = "from timm.data import create_transform as make; print(make(32, is_training=True, auto_augment='p2be-3'))"
+    assert main(['run', str(_script(tmp_path, code))]) == 0
+    assert 'AugMix(severity=3.0' in capsys.readouterr().out
+
+
+def test_scripts_run_with_a_timm_that_it_does_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, 'timm_p2be.timm_script', None)  # its import fails
+    assert main(['run', str(_script(tmp_path, 'print("validated")'))]) == 0
+    said = capsys.readouterr()
+    assert (said.out, 'timm-p2be run: ' in said.err) == ('validated\n', True)
+
+
 def test_an_error_of_the_script_stays_its_own(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match='theirs'):
         main(['run', str(_script(tmp_path, 'raise ValueError("theirs")'))])

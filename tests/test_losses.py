@@ -5,7 +5,7 @@ import pytest
 import torch
 from timm.loss import JsdCrossEntropy
 
-from timm_p2be.losses import jensen_shannon, smoothness_loss
+from timm_p2be.losses import jensen_shannon, smoothness_gradient, smoothness_loss
 
 
 @pytest.fixture(autouse=True)
@@ -55,8 +55,30 @@ def test_rows_of_norm_zero_get_no_gradient_and_count_as_right_angles():
     assert w.grad.isfinite().all()
 
 
+@pytest.mark.parametrize('reduction', ['mean', 'sum'])
+@pytest.mark.parametrize('zeros', [[], [0], [2, 3], [1, 8]], ids=str)
+def test_gradient_in_closed_form_is_autograds(zeros, reduction):
+    w = torch.randn(9, 5, dtype=torch.float64)
+    w[zeros] = 0
+    expected = torch.autograd.functional.jacobian(lambda x: smoothness_loss(x, reduction), w)
+    torch.testing.assert_close(smoothness_gradient(w, reduction), expected, rtol=1e-13, atol=1e-15)
+    assert not smoothness_gradient(w, reduction)[zeros].any()
+
+
+def test_gradient_in_closed_form_has_no_graph_and_at_least_float32():
+    w = torch.randn(256, 64, requires_grad=True)
+    gradient = smoothness_gradient(w)
+    assert not gradient.requires_grad
+    torch.testing.assert_close(gradient, torch.autograd.grad(smoothness_loss(w), w)[0], rtol=1e-4, atol=1e-9)
+    assert smoothness_gradient(w.bfloat16()).dtype == torch.float32
+    with torch.autocast('cpu', torch.bfloat16):
+        assert torch.equal(smoothness_gradient(w), gradient)
+
+
 def test_smoothness_passes_on_nan():
-    assert smoothness_loss(torch.tensor([[float('nan'), 1.0], [1.0, 1.0]])).isnan()
+    w = torch.tensor([[float('nan'), 1.0], [1.0, 1.0]])
+    assert smoothness_loss(w).isnan()
+    assert smoothness_gradient(w).isnan().all()
 
 
 def test_losses_are_float32_under_autocast_and_from_bfloat16():
@@ -106,6 +128,7 @@ def test_arguments_are_checked():
     logits = (torch.randn(4, 4), torch.randn(6), torch.randn(0, 4))
     for loss, args, words in (
         (smoothness_loss, (torch.randn(4, 4), 'none'), "reduction 'none'.*'mean', 'sum'"),
+        (smoothness_gradient, (torch.randn(4, 4), 'none'), "reduction 'none'.*'mean', 'sum'"),
         *((smoothness_loss, (table,), r'table of shape.*embedding\.weight') for table in tables),
         (jensen_shannon, (torch.randn(4, 4), 1), 'num_views=1.*at least 2'),
         *((jensen_shannon, (bad, 3), 'logits of shape.*num_views=3') for bad in logits),

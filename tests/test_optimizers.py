@@ -189,6 +189,10 @@ def test_checkpoint_of_another_freezing_is_refused(model):
     ('sgdp2be', {'embedding_betas': (0.9, 1.0)}, r'embedding_betas\[1\]=1\.0.*\[0, 1\)'),
     ('adamwp2be', {'embedding_betas': 0.9}, r'embedding_betas=0\.9.*two numbers'),
     ('sgdp2be', {'embedding_sched': 'step'}, "embedding_sched 'step'.*'follow', 'constant'"),
+    ('sgdp2be', {'smoothness': -1.0}, r'smoothness=-1\.0.*finite'),
+    ('adamwp2be', {'smoothness': 'high'}, "smoothness='high'.*finite"),
+    ('adamwp2be', {'smoothness_reduction': 'none'}, "smoothness_reduction 'none'.*'mean', 'sum'"),
+    ('adamwp2be', {'timm_recipe': 'imagenet.yaml'}, 'timm-p2be train.*train_scripts/recipes/timm/imagenet.yaml'),
     ('sgdp2be', {'momentum': 0.0}, 'nesterov=True with momentum=0.0.*nesterov=False'),
 ])  # fmt: skip
 def test_settings_are_checked(model, name, kwargs, words):

@@ -7,15 +7,21 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from timm.loss import JsdCrossEntropy
 from timm.scheduler import create_scheduler_v2
+
+from timm_p2be.encodings import PixelEmbedding
 
 ROOT = Path(__file__).parents[1]
 RECIPES = {path.stem: path for path in sorted((ROOT / 'train_scripts' / 'recipes').glob('*.yaml'))}
 UNSET = '–'  # noqa: RUF001  (the table's sign for "left to the default")
 
 
-def _load(name: str) -> dict[str, Any]:
-    return yaml.safe_load(RECIPES[name].read_text(encoding='utf-8'))
+TIMMS = {path.stem: path for path in sorted((ROOT / 'train_scripts' / 'recipes' / 'timm').glob('*.yaml'))}
+
+
+def _load(name: str, recipes: dict[str, Path] = RECIPES) -> dict[str, Any]:
+    return yaml.safe_load(recipes[name].read_text(encoding='utf-8'))
 
 
 def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -80,12 +86,45 @@ PROFILES = {'p2be_reduction', 'p2be_sched', 'p2be_min_lr'}
         ('cifar10', 'cifar10_paper', PROFILES | {'min_lr', 'opt_kwargs.nesterov'}),
         ('cifar100', 'cifar100_paper', PROFILES | {'min_lr', 'opt_kwargs.nesterov'}),
         ('imagenet', 'imagenet_paper', PROFILES | {'batch_size'}),
-        ('cifar10', 'cifar100', {'dataset', 'num_classes'}),
+        ('cifar10', 'cifar100', {'dataset', 'num_classes', 'opt_kwargs.timm_recipe'}),
     ],
 )
 def test_recipes_differ_only_where_paper_and_code_or_the_data_do(one: str, other: str, differences: set[str]) -> None:
     ours, theirs = _flat(_load(one)), _flat(_load(other))
     assert {key for key in ours | theirs if ours.get(key) != theirs.get(key)} == differences
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_recipes_name_that_of_timms_script(name: str) -> None:
+    assert (
+        _load(name)['opt_kwargs']['timm_recipe'] == f'{"cifar10" if name == "quickstart" else name.split("_")[0]}.yaml'
+    )
+
+
+@pytest.mark.parametrize('name', TIMMS)
+def test_recipes_of_timms_script_say_the_same_in_its_flags(name: str) -> None:
+    """That its flags are known to timm is tested in test_timm_scripts.py."""
+    ours, theirs = _flat(_load(name)), _flat(_load(name, TIMMS))
+    assert theirs.pop('device_modules') == ['timm_p2be', 'timm_p2be.timm_script']
+    assert ours.pop('opt_kwargs.timm_recipe') == f'{name}.yaml'
+    # no flag of timm's, but its value
+    assert ours.pop('p2be_alpha') == JsdCrossEntropy().alpha
+    assert ours.pop('p2be_init') == PixelEmbedding().init
+    renamed = {
+        'aa': f'p2be-{ours.pop("p2be_augmix")}',
+        'opt_kwargs.smoothness': ours.pop('p2be_smoothness'),
+        'opt_kwargs.smoothness_reduction': ours.pop('p2be_reduction'),
+        **{f'opt_kwargs.embedding_{key}': ours.pop(f'p2be_{key}') for key in ('lr', 'betas', 'weight_decay')},
+    }
+    if 'p2be_crop_padding' in ours:
+        renamed['train_crop_mode'] = f'zeropad{ours.pop("p2be_crop_padding")}'
+    # the table's cosine is the network's where that is one too and ends at the same rate; timm has no place for another
+    floor = ours.pop('p2be_min_lr')
+    cosine = ours['sched'] == ours.pop('p2be_sched') == 'cosine' and ours['sched_on_updates']
+    assert cosine == (name != 'imagenet')
+    assert not cosine or ours['min_lr'] == floor
+    renamed['opt_kwargs.embedding_sched'] = 'follow' if cosine else 'constant'
+    assert theirs == {**ours, **renamed}
 
 
 def test_imagenet_learning_rate_falls_after_60_and_120_epochs() -> None:

@@ -20,10 +20,12 @@ import published
 import pytest
 import timm
 import torch
+import yaml
 from hub_server import HubServer
 from safetensors.torch import load
 
 from timm_p2be.data.digits import write_digits
+from timm_p2be.training.arguments import RECIPES
 
 pytestmark = pytest.mark.slow
 
@@ -103,6 +105,28 @@ def test_our_flags_have_timms_names_and_defaults(scripts: Path, train_parser: ar
     assert {name: theirs[name] for name in shared} == {name: ours[name] for name in shared}
 
 
+@pytest.mark.parametrize('name', ['cifar10', 'cifar100', 'imagenet'])
+def test_recipes_for_it_have_its_flags(scripts: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """timm takes any key from a file and ignores what it does not know."""
+    file = RECIPES / 'timm' / f'{name}.yaml'
+    train = runpy.run_path(str(scripts / 'train.py'))
+    monkeypatch.setattr(sys, 'argv', ['train.py', '-c', str(file)])
+    args, _ = train['_parse_args']()
+    recipe = yaml.safe_load(file.read_text(encoding='utf-8'))
+    assert recipe.keys() <= {action.dest for action in train['parser']._actions}
+    assert {key: getattr(args, key) for key in recipe} == recipe
+
+
+@pytest.mark.parametrize('launcher', [(sys.executable,), RUN], ids=['python', 'run'])
+def test_recipes_of_ours_are_refused(scripts: Path, digits: Path, tmp_path: Path, launcher: tuple[str, ...]) -> None:
+    command = (*launcher, 'train.py', '-c', RECIPES / 'quickstart.yaml', '--device-modules', 'timm_p2be')
+    words = [str(word) for word in (*command, '--data-dir', digits, '--output', tmp_path / 'output')]
+    done = subprocess.run(words, cwd=scripts, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert 'train_scripts/recipes/timm/cifar10.yaml' in done.stderr.splitlines()[-1]
+    assert not (tmp_path / 'output').exists()
+
+
 def _summary(run: Path) -> list[dict[str, str]]:
     with (run / 'summary.csv').open(newline='') as file:
         return list(csv.DictReader(file))
@@ -135,6 +159,42 @@ def test_training_resumes(first_run: Path, resumed_run: Path) -> None:
         assert _table_state(resumed)[moment].any()
     (table,) = [name for name in first['state_dict'] if name.endswith('embedding.weight')]
     assert not torch.equal(first['state_dict'][table], resumed['state_dict'][table])
+
+
+def _by_recipe(scripts: Path, digits: Path, output: Path, recipe: Path, *flags: str | Path) -> torch.Tensor:
+    """Train on all digits at once by timm's script, or by ours where the recipe is ours; return the table."""
+    batch = str(10 * IMAGES['train'])
+    data = ('--dataset', '', '--data-dir', digits, '--device', 'cpu', '--workers', '1', '--batch-size', batch)
+    where = ('--output', output.parent, '--experiment', output.name)
+    script = ('-m', 'timm_p2be.training') if recipe.parent == RECIPES else ('train.py',)
+    _start(scripts, sys.executable, *script, '-c', recipe, *data, '--model', 'wrn10_2_p2be', *where, *flags)
+    return _checkpoint(output)['state_dict']['conv1.embedding.weight']
+
+
+def test_its_recipe_trains_as_ours(scripts: Path, digits: Path, tmp_path: Path) -> None:
+    """All images in a batch: each script draws their order for itself. benchmarks/compare_scripts.py is exact."""
+    recipe = yaml.safe_load((RECIPES / 'timm' / 'cifar10.yaml').read_text(encoding='utf-8'))
+    del recipe['aug_splits'], recipe['jsd_loss']  # there is no flag to take them back
+    recipe['opt_kwargs']['embedding_lr'] = 0.01
+    torch.manual_seed(0)
+    torch.save(timm.create_model('wrn10_2_p2be', num_classes=10).state_dict(), tmp_path / 'start.pth')
+    flags = ('--no-aug', '--epochs', '6', '--initial-checkpoint', tmp_path / 'start.pth')
+    ours = _by_recipe(scripts, digits, tmp_path / 'ours', RECIPES / 'cifar10.yaml', *flags, '--p2be-lr', '0.01')
+    distances = []
+    for smoothness in (1.0, 0.0):
+        recipe['opt_kwargs']['smoothness'] = smoothness
+        (tmp_path / 'recipe.yaml').write_text(yaml.safe_dump(recipe), encoding='utf-8')
+        theirs = _by_recipe(scripts, digits, tmp_path / f'timm{smoothness}', tmp_path / 'recipe.yaml', *flags)
+        distances.append(float((theirs - ours).norm()))
+    # AdamW's first steps follow the signs of a gradient that sums the batch in another order
+    assert distances[0] < 0.1 * distances[1]
+
+
+def test_its_recipe_trains_with_augmentation(scripts: Path, digits: Path, tmp_path: Path) -> None:
+    recipe = RECIPES / 'timm' / 'cifar10.yaml'
+    tables = [_by_recipe(scripts, digits, tmp_path / epochs, recipe, '--epochs', epochs) for epochs in '12']
+    assert not torch.equal(*tables)
+    assert [len(_summary(tmp_path / epochs)) for epochs in '12'] == [1, 2]
 
 
 def test_validation_and_inference_see_the_trained_network(scripts: Path, digits: Path, resumed_run: Path) -> None:

@@ -80,6 +80,24 @@ def test_args_yaml_repeats_the_run(data: Path, output: Path) -> None:
     assert summary(output) == summary(again)
 
 
+def test_smoothness_is_the_losss_or_the_optimizers(data: Path, output: Path, tmp_path: Path) -> None:
+    """And the key by which other scripts refuse a recipe is none of the optimizer's settings."""
+    recipe = tmp_path / 'recipe.yaml'
+    tables = []
+    for place, term_of_loss in (('loss', '50'), ('optimizer', '0'), ('nowhere', '0')):
+        term = '\n  smoothness: 50.0' if place == 'optimizer' else ''
+        recipe.write_text(f'opt_kwargs:\n  timm_recipe: cifar10.yaml{term}\n')
+        folder = output.with_name(place)
+        words = command(
+            data, folder, '-c', str(recipe), '--p2be-smoothness', term_of_loss, '--p2be-lr', '0.1', '--no-aug'
+        )
+        assert train.main(words) == 0
+        (table,) = (value for name, value in weights(folder).items() if name.endswith('embedding.weight'))
+        tables.append(table)
+    torch.testing.assert_close(tables[0], tables[1], rtol=1e-5, atol=1e-6)
+    assert (tables[0] - tables[2]).abs().max() > 0.1
+
+
 @pytest.mark.parametrize('model', [RGB, (*TINY, 'encoding=onehot')])
 def test_recipe_flags_of_the_table_are_dropped_without_one(
     data: Path, output: Path, model: tuple[str, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -105,6 +123,7 @@ ERRORS = [
     (TINY, '--p2be-crop-padding -1', 'padding=-1'),
     (TINY, '--opt-kwargs color=3', '--opt-kwargs color'),
     (TINY, '--opt-kwargs embedding_lr=3', '--opt-kwargs --p2be-'),
+    (TINY, '--opt-kwargs smoothness=2', 'smoothness=2 second time --p2be-smoothness 1.0'),
     (TINY, '--opt nonsense', 'nonsense'),
     (TINY, '--num-classes 1', '2 classes --num-classes'),
     (TINY, '--batch-size 25', '24 training images --batch-size'),

@@ -28,6 +28,32 @@ def smoothness_loss(weight: Tensor, reduction: str = 'mean') -> Tensor:
         >>> smoothness_loss(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 2.0]]), 'sum')
         tensor(1.)
     """
+    directions, _ = _directions(weight, reduction)
+    angles = 1 - (directions[:-1] * directions[1:]).sum(dim=1)
+    return angles.mean() if reduction == 'mean' else angles.sum()
+
+
+def smoothness_gradient(weight: Tensor, reduction: str = 'mean') -> Tensor:
+    """Return the gradient of `smoothness_loss`, without a graph; arguments and dtype are as there.
+
+    With d_k = w_k / |w_k| and s_k = d_{k-1} + d_{k+1}, of which the ends have one: ((s_k d_k) d_k - s_k) / |w_k|.
+
+    Example:
+        >>> smoothness_gradient(torch.tensor([[1.0, 0.0], [0.0, 2.0]]), 'sum')
+        tensor([[ 0.0000, -1.0000],
+                [-0.5000,  0.0000]])
+    """
+    directions, norms = _directions(weight.detach(), reduction)
+    neighbors = torch.zeros_like(directions)
+    neighbors[1:] += directions[:-1]
+    neighbors[:-1] += directions[1:]
+    along = (neighbors * directions).sum(dim=1, keepdim=True)
+    gradient = (along * directions - neighbors) / norms
+    return gradient / (len(weight) - 1) if reduction == 'mean' else gradient
+
+
+def _directions(weight: Tensor, reduction: str) -> tuple[Tensor, Tensor]:
+    """Return the rows of a table as unit vectors, and their norms; a row of norm zero gets 0 and inf."""
     if reduction not in REDUCTIONS:
         raise ValueError(f'Unknown reduction {reduction!r}; choose one of {list(REDUCTIONS)}.')
     if weight.ndim != 2 or len(weight) < 2 or not weight.is_floating_point():
@@ -37,10 +63,8 @@ def smoothness_loss(weight: Tensor, reduction: str = 'mean') -> Tensor:
         )
     w = _at_least_float32(weight)
     norms = w.norm(dim=1, keepdim=True)
-    zero = norms == 0
-    directions = torch.where(zero, 0.0, w / torch.where(zero, 1.0, norms))
-    angles = 1 - (directions[:-1] * directions[1:]).sum(dim=1)
-    return angles.mean() if reduction == 'mean' else angles.sum()
+    norms = torch.where(norms == 0, torch.inf, norms)
+    return w / norms, norms
 
 
 def jensen_shannon(logits: Tensor, num_views: int) -> Tensor:

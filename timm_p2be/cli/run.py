@@ -18,7 +18,10 @@ _SCRIPTS = (
 def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
     """Add the flags of `run` and return the command."""
     parser.usage = '%(prog)s [-h] SCRIPT [ARGS ...]'
-    parser.epilog = f'{_SCRIPTS}. Example: timm-p2be run validate.py --model wrn40_2_p2be --data-dir DIR'
+    parser.epilog = (
+        f'{_SCRIPTS}. Example: timm-p2be run validate.py --model wrn40_2_p2be --data-dir DIR. Here train.py also takes '
+        '--aa p2be-3, the AugMix of the paper, and --train-crop-mode zeropad4 (docs/timm_scripts.md).'
+    )
     parser.add_argument('script', nargs='?', metavar='SCRIPT', help='a Python script')
     parser.add_argument('args', nargs=argparse.REMAINDER, metavar='ARGS', help='its arguments, passed on as they are')
 
@@ -35,6 +38,8 @@ def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
 def run_script(script: Path, args: Sequence[str]) -> None:
     """Run a Python script as `python script args` does, with this package's models and optimizers registered.
 
+    So are the names that `timm_p2be.timm_script` adds to the flags of timm's train.py.
+
     Processes that the script spawns load it under the name `__mp_main__`, as they do after `python script`. They have
     not imported this package, unless they unpickle something of it: data loading does not need it.
 
@@ -46,6 +51,10 @@ def run_script(script: Path, args: Sequence[str]) -> None:
         ...     run_script(script, ['--help'])
         __main__ ['--help']
     """
+    try:
+        import timm_p2be.timm_script  # noqa: F401
+    except ImportError as error:  # most scripts do without
+        print(f'timm-p2be run: {error}', file=sys.stderr)
     script = script.absolute()  # Python does the same to __file__, which stays valid when the script changes folder
     argv, path = sys.argv, sys.path[:]
     sys.argv = [str(script), *args]

@@ -10,11 +10,11 @@ from torchvision.transforms import Compose, RandomCrop, RandomHorizontalFlip
 ImageTransform = Callable[[Image.Image], Image.Image]
 
 
-def zero_padded_crop(size: int, padding: int = 4, hflip: float = 0.5) -> Compose:
+def zero_padded_crop(size: int | tuple[int, int], padding: int = 4, hflip: float = 0.5) -> Compose:
     """Return the transform of the 32x32 recipes: a random flip, then a random crop of the image padded with black.
 
     The order is that of google-research/augmix, cifar.py. timm's own `train_crop_mode='rkrc'` pads with the mean.
-    `size` and `padding` (on each side) are in pixels, `hflip` is a probability.
+    `size` (of a square, or height and width) and `padding` (on each side) are in pixels, `hflip` is a probability.
 
     Example:
         >>> zero_padded_crop(32)(Image.new('RGB', (32, 32))).size

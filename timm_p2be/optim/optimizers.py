@@ -17,6 +17,7 @@ from torch.optim.optimizer import ParamsT
 from torch.optim.sgd import sgd
 
 from timm_p2be.encodings import EmbeddingParameter
+from timm_p2be.losses import REDUCTIONS, smoothness_gradient
 from timm_p2be.optim.schedule import EMBEDDING_SCHEDS, table_lr
 
 _TABLE_SETTINGS = ('lr', 'betas', 'eps', 'weight_decay')
@@ -51,6 +52,11 @@ class EmbeddingOptimizer(torch.optim.Optimizer):
     (0.999, 0.999) is no misprint (`docs/protocol.md`). `embedding_sched` says where the table's learning rate comes
     from: 'follow' takes what the scheduler writes to its group, from the table's own base; 'constant' (text of the
     paper) ignores the schedule; 'cosine' (official code) has a cosine of its own and needs `EmbeddingCosine`.
+
+    `smoothness` is lambda of Eq. 10, for training scripts whose loss has no smoothness term: lambda dL_s/dw joins the
+    table's gradient in `step`, before AdamW's moments, hence once per update (whatever was accumulated), unscaled, and
+    after clipping, which does not see it. `smoothness_reduction` is that of `smoothness_loss`. With `P2BETask` leave
+    it 0, or the term counts twice. `timm_recipe` is set by recipes of `timm-p2be train` and always refused.
     """
 
     def __init__(
@@ -63,9 +69,20 @@ class EmbeddingOptimizer(torch.optim.Optimizer):
         embedding_eps: float = 1e-8,
         embedding_weight_decay: float = 1e-4,
         embedding_sched: str = 'follow',
+        smoothness: float = 0.0,
+        smoothness_reduction: str = 'mean',
+        timm_recipe: str | None = None,
     ) -> None:
-        if embedding_sched not in EMBEDDING_SCHEDS:
-            raise ValueError(f'Unknown embedding_sched {embedding_sched!r}; choose one of {list(EMBEDDING_SCHEDS)}.')
+        if timm_recipe is not None:
+            raise ValueError(
+                'Got a recipe of `timm-p2be train`, whose p2be_ settings no other script reads: it would train without '
+                f"them. For timm's own train.py use train_scripts/recipes/timm/{timm_recipe}; or start this one by "
+                '`timm-p2be train -c RECIPE`.'
+            )
+        schedules = ('embedding_sched', embedding_sched, EMBEDDING_SCHEDS)
+        for name, choice, allowed in (schedules, ('smoothness_reduction', smoothness_reduction, REDUCTIONS)):
+            if choice not in allowed:
+                raise ValueError(f'Unknown {name} {choice!r}; choose one of {list(allowed)}.')
         for name in defaults.keys() & {'lr', 'momentum', 'dampening', 'eps', 'weight_decay'}:
             defaults[name] = _number(name, defaults[name])
         # settings live in `defaults` because torch pickles an optimizer's defaults, state and groups and nothing else
@@ -75,6 +92,8 @@ class EmbeddingOptimizer(torch.optim.Optimizer):
             embedding_eps=_number('embedding_eps', embedding_eps),
             embedding_weight_decay=_number('embedding_weight_decay', embedding_weight_decay),
             embedding_sched=embedding_sched,
+            embedding_smoothness=_number('smoothness', smoothness),
+            embedding_smoothness_reduction=smoothness_reduction,
         )
         super().__init__(params, defaults)
         if not self.param_groups:
@@ -124,7 +143,7 @@ class EmbeddingOptimizer(torch.optim.Optimizer):
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` returned; `embedding_sched` stays as this optimizer was created."""
+        """Load what `state_dict` returned; `embedding_sched` and `smoothness` stay as this optimizer was created."""
         saved = [bool(group.get('embedding')) for group in state_dict['param_groups']]
         own = [bool(group.get('embedding')) for group in self.param_groups]
         if saved != own:
@@ -141,6 +160,11 @@ class EmbeddingOptimizer(torch.optim.Optimizer):
     def _adamw_rule(self, group: dict[str, Any], lr: float) -> None:
         """Update a group by torch's AdamW; the state has torch's names, `step` lives on the CPU as in torch."""
         params = [p for p in group['params'] if p.grad is not None]
+        grads = [p.grad for p in params]
+        if group.get('embedding') and (smoothness := self.defaults['embedding_smoothness']):
+            weight = -smoothness if group['maximize'] else smoothness
+            reduction = self.defaults['embedding_smoothness_reduction']
+            grads = [p.grad.add(smoothness_gradient(p, reduction), alpha=weight) for p in params]  # p.grad stays
         for p in params:
             if not self.state[p]:
                 self.state[p]['step'] = torch.tensor(0.0, dtype=torch.float32)
@@ -148,7 +172,7 @@ class EmbeddingOptimizer(torch.optim.Optimizer):
                 self.state[p]['exp_avg_sq'] = torch.zeros_like(p, memory_format=torch.preserve_format)
         adamw(
             params,
-            [p.grad for p in params],
+            grads,
             [self.state[p]['exp_avg'] for p in params],
             [self.state[p]['exp_avg_sq'] for p in params],
             [],
@@ -169,7 +193,7 @@ class SGDP2BE(EmbeddingOptimizer):
     """torch.optim.SGD for the network, AdamW for the pixel embedding; 'sgdp2be' in timm.
 
     Nesterov momentum is on as in the official code; the paper only says "Momentum SGD with momentum of 0.9" (section
-    IV-B). `embedding` are the `embedding_*` settings of `EmbeddingOptimizer`; `maximize` holds for both rules.
+    IV-B). `embedding` are the settings of `EmbeddingOptimizer`; `maximize` holds for both rules.
 
     Example:
         >>> from timm_p2be.encodings import PixelEmbedding
@@ -219,7 +243,7 @@ class SGDP2BE(EmbeddingOptimizer):
 class AdamWP2BE(EmbeddingOptimizer):
     """torch.optim.AdamW for the network, another for the pixel embedding; 'adamwp2be' in timm.
 
-    `embedding` are the `embedding_*` settings of `EmbeddingOptimizer`; `maximize` holds for both rules.
+    `embedding` are the settings of `EmbeddingOptimizer`; `maximize` holds for both rules.
     """
 
     def __init__(

@@ -180,8 +180,14 @@ def build_optimizer(args: argparse.Namespace, model: nn.Module) -> torch.optim.O
         }
     if double := embedding.keys() & args.opt_kwargs.keys():
         raise ValueError(f'--opt-kwargs sets {sorted(double)}, which here are set by the flags --p2be-*.')
+    if args.p2be_smoothness and args.opt_kwargs.get('smoothness'):
+        raise ValueError(
+            f'--opt-kwargs smoothness={args.opt_kwargs["smoothness"]} would add the smoothness term a second time: the '
+            f'loss has it by --p2be-smoothness {args.p2be_smoothness}. Leave one of them out, or set it to 0.'
+        )
+    kwargs = {name: value for name, value in args.opt_kwargs.items() if name != 'timm_recipe'}  # for other scripts
     try:
-        return create_optimizer_v2(model, **{**optimizer_kwargs(cfg=args), **embedding, **args.opt_kwargs})
+        return create_optimizer_v2(model, **{**optimizer_kwargs(cfg=args), **embedding, **kwargs})
     except TypeError as error:
         raise ValueError(f'--opt {args.opt} does not take these --opt-kwargs: {error}') from error
 
