@@ -55,7 +55,7 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Output folder of a run of two epochs with recovery files, by a recipe."""
     folder = tmp_path_factory.mktemp('runs')
     recipe = folder / 'tiny.yaml'
-    recipe.write_text('p2be_smoothness: 0.5\n')
+    recipe.write_text('p2be_smoothness: 0.5\nopt_kwargs: {nesterov: true, timm_recipe: tiny.yaml}\n')
     flags = ('--config', str(recipe), '--epochs', '2', '--recovery-interval', '2', '--mean', '0', '--std', '1')
     assert train.main(command(data, folder / 'run', *flags)) == 0
     return folder / 'run'
@@ -140,6 +140,7 @@ def test_the_record_of_a_run(trained: Path, tmp_path: Path) -> None:
     assert provenance['recipe'] == 'tiny.yaml'
     assert (provenance['seed'], provenance['epochs']) == (42, 2)
     assert (provenance['smoothness'], provenance['reduction']) == (0.5, 'mean')
+    assert provenance['flags']['opt_kwargs'] == {'nesterov': True}  # without the recipe's mark
     assert provenance['flags'].items() >= {'opt': 'sgdp2be', 'lr': 0.05, 'batch_size': 8, 'img_size': 32}.items()
     top1 = float(summary(trained)[-1]['eval_top1'])
     assert results['clean'] == {

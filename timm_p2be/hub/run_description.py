@@ -122,6 +122,8 @@ def _published_flags(run: Run, learned: bool) -> dict[str, Any]:
         shown |= {name: flags.get(name) for name in ('p2be_augmix', 'p2be_crop_padding')}
     if run.epoch + 1 != flags.get('epochs'):
         shown['epochs'] = flags.get('epochs')
+    if isinstance(shown['opt_kwargs'], dict):  # a recipe's mark for other scripts is none of the optimizer's settings
+        shown['opt_kwargs'] = {name: value for name, value in shown['opt_kwargs'].items() if name != 'timm_recipe'}
     plain = {name: value for name, value in shown.items() if not _is_off(value) and _is_plain(value)}
     if flags.get('p2be_embedding'):
         plain['p2be_embedding'] = _hub_name(flags['p2be_embedding']) or 'a local folder'
