@@ -12,6 +12,7 @@ from timm_p2be.models.cifar_net import cifar10_weights, cifar_cfg, cifar_feature
 from timm_p2be.models.densenet_cifar import DenseNet
 from timm_p2be.models.encoded import create_encoded, encoded_cfg
 from timm_p2be.models.resnext_cifar import ResNeXt
+from timm_p2be.models.tables import add_tables
 from timm_p2be.models.wideresnet_cifar import WideResNet
 
 __all__: list[str] = []
@@ -47,6 +48,7 @@ default_cfgs = generate_default_cfgs(
         },
     }
 )
+add_tables(default_cfgs)
 
 
 @register_model
