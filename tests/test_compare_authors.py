@@ -26,7 +26,8 @@ def test_our_steps_are_the_authors(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         assert all(part['relative'] < 1e-11 for part in first['losses'].values())
         assert {'network', 'stem'} <= first['gradients'].keys()
         assert all(part['relative'] < 1e-9 for part in first['gradients'].values())
-        assert all(part['relative'] < 1e-7 for part in changes.values())
+        # AdamW divides the 1e-8 in the authors' cosine (docs/protocol.md, section 8) by small gradients
+        assert all(part['relative'] < (1e-5 if name == 'table' else 1e-9) for name, part in changes.items())
         assert ('table' in changes) == row['model'].endswith('_p2be')
         if 'bits' in row:
             assert row['bits']['that differ'] == 0
@@ -39,6 +40,8 @@ def test_our_steps_are_the_authors(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert high == pytest.approx(2, abs=1e-6)
     smoothness = known['smoothness']
     assert smoothness['theirs'] == pytest.approx(smoothness['ours, mean'], rel=1e-9)
+    theirs_exactly = smoothness['ours, mean, with 1e-8 added to the product of norms, as theirs has']
+    assert smoothness['theirs'] == pytest.approx(theirs_exactly, rel=1e-14)
     assert smoothness['ours, sum (Eq. 9)'] == pytest.approx(255 * smoothness['ours, mean'], rel=1e-9)
 
 
