@@ -88,7 +88,7 @@ class Authors:
         def keep(name: str, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
             def kept(*args: Any, **kwargs: Any) -> Tensor:
                 value = function(*args, **kwargs)
-                self.recorded[name].append(value.detach())
+                self.recorded[name].append(value.detach().clone())  # they add to it in place
                 return value
 
             return kept
