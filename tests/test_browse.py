@@ -7,12 +7,14 @@ from typing import Any
 
 import published
 import pytest
+import timm
 from hub_server import HubServer
 
 from timm_p2be.cli import list as list_command
 from timm_p2be.hub.fetch import fetch
 from timm_p2be.hub.pulling import pull
 from timm_p2be.hub.repository import FILES
+from timm_p2be.models.tables import TABLES
 from timm_p2be.models.weights import shipped_weights
 
 Said = Callable[..., str]
@@ -133,12 +135,16 @@ def test_the_cache(hub: HubServer, namespace: dict[str, str], tmp_path: Path, pr
     assert f'{namespace["net"][:12]} v1' in out
 
 
-def test_shipped_models_and_an_empty_cache(
+def test_what_is_shipped_and_an_empty_cache(
     hub: HubServer, printed: Said, listed: Listed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entries = listed()
-    assert {entry['name'] for entry in entries} == set(shipped_weights())
-    for entry in entries:
+    tables = [entry for entry in entries if entry['contents']['kind'] == 'embedding']
+    assert [entry['name'] for entry in tables] == [f'*_p2be.{tag}' for tag in TABLES]
+    assert all(timm.list_pretrained(entry['name']) and entry['size'] > 60_000 for entry in tables)
+    models = [entry for entry in entries if entry not in tables]
+    assert {entry['name'] for entry in models} == set(shipped_weights())
+    for entry in models:
         assert entry['size'] > 1000
         assert entry['tags'] == ['cifar10']
         assert entry['contents']['architecture'] == entry['name'].partition('.')[0]

@@ -16,7 +16,7 @@ from runs import SGD, VIEWS, assert_same_state, checkpoint, command
 from timm.models import list_models, model_entrypoint, save_for_hf
 from torch import Tensor, nn
 
-from timm_p2be.encodings import EmbeddingParameter
+from timm_p2be.encodings import EmbeddingParameter, PixelEmbedding
 from timm_p2be.stem import find_embedding
 from timm_p2be.training import run as train
 from timm_p2be.training.arguments import parse_args
@@ -248,6 +248,21 @@ def test_model_kwargs_say_the_same(data: Path, table: Path, output: Path) -> Non
     assert run.args.model_kwargs == {'backbone': 'test_resnet', 'num_bits': BITS}
     assert same_bytes(latents(run.task.trainable_module), published.latents(BITS))
     assert run.args.p2be_smoothness is None
+
+
+def test_a_name_that_is_a_table_says_the_same(data: Path, output: Path) -> None:
+    """Its table is loaded and frozen, whatever start the recipe has, and may be trained on if the command says so."""
+    model = ('--img-size', '32', '--model', 'wrn10_2_p2be.table_m64_digits', '--pretrained')
+    shipped = PixelEmbedding.from_pretrained(ROOT / 'hub_cards' / 'p2be-m64-digits').weight
+    for more, freeze in (((), True), (('--model-kwargs', 'freeze_embedding=False'), False)):
+        run = build(*command(data, output, model=(*model, *more)))
+        assert same_bytes(latents(run.task.trainable_module), shipped)
+        assert latents(run.task.trainable_module).requires_grad != freeze
+        assert (run.args.p2be_freeze, run.args.p2be_init, run.args.model_kwargs) == (freeze, None, {'num_bits': 64})
+        assert (run.args.p2be_smoothness is None) == freeze
+    run = build(*command(data, output, '--p2be-init', 'thermometer', model=model[:-1]))
+    assert run.args.p2be_freeze is False
+    assert latents(run.task.trainable_module).requires_grad
 
 
 def test_frozen_random_table_is_an_ablation_that_is_logged(

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from stems import random_levels
 from timm.layers import Conv2dSame, ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
+from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from timm_p2be import convert, find_embedding, fold
@@ -282,6 +283,101 @@ def test_weights_load_into_the_registered_model(encoding, num_bits, tmp_path):
         assert torch.equal(model(levels), rgb(levels))
         for found in (model(levels), fold(model)(levels)):
             assert _difference(found, wanted) < 1e-5
+
+
+# by name: `encoded` with the RGB weights of its backbone
+
+
+def _rgb(name: str, folder: Path, **kwargs: Any) -> tuple[nn.Module, dict[str, Any]]:
+    """Return a network of pixel values, and the overlay that names the file of its weights."""
+    model = _trained(timm.create_model(name, **kwargs)).eval()
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / 'rgb.safetensors')
+    return model, {'file': str(folder / 'rgb.safetensors'), 'num_classes': model.num_classes}
+
+
+@pytest.mark.parametrize(('encoding', 'num_bits'), [('p2be', 64), ('thermometer', 256)])
+@pytest.mark.parametrize('name', ['test_resnet', 'test_nfnet'])
+def test_encoded_takes_the_weights_of_its_backbone(name, encoding, num_bits, tmp_path):
+    """From a file in the cfg's overlay; a saved model brings its own weights, timm's scripts hand the cfg over."""
+    rgb, overlay = _rgb(name, tmp_path, num_classes=10)
+    kwargs = {'backbone': name, 'encoding': encoding, 'num_bits': num_bits, 'preserve': True}
+    levels = random_levels(2, 3, 64, 64)
+    images = _normalized(levels, rgb.pretrained_cfg).float()
+    model = timm.create_model('encoded', pretrained=True, pretrained_cfg_overlay=overlay, num_classes=10, **kwargs)
+    with torch.no_grad():
+        found = model.eval()(levels)
+        assert _difference(found, rgb(images)) < 1e-4
+        headless = timm.create_model(
+            'encoded', pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0, **kwargs
+        )
+        pooled = rgb.forward_head(rgb.forward_features(images), pre_logits=True)
+        assert _difference(headless.eval()(levels), pooled) < 1e-4
+        args = timm.models.resolve_model_input_args('encoded', pretrained_cfg_overlay=overlay, **kwargs)
+        assert torch.equal(timm.create_model(pretrained=True, num_classes=10, **args).eval()(levels), found)
+        save_for_hf(model, tmp_path / 'net', safe_serialization=True)
+        (tmp_path / 'rgb.safetensors').unlink()
+        loaded = timm.create_model(f'local-dir:{tmp_path / "net"}', pretrained=True).eval()
+        assert torch.equal(loaded(levels), found)
+    assert (model.pretrained_cfg['mean'], model.pretrained_cfg['std']) == ((0.0,) * 3, (1.0,) * 3)
+    for field in ('input_size', 'crop_pct', 'interpolation', 'first_conv'):
+        assert model.pretrained_cfg[field] == rgb.pretrained_cfg[field]
+    assert 'file' not in model.pretrained_cfg
+
+
+def test_a_file_brings_its_own_normalization(tmp_path):
+    rgb, overlay = _rgb('test_resnet', tmp_path)
+    levels, normalization = random_levels(2, 3, 64, 64), {'mean': (0.1, 0.2, 0.3), 'std': (0.5, 0.25, 0.2)}
+    overlay.update(normalization)
+    model = timm.create_model(
+        'encoded', backbone='test_resnet', preserve=True, pretrained=True, pretrained_cfg_overlay=overlay
+    ).eval()
+    with torch.no_grad():
+        assert _difference(model(levels), rgb(_normalized(levels, normalization).float())) < 1e-4
+    assert model.pretrained_cfg['mean'] == (0.0,) * 3
+
+
+def test_weights_of_a_tag_come_by_timms_own_way(monkeypatch, tmp_path):
+    """timm asks for the tag's repository, which a file on disk stands for here, and the cache is the caller's."""
+    rgb = _trained(timm.create_model('convnext_atto')).eval()
+    asked = []
+
+    def fetched(repository: str, **kwargs: Any) -> dict[str, Tensor]:
+        asked.append((repository, kwargs['cache_dir']))
+        return rgb.state_dict()
+
+    monkeypatch.setattr('timm.models._builder.load_state_dict_from_hf', fetched)
+    kwargs = {'backbone': 'convnext_atto.d2_in1k', 'encoding': 'p2be', 'pretrained': True, 'preserve': True}
+    model = timm.create_model('encoded', cache_dir=tmp_path, **kwargs).eval()
+    features = timm.create_model('encoded', features_only=True, cache_dir=tmp_path, **kwargs).eval()
+    assert asked == [('timm/convnext_atto.d2_in1k', tmp_path)] * 2
+    levels = random_levels(1, 3, 64, 64)
+    images = _normalized(levels, rgb.pretrained_cfg).float()
+    with torch.no_grad():
+        assert _difference(model(levels), rgb(images)) < 1e-4
+        for found, wanted in zip(features(levels), rgb.forward_intermediates(images)[1], strict=True):
+            assert _difference(found, wanted) < 1e-4
+
+
+def test_shipped_weights_of_pixel_values_are_kept():
+    model = timm.create_model('encoded', backbone='wrn16_2.cifar10', pretrained=True, preserve=True).eval()
+    levels = random_levels(2, 3, 32, 32)
+    with torch.no_grad():
+        wanted = timm.create_model('wrn16_2', pretrained=True).eval()(levels / 255)
+        assert _difference(model(levels), wanted) < 1e-5
+
+
+@pytest.mark.parametrize(('kwargs', 'error', 'words'), [
+    ({'embedding': 'someone/table'}, ValueError, 'preserve=True and a published table.*Leave one of them out'),
+    ({'model_name': 'encoded.table_m64_cifar10'}, ValueError, 'preserve=True and a published table'),
+    ({'embedding_init': 'normal'}, ValueError, "init='normal' and preserve=True"),
+    ({'num_bits': 8}, ValueError, 'num_bits=8; a table on which the level is linear needs at least 9'),
+    ({'backbone': 'wrn10_2'}, RuntimeError, 'No pretrained weights exist for wrn10_2'),
+    ({'model_name': 'wrn16_2_p2be', 'backbone': None, 'encoding': None}, TypeError, 'preserve'),
+])  # fmt: skip
+def test_requests_that_preserve_nothing(kwargs, error, words):
+    given = {'model_name': 'encoded', 'backbone': 'wrn16_2', 'encoding': 'p2be', 'pretrained': True, 'preserve': True}
+    with pytest.raises(error, match=words):
+        timm.create_model(**{**given, **kwargs})
 
 
 # parts, and what is refused

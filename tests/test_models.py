@@ -24,6 +24,7 @@ BACKBONES = {
     'wrn16_2': (703_284, 100, 9 * 16),
     'wrn10_2': (315_316, 100, 9 * 16),
     'densenetbc100_12': (800_032, 100, 9 * 24),
+    'densenet40_12': (1_100_428, 100, 9 * 24),
     'resnext29_4x32d': (6_900_132, 100, 9 * 64),
     'resnet18': (11_689_512, 1000, 49 * 64),
     'resnet34': (21_797_672, 1000, 49 * 64),
@@ -32,6 +33,7 @@ BACKBONES = {
 # as few layers as go for the tests of what does not depend on their number
 SHALLOW = {
     'densenetbc100_12': {'depth': 10},
+    'densenet40_12': {'depth': 7},
     'resnext29_4x32d': {'depth': 11},
     'encoded': {'backbone': 'wrn10_2'},
     'resnet': {'layers': (1, 1, 1, 1)},
@@ -54,7 +56,7 @@ def _images(model: nn.Module, batch: int = 2) -> Tensor:
 
 def _some_slow(names: list[str]) -> list[Any]:
     """Leave the small networks and one of each architecture to the quick run."""
-    quick = ('densenetbc100_12_p2be', 'resnext29_4x32d_p2be', 'resnet18_thermometer')
+    quick = ('densenetbc100_12_p2be', 'densenet40_12_p2be', 'resnext29_4x32d_p2be', 'resnet18_thermometer')
     return [
         n if n in quick or n.startswith(('wrn10_2', 'encoded')) else pytest.param(n, marks=pytest.mark.slow)
         for n in names
@@ -285,7 +287,9 @@ def test_torch_export_and_channels_last(name: str) -> None:
         torch.testing.assert_close(last(images.to(memory_format=torch.channels_last)), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize('name', ['wrn16_2_onehot', 'densenetbc100_12_p2be', 'resnext29_4x32d', 'resnet18_thermometer'])
+@pytest.mark.parametrize(
+    'name', ['wrn16_2_onehot', 'densenetbc100_12_p2be', 'densenet40_12', 'resnext29_4x32d', 'resnet18_thermometer']
+)
 def test_initial_weights(name: str) -> None:
     """docs/protocol.md, section 6: convolutions N(0, sqrt(2 / (k k out))), bias 0, ResNeXt's classifier by Kaiming."""
     model = _create(name)
@@ -334,6 +338,7 @@ def test_embedding_arguments(name: str) -> None:
     ('wrn10_2_p2be', {'embedding_init': 'zeros'}, "Unknown init 'zeros'.*normal"),
     ('wrn10_2_onehot', {'freeze_embedding': True}, "'onehot' is fixed"),
     ('wrn10_2', {'depth': 41}, r'depth=41.*6 n \+ 4 layers: 10, 16, 22, 40'),
+    ('densenet40_12', {'depth': 41}, r'depth=41; a DenseNet has 3 n \+ 4 layers: 7, 10, 13'),
     ('resnext29_4x32d', {'depth': 28}, r'depth=28.*9 n \+ 2'),
 ])  # fmt: skip
 def test_bad_arguments(name: str, kwargs: dict[str, Any], words: str) -> None:

@@ -25,7 +25,7 @@ def count(name: str, classes: int) -> int:
     return sum(parameter.numel() for parameter in timm.create_model(name, num_classes=classes).parameters())
 
 
-@pytest.mark.parametrize('name', ['wrn40_2', 'densenetbc100_12', 'resnext29_4x32d'])
+@pytest.mark.parametrize('name', ['wrn40_2', 'densenetbc100_12', 'densenet40_12', 'resnext29_4x32d'])
 def test_parameter_counts_of_the_table(name: str) -> None:
     row = re.search(rf'`{name}` \| [^|]* \| ([\d,]+) / ([\d,]+) \|', TEXT)
     assert row
@@ -34,7 +34,12 @@ def test_parameter_counts_of_the_table(name: str) -> None:
 
 @pytest.mark.parametrize(
     ('rgb', 'classes', 'more'),
-    [('wrn40_2', 100, 27_216), ('densenetbc100_12', 10, 40_824), ('resnext29_4x32d', 10, 108_864)],
+    [
+        ('wrn40_2', 100, 27_216),
+        ('densenetbc100_12', 10, 40_824),
+        ('densenet40_12', 10, 40_824),
+        ('resnext29_4x32d', 10, 108_864),
+    ],
 )
 def test_parameters_that_encoding_adds(rgb: str, classes: int, more: int) -> None:
     assert count(f'{rgb}_onehot', classes) - count(rgb, classes) == more

@@ -460,6 +460,17 @@ def test_runs_that_started_from_a_release(
     assert (tmp_path / 'tuned/model.safetensors').read_bytes() == (release / 'model.safetensors').read_bytes()
 
 
+def test_a_run_on_a_shipped_table_names_it(trained: Path, tmp_path: Path) -> None:
+    name = 'wrn10_2_p2be.table_m64_digits'
+    state = timm.create_model(name, pretrained=True, num_classes=2).state_dict()
+    run = imitate(trained, tmp_path / 'run', name, state, pretrained=True, p2be_freeze=True)
+    prepare(run, tmp_path / 'net', RELEASE)
+    provenance = json.loads((tmp_path / 'net/config.json').read_text())['timm_p2be']['provenance']
+    assert (provenance['model'], provenance['base_model']) == ('wrn10_2_p2be', name)
+    with pytest.raises(ValueError, match=f'is the one it started from, {name}'):
+        prepare(run, tmp_path / 'table', dataclasses.replace(RELEASE, embedding_only=True))
+
+
 @pytest.mark.parametrize(
     ('words', 'message'),
     [

@@ -55,7 +55,7 @@ def test_python_block_runs(code: str, hub: HubServer, tmp_path: Path, monkeypatc
 
 def test_named_models_are_registered() -> None:
     table = README[README.index('## Models') : README.index('## Train')]
-    names = set(re.findall(r'`((?:wrn|densenetbc|resnext29|resnet)\w*)`', table))
+    names = set(re.findall(r'`((?:wrn|densenet|resnext29|resnet)\w*)`', table))
     assert len(names) >= 13
     assert names <= set(timm.list_models())
 

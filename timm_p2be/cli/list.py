@@ -9,9 +9,10 @@ from timm_p2be.hub.browsing import MAX_REMOTE, TAG, Entry, cached_entries, remot
 from timm_p2be.hub.training_record import part_of
 
 _EPILOG = f"""\
-Without --remote: models whose weights ship with timm-p2be, and models and embeddings in the Hub cache. With it: the
-repositories of NAMESPACE that carry the tag {TAG}, at most {MAX_REMOTE}; only their config.json is downloaded. M is the
-code length, ERROR the error on clean test images in percent, as the repository states it.
+Without --remote: models and tables that ship with timm-p2be (the * of a table stands for any network), and models and
+embeddings in the Hub cache. With it: the repositories of NAMESPACE that carry the tag {TAG}, at most {MAX_REMOTE};
+only their config.json is downloaded. M is the code length, ERROR the error on clean test images in percent, as the
+repository states it.
 
 examples:
   timm-p2be list

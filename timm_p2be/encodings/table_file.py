@@ -42,6 +42,11 @@ def is_sha256(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch('[0-9a-f]{64}', value) is not None
 
 
+def names_table(model: str) -> bool:
+    """Return whether a timm name, 'resnet18_p2be.table_m64_cifar10' say, has a tag that stands for a table alone."""
+    return model.partition('.')[2].startswith('table_')
+
+
 CONFIG: Schema = {
     'format': (repr(FORMAT), lambda value: value == FORMAT),
     'format_version': (

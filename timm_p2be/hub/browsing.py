@@ -11,6 +11,7 @@ from timm_p2be.files import MAX_JSON_BYTES
 from timm_p2be.hub.errors import asking
 from timm_p2be.hub.fetch import fetch
 from timm_p2be.hub.repository import DEFAULT_BITS, FILES, Contents, encoding_of, read_contents
+from timm_p2be.models.tables import TABLES, table_path
 from timm_p2be.models.weights import shipped_weights, weights_path
 
 TAG = 'timm-p2be'  # of the cards of ours
@@ -32,7 +33,7 @@ class Entry:
 
 
 def shipped_entries() -> list[Entry]:
-    """Return the models of this package that have weights without a download, by name."""
+    """Return the models of this package that have weights without a download, by name, and its tables, by tag."""
     entries = []
     for name, shipped in shipped_weights().items():
         architecture, _, tag = name.partition('.')
@@ -40,6 +41,10 @@ def shipped_entries() -> list[Entry]:
         num_bits = None if encoding == 'rgb' else DEFAULT_BITS
         found = Contents('model', encoding, num_bits, shipped['provenance'], architecture, shipped['sha256'])
         entries.append(Entry('package', name, found, size=Path(weights_path(name)).stat().st_size, tags=(tag,)))
+    for tag in TABLES:
+        folder = table_path(tag)
+        size = (folder / FILES[1]).stat().st_size
+        entries.append(Entry('package', f'*_p2be.{tag}', read_contents(folder), size=size, tags=(tag,)))
     return entries
 
 

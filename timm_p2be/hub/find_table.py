@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from timm.models import split_model_name_tag
 from torch import Tensor
 
 from timm_p2be.checkpoints import read_checkpoint
 from timm_p2be.encodings.codes import LEVELS, binarize, check_num_bits, fixed_codes
-from timm_p2be.encodings.table_file import read_table_file
+from timm_p2be.encodings.table_file import names_table, read_table_file
 from timm_p2be.hub.fetch import resolved_commit
 from timm_p2be.hub.repository import DEFAULT_BITS, FILES, Contents, fetch_repository, verified_weights
+from timm_p2be.models.tables import table_path
 from timm_p2be.models.weights import shipped_weights
 from timm_p2be.stem import find_embedding
 
@@ -88,6 +90,10 @@ def _of_repository(source: str) -> Table:
 
 
 def _of_registered(name: str) -> Table:
+    if names_table(name):
+        file = read_table_file(table_path(split_model_name_tag(name)[1]))
+        origin = 'table that ships with the package'
+        return Table(name, origin, file.encoding, file.codes, file.latents, file.provenance)
     has_weights = timm.is_model_pretrained(name)
     embedding = find_embedding(timm.create_model(name, pretrained=has_weights))
     if embedding.weight is None:

@@ -110,7 +110,7 @@ def _write_embedding(run: Run, model: nn.Module, folder: Path, release: Release)
     if run.flags.get('p2be_freeze'):
         raise ValueError(
             'The run froze its table (--p2be-freeze), so it is the one it started from, '
-            f'{run.flags.get("p2be_embedding")}. Publish the run that trained it.'
+            f'{run.flags.get("p2be_embedding") or run.flags["model"]}. Publish the run that trained it.'
         )
     if release.half:
         raise ValueError('A table is published as it is: its latents stay float32. Leave out --half.')

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from timm_p2be.encodings.table_file import names_table
 from timm_p2be.hub.errors import FetchError
 from timm_p2be.hub.fetch import split_revision
 from timm_p2be.hub.run_folder import Run
@@ -84,6 +85,8 @@ def training_record(
     flags, name = run.flags, run.flags['model']
     if base_model is None and flags.get('pretrained') and name.startswith('hf-hub:'):
         base_model = _hub_name(name.removeprefix('hf-hub:'))
+    if base_model is None and flags.get('pretrained') and names_table(name) and not flags.get('pretrained_path'):
+        base_model = name  # a shipped table
     started = [name for name in _STARTS if flags.get(name)]
     if started and base_model is None:
         raise ValueError(

@@ -2,7 +2,7 @@
 
 from timm_p2be.models import (
     densenet_cifar,
-    encoded,
+    encoded_backbone,
     encoded_cifar,
     encoded_resnet,
     resnext_cifar,
@@ -11,7 +11,7 @@ from timm_p2be.models import (
 
 __all__ = [
     'densenet_cifar',
-    'encoded',
+    'encoded_backbone',
     'encoded_cifar',
     'encoded_resnet',
     'resnext_cifar',

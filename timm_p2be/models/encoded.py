@@ -1,46 +1,17 @@
-"""Models whose first convolution reads pixel codes, over any timm backbone; the `encoded` entrypoint."""
+"""What the entrypoints of encoded models share: an RGB network whose first convolution is made to read pixel codes."""
 
-from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
-import torch
-from timm.models import (
-    PretrainedCfg,
-    adapt_input_conv,
-    build_model_with_cfg,
-    generate_default_cfgs,
-    get_pretrained_cfg,
-    is_model,
-    model_entrypoint,
-    register_model,
-    split_model_name_tag,
-)
+from timm.models import adapt_input_conv, model_entrypoint, split_model_name_tag
 from torch import Tensor, nn
 
 from timm_p2be.encodings import PixelEmbedding
 from timm_p2be.models.pretrained import build_checked
+from timm_p2be.models.tables import published_table, tagged_table
 from timm_p2be.stem import convert, encoded_stem, find_embedding
 
 __all__: list[str] = []
-
-# what an encoded model takes over from its backbone's cfg; the rest describes the backbone's own weights
-_BACKBONE_FIELDS = (
-    'input_size',
-    'test_input_size',
-    'min_input_size',
-    'fixed_input_size',
-    'interpolation',
-    'crop_pct',
-    'test_crop_pct',
-    'crop_mode',
-    'num_classes',
-    'pool_size',
-    'test_pool_size',
-    'first_conv',
-    'classifier',
-)
 
 
 def encoded_cfg(**fields: Any) -> dict[str, Any]:
@@ -59,33 +30,40 @@ def encoded_cfg(**fields: Any) -> dict[str, Any]:
     }
 
 
-def _build(
+def build_encoded(
     backbone: str,
     encoding: str,
     table: PixelEmbedding | None,
+    rgb: dict[str, Any] | None,
     num_bits: int | None = None,
     embedding_init: str | None = None,
     freeze_embedding: bool = False,
     **kwargs: Any,
 ) -> nn.Module:
-    """Return `backbone` without weights (RGB ones cannot fit), its first convolution replaced by an encoded one."""
+    """Return `backbone`, its first convolution replaced by an encoded one.
+
+    With `rgb`, arguments of the backbone's entrypoint that say what it loads, the new stem computes what the old one
+    did. Without, the backbone has no weights (a fresh stem voids them).
+    """
     arch, tag = split_model_name_tag(backbone)
-    model = model_entrypoint(arch)(pretrained=False, pretrained_cfg=tag or None, **kwargs)
+    model = model_entrypoint(arch)(pretrained_cfg=tag or None, **kwargs, **(rgb or {}))
     if table is not None:
         num_bits = table.num_bits
-    convert(model, encoding, num_bits=64 if num_bits is None else num_bits, init=embedding_init or 'normal')
+    preserve = rgb is not None
+    init = embedding_init if preserve else embedding_init or 'normal'
+    convert(model, encoding, num_bits=64 if num_bits is None else num_bits, init=init, preserve=preserve)
     if table is not None:
         stem = encoded_stem(model)[1]
         assert stem is not None
         stem.embedding = table.to(stem.weight.device)
         # timm saves these with its own: the weights can be loaded again without the table
-        model._model_args = {'num_bits': table.num_bits}
+        model._model_args = {'num_bits': table.num_bits, 'freeze_embedding': freeze_embedding}
     if freeze_embedding:
         find_embedding(model).freeze()
     return model
 
 
-def _fit_stem(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+def fit_stem(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Fit an encoded checkpoint's stem to other image channels, bit by bit, by timm's rule for RGB stems."""
     name, stem = encoded_stem(model)
     assert stem is not None
@@ -110,52 +88,36 @@ def _fit_stem(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tens
     return {**state_dict, weight: adapted.reshape(outputs, bits * stem.in_chans, *kernel)}
 
 
-def _published_table(
-    embedding: str | Path, encoding: str, pretrained: bool, arguments: dict[str, Any]
-) -> PixelEmbedding | None:
-    """Return the table that a model is to start from, or None with weights that were saved with it: they hold it.
+def _first_table(
+    variant: str, embedding: Any, encoding: str, pretrained: bool, arguments: dict[str, Any]
+) -> tuple[PixelEmbedding | None, bool]:
+    """Return the published table that a network starts from, None for a drawn one, and whether to load weights.
 
-    What else the caller asked for in the `arguments` of the model has to fit the table.
+    A network whose tag stands for a table gets `freeze_embedding` among its `arguments`.
     """
+    tagged = tagged_table(variant, encoding, arguments)
+    if tagged and pretrained:
+        if embedding is not None:
+            raise ValueError(
+                f'Got embedding={embedding!r} and pretrained=True for {tagged[0]}, which is a table itself. Leave out '
+                'embedding or the tag.'
+            )
+        arguments.setdefault('freeze_embedding', True)
+        return published_table(tagged[1], encoding, arguments, named=tagged[0]), False
+    if embedding is None:
+        return None, pretrained
     saved = (arguments.get('pretrained_model_args') or {}).get('embedding') == embedding  # timm hands it in again
-    if pretrained and not saved:
+    if pretrained and saved:
+        return None, True  # the weights hold it
+    if pretrained:
         raise ValueError(
             f'Got embedding={embedding!r} and pretrained=True, whose weights bring their own table. Leave out '
             'embedding to use that one, or pretrained to start the network afresh.'
         )
-    if pretrained:
-        return None
-    num_bits, init = arguments.get('num_bits'), arguments.get('embedding_init')
-    if not isinstance(embedding, str | Path) or not str(embedding):
-        raise ValueError(f"Got embedding={embedding!r}; write the path of a folder, 'org/name[@revision]', or None.")
-    if encoding != 'p2be':
-        raise ValueError(f"embedding={embedding!r} needs a learned table; encoding {encoding!r} is fixed. Use 'p2be'.")
-    if init is not None:
-        raise ValueError(
-            f'Got embedding={embedding!r} and embedding_init={init!r}: the table is loaded, so it is not drawn. Leave '
-            'one of them out.'
-        )
-    if torch.empty(0, device=arguments.get('device')).is_meta:  # also by `with torch.device('meta')`
-        raise ValueError(
-            f'Got embedding={embedding!r} and the meta device, which holds no values; after to_empty() the table would '
-            'be garbage. Create the model on a real device, or leave out embedding and load a state dict.'
-        )
     cfg = arguments.get('pretrained_cfg')
     if saved and isinstance(cfg, dict) and cfg.get('source') == 'hf-hub':
         embedding = f'hf-hub:{embedding}'  # a config.json of the Hub names no folder of this machine
-    with torch.random.fork_rng(devices=[]):  # the network starts as it would with a table drawn at random
-        table = PixelEmbedding.from_pretrained(embedding, cache_dir=arguments.get('cache_dir'))
-    if table.weight is None:
-        raise ValueError(
-            f'Got embedding={embedding!r}, which holds a fixed {table.encoding} table; a p2be model takes a p2be '
-            f"table. Use a model with encoding='{table.encoding}' and no embedding."
-        )
-    if num_bits not in (None, table.num_bits):
-        raise ValueError(
-            f'Got num_bits={num_bits}, but the table {embedding!r} has codes of {table.num_bits} bits. Use '
-            f'{table.num_bits}, or leave num_bits out.'
-        )
-    return table
+    return published_table(embedding, encoding, arguments), False
 
 
 def create_encoded(
@@ -175,71 +137,11 @@ def create_encoded(
         variant: whose weights `pretrained` loads.
         backbone: timm name of the RGB network, with or without a tag.
         encoding: 'p2be', 'onehot' or 'thermometer'.
-        pretrained: load weights.
+        pretrained: load weights; with a tag that stands for a table (`timm_p2be.models.tables`), the table alone.
         embedding: P2BE only: table to start from, 'org/name[@revision]' on the Hub or a folder.
         **kwargs: `num_bits` (64, or the table's); for P2BE also `embedding_init` (one of `codes.INITS`) and
             `freeze_embedding` (False); timm's build arguments; everything else goes to the backbone.
     """
-    table = None if embedding is None else _published_table(embedding, encoding, pretrained, kwargs)
-    build = partial(_build, backbone, encoding, table)
-    return build_checked(build, variant, pretrained, pretrained_filter_fn=_fit_stem, **kwargs)
-
-
-default_cfgs = generate_default_cfgs({'encoded': encoded_cfg()})
-
-
-def _merge_cfg(backbone: str, given: Any) -> dict[str, Any]:
-    """Return the cfg of `encoded`: its own, with the backbone's input and head, with what the caller changed.
-
-    timm passes as `given` None, a saved model's cfg, or (its scripts) that of `encoded` with an overlay applied.
-    """
-    own = get_pretrained_cfg('encoded', allow_unregistered=False).to_dict()
-    given = asdict(given) if isinstance(given, PretrainedCfg) else dict(given or {})
-    if given.get('source') in ('hf-hub', 'local-dir'):
-        return given
-    base = asdict(get_pretrained_cfg(backbone) or PretrainedCfg())
-    taken = {field: base[field] for field in _BACKBONE_FIELDS if base[field] is not None}
-    changed = {field: value for field, value in given.items() if value is not None and value != own.get(field)}
-    return {**own, **taken, **changed}
-
-
-def _wrap_features(model: nn.Module, kwargs: dict[str, Any]) -> nn.Module:
-    """Return `model` behind timm's feature wrapper, by default the getter: it asks the model, so it fits every kind."""
-    levels = len(getattr(model, 'feature_info', ()))
-    feature_cfg = {
-        'feature_cls': 'getter',
-        # as timm's own defaults: all levels of a pyramid, the last three blocks of a plain transformer
-        'out_indices': tuple(range(levels)) if levels <= 5 else 3,
-        **kwargs,
-    }
-
-    def ready(**_: Any) -> nn.Module:
-        return model
-
-    return build_model_with_cfg(
-        ready, 'encoded', False, pretrained_cfg=model.pretrained_cfg, feature_cfg=feature_cfg, features_only=True
-    )
-
-
-@register_model
-def encoded(
-    pretrained: bool = False,
-    backbone: str | None = None,
-    encoding: str = 'p2be',
-    pretrained_cfg: Any = None,
-    features_only: bool = False,
-    **kwargs: Any,
-) -> nn.Module:
-    """Any timm backbone whose first convolution reads pixel codes: `backbone='convnext_atto', encoding='p2be'`."""
-    if not backbone or not is_model(backbone) or split_model_name_tag(backbone)[0] == 'encoded':
-        raise ValueError(
-            f'Got backbone={backbone!r}; allowed is the name of an RGB network in timm.list_models(), for example '
-            "timm.create_model('encoded', backbone='resnet18', encoding='p2be')."
-        )
-    if not isinstance(pretrained_cfg, str):  # a string is a tag, which timm looks up
-        pretrained_cfg = _merge_cfg(backbone, pretrained_cfg)
-    feature_args = dict(kwargs.pop('feature_cfg', None) or {})
-    if features_only:
-        feature_args |= {key: kwargs.pop(key) for key in ('out_indices', 'feature_cls') if key in kwargs}
-    model = create_encoded('encoded', backbone, encoding, pretrained, pretrained_cfg=pretrained_cfg, **kwargs)
-    return _wrap_features(model, feature_args) if features_only else model
+    table, pretrained = _first_table(variant, embedding, encoding, pretrained, kwargs)
+    build = partial(build_encoded, backbone, encoding, table, None)
+    return build_checked(build, variant, pretrained, pretrained_filter_fn=fit_stem, **kwargs)

@@ -9,9 +9,10 @@ from timm.models import generate_default_cfgs, register_model
 
 from timm_p2be.encodings import ENCODINGS
 from timm_p2be.models.cifar_net import cifar10_weights, cifar_cfg, cifar_feature_cfg
-from timm_p2be.models.densenet_cifar import DenseNetBC
+from timm_p2be.models.densenet_cifar import DenseNet
 from timm_p2be.models.encoded import create_encoded, encoded_cfg
 from timm_p2be.models.resnext_cifar import ResNeXt
+from timm_p2be.models.tables import add_tables
 from timm_p2be.models.wideresnet_cifar import WideResNet
 
 __all__: list[str] = []
@@ -42,11 +43,12 @@ default_cfgs = generate_default_cfgs(
         'wrn16_2_thermometer.cifar10': _cfg(**cifar10_weights('wrn16_2_thermometer.cifar10')),
         **{
             f'{arch}_{encoding}.untrained': _cfg()
-            for arch in ('wrn10_2', 'densenetbc100_12', 'resnext29_4x32d')
+            for arch in ('wrn10_2', 'densenetbc100_12', 'densenet40_12', 'resnext29_4x32d')
             for encoding in ENCODINGS
         },
     }
 )
+add_tables(default_cfgs)
 
 
 @register_model
@@ -95,18 +97,33 @@ def wrn10_2_thermometer(pretrained: bool = False, **kwargs: Any) -> WideResNet:
 
 
 @register_model
-def densenetbc100_12_p2be(pretrained: bool = False, **kwargs: Any) -> DenseNetBC:
+def densenetbc100_12_p2be(pretrained: bool = False, **kwargs: Any) -> DenseNet:
     return _create('densenetbc100_12_p2be', 'densenetbc100_12', 'p2be', pretrained, **kwargs)
 
 
 @register_model
-def densenetbc100_12_onehot(pretrained: bool = False, **kwargs: Any) -> DenseNetBC:
+def densenetbc100_12_onehot(pretrained: bool = False, **kwargs: Any) -> DenseNet:
     return _create('densenetbc100_12_onehot', 'densenetbc100_12', 'onehot', pretrained, **kwargs)
 
 
 @register_model
-def densenetbc100_12_thermometer(pretrained: bool = False, **kwargs: Any) -> DenseNetBC:
+def densenetbc100_12_thermometer(pretrained: bool = False, **kwargs: Any) -> DenseNet:
     return _create('densenetbc100_12_thermometer', 'densenetbc100_12', 'thermometer', pretrained, **kwargs)
+
+
+@register_model
+def densenet40_12_p2be(pretrained: bool = False, **kwargs: Any) -> DenseNet:
+    return _create('densenet40_12_p2be', 'densenet40_12', 'p2be', pretrained, **kwargs)
+
+
+@register_model
+def densenet40_12_onehot(pretrained: bool = False, **kwargs: Any) -> DenseNet:
+    return _create('densenet40_12_onehot', 'densenet40_12', 'onehot', pretrained, **kwargs)
+
+
+@register_model
+def densenet40_12_thermometer(pretrained: bool = False, **kwargs: Any) -> DenseNet:
+    return _create('densenet40_12_thermometer', 'densenet40_12', 'thermometer', pretrained, **kwargs)
 
 
 @register_model

@@ -9,6 +9,7 @@ from timm.models import ResNet, generate_default_cfgs, register_model
 
 from timm_p2be.encodings import ENCODINGS
 from timm_p2be.models.encoded import create_encoded, encoded_cfg
+from timm_p2be.models.tables import add_tables
 
 __all__: list[str] = []
 
@@ -30,6 +31,7 @@ def _cfg(**fields: Any) -> dict[str, Any]:
 default_cfgs = generate_default_cfgs(
     {f'{arch}_{encoding}.untrained': _cfg() for arch in ('resnet18', 'resnet34', 'resnet50') for encoding in ENCODINGS}
 )
+add_tables(default_cfgs)
 
 
 @register_model

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from timm_p2be.checkpoints import read_checkpoint, weights_sha256
 from timm_p2be.encodings.statistics import code_statistics
+from timm_p2be.encodings.table_file import names_table
 from timm_p2be.files import file_sha256
 from timm_p2be.stem import EncodedConv2d, find_embedding
 
@@ -140,8 +141,9 @@ def load_model(
             "timm.list_models(), for example 'wrn10_2_p2be=output/train/RUN/last.pth.tar'."
         )
     if not file:
-        if not timm.is_model_pretrained(name):
-            raise ValueError(f'{name} has no pretrained weights; name a checkpoint: {name}=FILE.')
+        if names_table(name) or not timm.is_model_pretrained(name):
+            what = 'a table, but no trained weights' if names_table(name) else 'no pretrained weights'
+            raise ValueError(f'{name} has {what}; name a checkpoint: {name}=FILE.')
         model = timm.create_model(name, pretrained=True, **({'num_classes': num_classes} if num_classes else {}))
         return PixelModel(model, mean, std, name=label or name).to(device)
     path = Path(file)

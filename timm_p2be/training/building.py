@@ -15,6 +15,7 @@ from timm.utils import NativeScaler, init_distributed_device, is_primary
 from torch import nn
 
 from timm_p2be.encodings import PixelEmbedding
+from timm_p2be.encodings.table_file import names_table
 from timm_p2be.task import P2BETask, learned_embedding
 from timm_p2be.training.conflicts import EMBEDDING_DEFAULTS, has_learned_table
 from timm_p2be.training.memory import keep_freed_memory
@@ -86,7 +87,9 @@ def _create_model(args: argparse.Namespace) -> nn.Module:
     if args.pretrained_path:
         # as timm: the file goes before other sources, and -1 makes the head start afresh
         overlay = {'pretrained_cfg_overlay': {'file': args.pretrained_path, 'num_classes': -1}}
-    table: dict[str, Any] = {'freeze_embedding': True} if args.p2be_freeze else {}
+    table: dict[str, Any] = {}
+    if args.p2be_freeze or names_table(args.model):  # which would be frozen by itself
+        table['freeze_embedding'] = args.p2be_freeze
     if args.p2be_embedding and not args.resume:
         table['embedding'] = args.p2be_embedding
     create = partial(
@@ -120,7 +123,7 @@ def _create_model(args: argparse.Namespace) -> nn.Module:
 
 def _settle_table(args: argparse.Namespace, embedding: PixelEmbedding) -> None:
     """Draw the table where none is loaded, record its size where one is, and log how it will be treated."""
-    if args.p2be_embedding:
+    if args.p2be_embedding or (args.pretrained and names_table(args.model)):
         # with this, flags of a checkpoint create the model that its weights fit, without the table's source
         args.model_kwargs = {**args.model_kwargs, 'num_bits': embedding.num_bits}
     elif args.p2be_init is None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from timm.models import resolve_model_input_args, split_model_name_tag
 
+from timm_p2be.encodings.table_file import names_table
 from timm_p2be.training.flags import DATASETS
 
 # What the flags of a learned table mean when neither recipe nor command line sets them (docs/protocol.md).
@@ -107,9 +108,12 @@ def _adopt_model_kwargs(args: argparse.Namespace, explicit: set[str]) -> None:
             setattr(args, name, str(value) if key == 'embedding' and value is not None else value)
             if 'model_kwargs' in explicit:
                 explicit.add(name)
+    frozen = args.model_kwargs.get('freeze_embedding')
     args.model_kwargs = {k: v for k, v in args.model_kwargs.items() if k not in ('embedding', 'freeze_embedding')}
     if _architecture(args)[1].get('freeze_embedding'):  # a model that was saved frozen
         args.p2be_freeze = True
+    if names_table(args.model) and args.pretrained and not args.pretrained_path and frozen is None:
+        args.p2be_freeze = True  # as the model does that this names
 
 
 def _is_set(args: argparse.Namespace, name: str) -> bool:
