@@ -192,6 +192,7 @@ def test_checkpoint_of_another_freezing_is_refused(model):
     ('sgdp2be', {'smoothness': -1.0}, r'smoothness=-1\.0.*finite'),
     ('adamwp2be', {'smoothness': 'high'}, "smoothness='high'.*finite"),
     ('adamwp2be', {'smoothness_reduction': 'none'}, "smoothness_reduction 'none'.*'mean', 'sum'"),
+    ('sgdp2be', {'timm_recipe': 'none'}, 'Instead, start this one by `timm-p2be train'),
     ('adamwp2be', {'timm_recipe': 'imagenet.yaml'}, 'timm-p2be train.*train_scripts/recipes/timm/imagenet.yaml'),
     ('sgdp2be', {'momentum': 0.0}, 'nesterov=True with momentum=0.0.*nesterov=False'),
 ])  # fmt: skip

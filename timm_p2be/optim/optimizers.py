@@ -74,10 +74,10 @@ class EmbeddingOptimizer(torch.optim.Optimizer):
         timm_recipe: str | None = None,
     ) -> None:
         if timm_recipe is not None:
+            own = f"for timm's own train.py use train_scripts/recipes/timm/{timm_recipe}; or "
             raise ValueError(
                 'Got a recipe of `timm-p2be train`, whose p2be_ settings no other script reads: it would train without '
-                f"them. For timm's own train.py use train_scripts/recipes/timm/{timm_recipe}; or start this one by "
-                '`timm-p2be train -c RECIPE`.'
+                f'them. Instead, {own if timm_recipe != "none" else ""}start this one by `timm-p2be train -c RECIPE`.'
             )
         schedules = ('embedding_sched', embedding_sched, EMBEDDING_SCHEDS)
         for name, choice, allowed in (schedules, ('smoothness_reduction', smoothness_reduction, REDUCTIONS)):
