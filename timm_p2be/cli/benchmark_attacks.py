@@ -31,7 +31,7 @@ from timm_p2be.robustness.pixel_model import PixelModel, load_model
 
 _EPILOG = """\
 Attacks, cheapest first: {families}.
-fgsm, pgd and apgd run once for each surrogate gradient of a model; pgd-kernel names one of them. quick: {quick}.
+fgsm, pgd and apgd run through the surrogates 'linear' and 'kernel'; pgd-ramp names one of all. quick: {quick}.
 
 Each attack runs alone on the first --alone images. The worst case runs them in turn on the first --worst-case images,
 each on those still standing. Every adversarial image is a uint8 image within the bound, judged by the untouched model.
