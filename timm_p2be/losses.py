@@ -8,7 +8,7 @@ REDUCTIONS = ('mean', 'sum')
 _MIN_MIX = 1e-7  # floor of the mixture's probabilities, as in AugMix
 
 
-def _at_least_float32(tensor: Tensor) -> Tensor:
+def at_least_float32(tensor: Tensor) -> Tensor:
     """Return `tensor` in float32, or as it is in float64; no autocast region lowers the operations used below."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
@@ -35,7 +35,7 @@ def smoothness_loss(weight: Tensor, reduction: str = 'mean') -> Tensor:
             f'Got a table of shape {list(weight.shape)} and dtype {weight.dtype}; allowed is a floating-point '
             '(levels, M) with at least 2 levels. Pass the latents, embedding.weight.'
         )
-    w = _at_least_float32(weight)
+    w = at_least_float32(weight)
     norms = w.norm(dim=1, keepdim=True)
     zero = norms == 0
     directions = torch.where(zero, 0.0, w / torch.where(zero, 1.0, norms))
@@ -65,7 +65,7 @@ def jensen_shannon(logits: Tensor, num_views: int) -> Tensor:
             f'Got logits of shape {list(logits.shape)}; allowed is (num_views * batch, classes) with '
             f'num_views={num_views}, the views one after another.'
         )
-    log_p = torch.log_softmax(_at_least_float32(logits), dim=1).unflatten(0, (num_views, -1))
+    log_p = torch.log_softmax(at_least_float32(logits), dim=1).unflatten(0, (num_views, -1))
     p = log_p.exp()
     log_mix = p.mean(dim=0).clamp(_MIN_MIX, 1).log()
     return (p * (log_p - log_mix)).sum(dim=2).mean()
