@@ -58,7 +58,7 @@ def test_a_fixed_table_stays_and_a_learned_one_moves(
     assert all(0 <= run['figures']['clean'] <= 100 and run['epochs'] == 1 for run in content['runs'])
     assert len(tables['given']['codes_sha256']) == 64
     assert tables['given']['pinned'] == str(table)
-    assert '| table | noise, learned, clean | noise, fixed, clean | seeds |' in (output / 'report.md').read_text()
+    assert '| table | noise, learned, clean | noise, fixed, clean |' in (output / 'report.md').read_text()
     assert 'data:image/svg+xml' in (output / 'report.html').read_text()
 
     # finished runs are kept: the second call trains nothing
@@ -85,6 +85,19 @@ def test_an_interrupted_run_is_resumed_from_a_whole_checkpoint(tmp_path: Path, t
     assert f'resume: {run / "checkpoint-0.pth.tar"}' in (run / 'args.yaml').read_text()
     resumed = read_checkpoint(run / 'last.pth.tar').state_dict
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+
+
+def test_corruptions_are_measured_of_runs_that_are_there(tmp_path: Path, table: Path) -> None:
+    output = tmp_path / 'out'
+    argv = _argv(write_images(tmp_path / 'data'), table, output, '--mode', 'fixed')
+    argv = [*argv[:2], *argv[4:]]  # no table
+    assert transfer.main(argv) == 0
+    trained = (output / 'noise-own-fixed-42' / 'last.pth.tar').stat().st_mtime_ns
+    assert transfer.main([*argv, '--corruptions', '1']) == 0
+    assert (output / 'noise-own-fixed-42' / 'last.pth.tar').stat().st_mtime_ns == trained
+    (run,) = json.loads((output / 'results.json').read_text())['runs']
+    assert 0 <= run['figures']['corrupted'] <= 100
+    assert '| table | noise, fixed, clean | noise, fixed, corrupted |' in (output / 'report.md').read_text()
 
 
 def test_flags_of_the_table_go_to_the_runs_that_they_apply_to(tmp_path: Path, table: Path) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from timm_p2be.cli.interruption import run_long
@@ -40,7 +41,8 @@ def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     add = parser.add_argument_group('size').add_argument
     add('--budget', metavar='NAME', help="minutes, hours or paper (default: the grid's first, minutes)")
     add('--seeds', nargs='+', type=int, default=[], metavar='S', help="default: the budget's")
-    add('--only', nargs='+', default=[], metavar='RUN', help='make these runs only, and no page')
+    add('--limit', type=int, metavar='N', help='measure the first N images only, for a quick look')
+    add('--only', nargs='+', default=[], metavar='RUN', help='make these runs only')
     add('--plan', action='store_true', help='say what it would cost on this machine, after half a minute')
     add('--print-commands', action='store_true', help='print one training a line, for a queue; the grid finds them')
     add = parser.add_argument_group('run').add_argument
@@ -90,4 +92,5 @@ def _grid(args: argparse.Namespace, path: Path, data_names: list[str]) -> Grid:
         data['data_dir'] = 'data'
     data |= {name: getattr(args, name) for name in _OWN if getattr(args, name) is not None}
     embedding = pinned(args.embedding) if args.embedding else 'EMBEDDING' if args.plan else ''
-    return read_grid(path, args.budget, data, embedding, args.seeds)
+    grid = read_grid(path, args.budget, data, embedding, args.seeds)
+    return replace(grid, corruption_images=args.limit, attack_images=args.limit) if args.limit else grid

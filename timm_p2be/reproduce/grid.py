@@ -1,5 +1,6 @@
 """A grid of training runs as data: axes, flags, what is measured, claims and their rule; read from YAML."""
 
+import csv
 import itertools
 import re
 import shlex
@@ -24,6 +25,7 @@ _BUDGET_KEYS = {'flags', 'axes', 'corruption_images', 'attack_images'}
 _DATA = ('dataset', 'train_split', 'val_split', 'train_num_samples', 'val_num_samples')  # flags that change images
 _CLAIM_KEYS = {'says', 'source', 'lower', 'than', 'error', 'within', 'where'}
 
+Key = tuple[str, ...]  # values on the axes but the seed
 Axes = dict[str, dict[str, str]]  # axis -> value -> text that takes the place of {axis} in the flags
 
 
@@ -79,7 +81,7 @@ class Grid:
         images: of the paper's data set, {'train': N, 'test': N}; empty if unknown.
         corruption_images, attack_images: first images of the validation split; None takes all.
         picture: 'codes', or an axis of numbers that curves are drawn over.
-        paper: name of the table in paper.csv.
+        printed: the paper's figures.
     """
 
     title: str
@@ -96,7 +98,7 @@ class Grid:
     corruption_images: int | None = None
     attack_images: int | None = None
     picture: str = ''
-    paper: str = ''
+    printed: Mapping[Key, Mapping[str, str]] = field(default_factory=dict)
 
 
 def read_grid(
@@ -155,7 +157,7 @@ def read_grid(
         corruption_images=size.get('corruption_images'),
         attack_images=size.get('attack_images'),
         picture=content.get('picture', ''),
-        paper=content.get('paper', ''),
+        printed=_printed(content['paper'], len(axes) - 1, str(path)) if 'paper' in content else {},
     )
 
 
@@ -196,6 +198,22 @@ def _runs(template: str, axes: Axes, data_flags: Sequence[str], embedding: str, 
     if len({run.name for run in runs}) < len(runs):
         raise ValueError(f'{where}: two runs would share a folder; let values differ in letters, digits, _ or dots.')
     return runs
+
+
+def _printed(table: str, depth: int, where: str) -> dict[Key, dict[str, str]]:
+    """Return the figures of a table of the paper as they are printed."""
+    with (TABLES / 'paper.csv').open(encoding='utf-8', newline='') as file:
+        rows = {tuple(row['cell'].split('/')): row for row in csv.DictReader(file) if row['table'] == str(table)}
+    if {len(key) for key in rows} != {depth}:
+        raise ValueError(f'{where}: paper: paper.csv has no table {table!r} of {depth} axes beside the seed.')
+    return {
+        key: {
+            name: row[name] + (f' ± {row[std]}' if row.get(std := f'{name}_std') else '')
+            for name in FIGURES
+            if row.get(name)
+        }
+        for key, row in rows.items()
+    }
 
 
 def _claim(entry: Any, axes: Axes, show: Sequence[str], path: str) -> Claim:

@@ -40,8 +40,9 @@ def measure(grid: Grid, run: Run, folder: Path, corrupted: dict[str, Path]) -> d
         figures |= {'corrupted': summary['mean_corruption_error'], 'mce': summary['mce_alexnet'], **by_name}
     if 'lspga' in show:
         images = _images(run, suite, grid.attack_images)
-        results = benchmark_attacks(model, images, [lspga(model)], alone=len(images), worst_case=0, output=folder)
-        figures['lspga'] = 1 - next(iter(results.content['alone'].values()))['accuracy']
+        attack = lspga(model)
+        results = benchmark_attacks(model, images, [attack], alone=len(images), worst_case=0, output=folder)
+        figures['lspga'] = results.bits('alone', attack.name).mean().item()
     return {name: 100 * value for name, value in figures.items() if name in show}
 
 

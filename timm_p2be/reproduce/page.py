@@ -1,10 +1,9 @@
 """The page of a grid: verdicts on the claims, our figures beside the paper's, paired differences, pictures."""
 
 import base64
-import csv
 import io
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,12 +14,12 @@ from timm_p2be.encodings import onehot_codes, thermometer_codes
 from timm_p2be.files import write_json
 from timm_p2be.hub.find_table import find_table
 from timm_p2be.hub.pictures import codes_picture
-from timm_p2be.reproduce.grid import FIGURES, SEED, TABLES, Grid
+from timm_p2be.reproduce.grid import SEED, Grid, Key
 from timm_p2be.reproduce.verdicts import Difference, Outcome, Spread, decide, paired, spread
+from timm_p2be.robustness.corruptions import CORRUPTIONS
 from timm_p2be.robustness.evaluation.report import Curves, Dots, Picture, Report, Section, Table, surroundings
 from timm_p2be.robustness.evaluation.results import environment
 
-Key = tuple[str, ...]  # values on the axes but the seed
 Spreads = dict[Key, dict[str, Spread]]
 _MEASURES = {
     'clean': 'Clean: error after the last epoch on the validation split, as train.py measured it.',
@@ -47,37 +46,32 @@ class Codes(NamedTuple):
 def write_page(grid: Grid, outcomes: Sequence[Outcome], output: Path) -> Report:
     """Write report.md, report.html and results.json of a whole grid, and return the report."""
     axes = [axis for axis in grid.axes if axis != SEED]
-    title = grid.title + (f' ({grid.scale})' if grid.scale else '')
-    ours, papers = _spreads(grid, axes, outcomes), _papers(grid)
+    ours = _spreads(axes, outcomes)
     verdicts = [
         (claim, paired(outcomes, grid.axes, claim.axis, claim.lower, claim.than, claim.error, claim.where))
         for claim in grid.claims
     ]
-    pivot = _pivot(grid, axes)
+    suffix = f' ({grid.scale})' if grid.scale else ''
+    claims = Section(f'Claims of the paper{suffix}', notes=_notes(grid, outcomes), texts=[grid.rule])
+    claims.table = _verdicts(grid, verdicts) if verdicts else None
+    seeds = ', '.join(grid.axes[SEED])
     sections = [
+        claims if grid.rule else Section('Notes', notes=_notes(grid, outcomes)),
         Section(
-            f'Claims of the paper{f" ({grid.scale})" if grid.scale else ""}',
-            notes=_notes(grid, outcomes),
-            texts=[grid.rule],
-            table=_verdicts(grid, verdicts),
-        )
-        if verdicts
-        else Section('Limits', notes=_notes(grid, outcomes)),
-        Section('Ours: mean and standard deviation over seeds, %', texts=_measures(grid), table=pivot(ours)),
-        *([Section("The paper's, %", table=pivot(papers))] if papers else ()),
-        Section(
-            'Pictures',
-            figures=[*_dots(grid, ours, papers, outcomes, axes), *_drawn(grid, ours, outcomes, axes, output)],
+            f'Ours: mean and standard deviation, seeds {seeds}, %',
+            texts=[text for name, text in _MEASURES.items() if name in grid.show],
+            table=_pivot(grid, axes, ours),
+            figures=[*_dots(grid, outcomes, axes), *_drawn(grid, ours, axes, output)],
         ),
-        Section(
-            'Paired differences on the same seeds, points, 95 % t interval', table=_differences(grid, outcomes, axes)
-        ),
+        Section("The paper's, %", table=_pivot(grid, axes, grid.printed)),
+        Section('Paired differences by seed, points, 95 % t interval', table=_differences(grid, outcomes, axes)),
         Section('Runs', table=_runs(grid, outcomes)),
         Section('Settings', table=Table(['setting', 'value'], [[*row] for row in _settings(grid).items()])),
     ]
-    report = Report(title, [section for section in sections if section.table is None or section.table.rows])
+    shown = [s for s in sections if s.notes or s.texts or (s.table and s.table.rows)]
+    report = Report(f'{grid.title}{suffix}', shown)
     report.write(output)
-    content: dict[str, Any] = {'schema_version': 1, 'kind': 'reproduction', 'title': title, 'runs': [*outcomes]}
+    content: dict[str, Any] = {'schema_version': 1, 'kind': 'reproduction', 'title': report.title, 'runs': [*outcomes]}
     content['claims'] = [
         {**claim._asdict(), 'difference': difference and difference._asdict(), 'verdict': decide(claim, difference)}
         for claim, difference in verdicts
@@ -86,7 +80,7 @@ def write_page(grid: Grid, outcomes: Sequence[Outcome], output: Path) -> Report:
     return report
 
 
-def _spreads(grid: Grid, axes: Sequence[str], outcomes: Iterable[Outcome]) -> Spreads:
+def _spreads(axes: Sequence[str], outcomes: Iterable[Outcome]) -> Spreads:
     """Return what the runs of each cell give, which a diverged one does not enter."""
     found: dict[Key, dict[str, list[float]]] = {}
     for outcome in outcomes:
@@ -96,45 +90,24 @@ def _spreads(grid: Grid, axes: Sequence[str], outcomes: Iterable[Outcome]) -> Sp
     return {key: {name: spread(values) for name, values in cell.items()} for key, cell in found.items()}
 
 
-def _papers(grid: Grid) -> Spreads:
-    """Return the paper's figures of a table."""
-    found: Spreads = {}
-    with (TABLES / 'paper.csv').open(encoding='utf-8', newline='') as file:
-        for row in csv.DictReader(file):
-            if row['table'] == grid.paper:
-                std = {name: row.get(f'{name}_std') for name in FIGURES}
-                found[tuple(row['cell'].split('/'))] = {
-                    name: Spread(float(row[name]), float(std[name] or 0) if std[name] else None, 5 if std[name] else 1)
-                    for name in FIGURES
-                    if row.get(name)
-                }
-    return found
+def _pivot(grid: Grid, axes: Sequence[str], cells: Mapping[Key, Mapping[str, Spread | str]]) -> Table:
+    """Return cells as a table: rows and columns by the axes, one column a figure."""
 
-
-def _pivot(grid: Grid, axes: Sequence[str]) -> Callable[[Spreads], Table]:
-    """Return what makes a table of spreads: rows and columns by the axes, one column a figure."""
-    down = [place for place, axis in enumerate(axes) if axis not in grid.columns]
-    across = [place for place, axis in enumerate(axes) if axis in grid.columns]
-
-    def table(spreads: Spreads) -> Table:
-        rows, columns = (
-            [*dict.fromkeys(tuple(key[place] for place in places) for key in spreads)] for places in (down, across)
+    def split(key: Key) -> tuple[Key, Key]:
+        down, across = (
+            tuple(value for axis, value in zip(axes, key, strict=True) if (axis in grid.columns) == columns)
+            for columns in (False, True)
         )
-        cells = {(tuple(k[p] for p in down), tuple(k[p] for p in across)): found for k, found in spreads.items()}
-        header = [', '.join([*column, name]) for column in columns for name in grid.show]
-        body = [
-            [*row, *(str(cells.get((row, column), {}).get(name, '-')) for column in columns for name in grid.show)]
-            for row in rows
-        ]
-        seeds = [
-            str(max((s.seeds for column in columns for s in cells.get((row, column), {}).values()), default=0))
-            for row in rows
-        ]
-        return Table(
-            [*(axes[place] for place in down), *header, 'seeds'], [[*b, s] for b, s in zip(body, seeds, strict=True)]
-        )
+        return down, across
 
-    return table
+    placed = {split(key): found for key, found in cells.items()}
+    rows, columns = ([*dict.fromkeys(key[part] for key in placed)] for part in (0, 1))
+    header = [', '.join([*column, name]) for column in columns for name in grid.show]
+    body = [
+        [*row, *(str(placed.get((row, column), {}).get(name, '-')) for column in columns for name in grid.show)]
+        for row in rows
+    ]
+    return Table([*(axis for axis in axes if axis not in grid.columns), *header], body)
 
 
 def _points(value: float | None) -> str:
@@ -178,25 +151,21 @@ def _differences(grid: Grid, outcomes: Sequence[Outcome], axes: Sequence[str]) -
     return Table([*others, grid.compare, *figures], rows)
 
 
-def _dots(grid: Grid, ours: Spreads, papers: Spreads, outcomes: Sequence[Outcome], axes: Sequence[str]) -> list[Dots]:
-    """Return a picture for each figure, its rows being the cells."""
-    published = {} if 'instead of' in grid.scale else papers
-    pictures = []
-    for name in grid.show[:3]:  # CE by corruption is in the tables
-        rows = {
-            ', '.join(key): [
-                o['figures'][name] for o in outcomes if name in o['figures'] and tuple(o[axis] for axis in axes) == key
-            ]
-            for key in ours
-        }
-        marks = {', '.join(key): found[name].mean for key, found in published.items() if name in found}
-        pictures.append(
-            Dots(f'{name}: a ring each seed, a bar their mean, a cross the paper', rows, marks, 'error in %')
-        )
-    return pictures
+def _dots(grid: Grid, outcomes: Sequence[Outcome], axes: Sequence[str]) -> Iterator[Dots]:
+    """Yield a picture for each figure, its rows being the cells; with the paper's figures beside runs of its size."""
+    for name in grid.show:
+        if name in CORRUPTIONS:
+            continue  # in the tables
+        rows: dict[str, list[float]] = {}
+        for outcome in outcomes:
+            values = rows.setdefault(', '.join(outcome[axis] for axis in axes), [])
+            values += [outcome['figures'][name]] if name in outcome['figures'] else []
+        printed = {} if grid.scale else grid.printed
+        marks = {', '.join(key): float(texts[name].split()[0]) for key, texts in printed.items() if name in texts}
+        yield Dots(f'{name}: a ring each seed, a bar their mean, a cross the paper', rows, marks, 'error in %')
 
 
-def _drawn(grid: Grid, ours: Spreads, outcomes: Sequence[Outcome], axes: Sequence[str], output: Path) -> list[Picture]:
+def _drawn(grid: Grid, ours: Spreads, axes: Sequence[str], output: Path) -> list[Picture]:
     """Return the pictures that the grid asks for: Fig. 2, or curves over an axis of numbers."""
     if grid.picture == 'codes':
         noise = torch.randn((256, 64), generator=torch.Generator().manual_seed(0))
@@ -231,10 +200,6 @@ def _runs(grid: Grid, outcomes: Iterable[Outcome]) -> Table:
         for outcome in outcomes
     ]
     return Table([*grid.axes, 'state', 'epochs', *grid.show], rows)
-
-
-def _measures(grid: Grid) -> list[str]:
-    return [text for name, text in _MEASURES.items() if name in grid.show]
 
 
 def _notes(grid: Grid, outcomes: Iterable[Outcome]) -> list[str]:

@@ -47,7 +47,7 @@ def plan(grid: Grid) -> Table:
         total_runs, total_images = total_runs + len(runs), total_images + len(runs) * images
         total_hours += len(runs) * hours
         rows.append(
-            [cell, str(len(runs)), f'{images:,}', f'{1 / speed.update:.0f}', _shown(hours), _shown(len(runs) * hours)]
+            [cell, str(len(runs)), f'{images:,}', f'{1 / speed.update:.1f}', _shown(hours), _shown(len(runs) * hours)]
         )
     rows.append(['all', str(total_runs), f'{total_images:,}', '-', '-', _shown(total_hours)])
     return Table(['cell', 'runs', 'training images a run', 'images/s', 'hours a run', 'hours'], rows)

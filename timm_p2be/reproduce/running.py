@@ -25,9 +25,9 @@ from timm_p2be.training.run import main as train
 Outcome = dict[str, Any]
 DIVERGED = 1  # exit code of train.py
 _GRID, _OUTCOME = 'grid.json', 'outcome.json'
-_WHERE = {'resume', 'output', 'experiment', 'config'}  # where a run is, not what it is
+_WHERE = {'resume', 'output', 'experiment', 'config', 'device'}  # where a run is, not what it is
 # what train.py settles itself, in args.yaml, unless it is told
-_SETTLED = {'device', 'pin_mem', 'lr', 'num_classes', 'model_kwargs', 'p2be_init', 'workers', 'eval_metric'}
+_SETTLED = {'pin_mem', 'lr', 'lr_base_scale', 'num_classes', 'model_kwargs', 'p2be_init', 'workers', 'eval_metric'}
 
 
 class Failed(RuntimeError):
@@ -134,12 +134,7 @@ def _make_one(grid: Grid, run: Run, output: Path, corrupted: dict[str, Path]) ->
         raise KeyboardInterrupt
     if code not in (0, DIVERGED):
         raise Failed(f'{run.name}: train.py ended with {code} for the reason above; see {folder / "log.txt"}.')
-    outcome: Outcome = {
-        **run.cell,
-        'state': 'diverged' if code else 'finished',
-        'figures': {},
-        'flags': run.words,
-    }
+    outcome: Outcome = {**run.cell, 'state': 'diverged' if code else 'finished', 'figures': {}, 'flags': run.words}
     if not code:
         last = list(csv.DictReader((folder / 'summary.csv').read_text(encoding='utf-8').splitlines()))[-1]
         figures = {'clean': 100 - float(last['eval_top1'])}
@@ -170,9 +165,9 @@ def _check_told(run: Run, folder: Path) -> None:
     file = folder / 'args.yaml'
     if not file.is_file():
         return
-    told, (args, explicit, _) = yaml.safe_load(file.read_text(encoding='utf-8')), vars(run.arguments).values()
-    for name, value in vars(args).items():
-        if name in _WHERE or (name in _SETTLED and name not in explicit):
+    told = yaml.safe_load(file.read_text(encoding='utf-8'))
+    for name, value in vars(run.arguments.args).items():
+        if name in _WHERE or (name in _SETTLED and name not in run.arguments.explicit):
             continue
         known = told.get(name)
         same = value.items() <= known.items() if isinstance(value, dict) and isinstance(known, dict) else value == known
