@@ -106,6 +106,8 @@ def test_table_two_of_the_paper_is_sixty_commands(tmp_path: Path, capsys: pytest
         ({'budgets': {'small': {'axes': {'encoding': {}}}}}, 'budget small yields no run no values on encoding'),
         ({'flags': '--seed {seed}'}, 'axis encoding has no place {encoding} in flags'),
         ({'flags': '{seed} {encoding} {bits}'}, "'bits' is no axis there are encoding, seed"),
+        ({'budgets': {}}, 'budgets is {} mapping'),
+        ({'axes': {'encoding': 'p2be', 'seed': [1]}}, "Got 'p2be' as values of an axis"),
         ({'show': ['accuracy']}, "got ['accuracy'] allowed clean"),
         ({'paper': 'II'}, "paper.csv has no table 'II' of 1 axes"),
         ({'compare': 'network'}, "got ['network']"),
@@ -129,9 +131,16 @@ def test_bad_grids(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
         ('--dataset hfds/x --input-key', 'argument --input-key: expected one argument'),
         ("--val-split ''", 'give it a --val-split'),
         ('--plan --table II', 'not allowed with argument'),
+        ('--limit 0', 'Got 0 images to measure'),
+        ('--corrupted nowhere', 'No folder nowhere'),
+        ('--corrupted CIFAR-10=nowhere', 'no run has a use for nowhere'),
+        ('--embedding hub_cards/p2be-m64-digits', 'leave out --embedding hub_cards/p2be-m64-digits'),
     ],
 )
-def test_wrong_usage_exits_2(flags: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_exits_2(
+    flags: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(Path(__file__).parents[1])
     words = ['--grid', str(_file(tmp_path)), '--output', str(tmp_path / 'out'), *shlex.split(flags)]
     with pytest.raises(SystemExit, match='2'):
         main(['reproduce', *words])
@@ -194,7 +203,10 @@ def test_a_grid_becomes_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit, match='2'):
         main([*words, '--budget', 'paper', '--limit', '3'])
     error = capsys.readouterr().err
-    assert 'holds another grid (scale: budget small -> ; corruption_images: 1 -> 3; attack_images: 2' in error
+    assert (
+        'holds another grid (scale: budget small -> first 3 images; corruption_images: 1 -> 3; attack_images: 2'
+        in error
+    )
 
 
 def test_ours_stand_beside_the_papers(tmp_path: Path) -> None:
@@ -304,6 +316,12 @@ def test_a_plan_adds_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     hours = (1000 * 3.6 + 100 * 0.36 + 75 * 0.36 + 2 * (2 * 0.36 + 7 * 0.72)) / 3600
     assert plan['P2BE'] == ['3', '1,000', '0.3', f'{hours:.3f}', f'{3 * hours:.3f}']
     assert plan['all'] == ['6', '6,000', '-', '-', f'{6 * hours:.3f}']
+
+
+def test_a_plan_needs_no_table_of_codes() -> None:
+    grid = read_grid(TABLES / 'VII.yaml', 'paper', {'data_dir': 'data'}, embedding=None)
+    running.check(grid)
+    assert len(grid.runs) == 12
 
 
 def test_speed_is_measured_on_synthetic_batches(tmp_path: Path) -> None:

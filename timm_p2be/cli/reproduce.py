@@ -55,6 +55,7 @@ def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     add_data_flags(parser)
     for action in parser._actions[before:]:
         action.default = argparse.SUPPRESS  # what is not given stays the recipe's
+        action.help = (action.help or '').replace('%(default)s', "the recipe's")
     names = [action.dest for action in parser._actions[before:]]
 
     def command(args: argparse.Namespace) -> int:
@@ -71,7 +72,8 @@ def _run(args: argparse.Namespace, data_names: list[str], prog: str) -> int:
         raise ValueError(f'--only {" ".join(sorted(unknown))}: no such run; the first is {grid.runs[0].name}.')
     if args.print_commands:
         check(grid)
-        print('\n'.join(map(shlex.join, commands(grid.runs, str(output)))))
+        runs = [run for run in grid.runs if not args.only or run.name in args.only]
+        print('\n'.join(map(shlex.join, commands(runs, str(output)))))
         return 0
     if args.plan:
         check(grid)
@@ -91,6 +93,9 @@ def _grid(args: argparse.Namespace, path: Path, data_names: list[str]) -> Grid:
     if not data.keys() & {'dataset', 'data_dir'}:
         data['data_dir'] = 'data'
     data |= {name: getattr(args, name) for name in _OWN if getattr(args, name) is not None}
-    embedding = pinned(args.embedding) if args.embedding else 'EMBEDDING' if args.plan else ''
+    embedding = pinned(args.embedding) if args.embedding else None if args.plan else ''
     grid = read_grid(path, args.budget, data, embedding, args.seeds)
-    return replace(grid, corruption_images=args.limit, attack_images=args.limit) if args.limit else grid
+    if args.limit is None:
+        return grid
+    scale = ', '.join(filter(None, (grid.scale, f'first {args.limit} images')))
+    return replace(grid, scale=scale, corruption_images=args.limit, attack_images=args.limit)

@@ -105,7 +105,7 @@ def read_grid(
     path: Path,
     budget: str | None = None,
     data: Mapping[str, Any] = {},
-    embedding: str = '',
+    embedding: str | None = '',
     seeds: Sequence[int] = (),
 ) -> Grid:
     """Return the grid of a file at one of its budgets, by default the first.
@@ -113,7 +113,7 @@ def read_grid(
     Args:
         data: flags of train.py by their names, such as {'data_dir': 'data'}, that every run gets. With a 'dataset' the
             axis of this name, where there is one, keeps its first value only.
-        embedding: table of codes for flags with {embedding}.
+        embedding: table of codes for flags with {embedding}; None leaves that open, for runs that are only planned.
         seeds: instead of the budget's.
 
     Raises:
@@ -126,21 +126,17 @@ def read_grid(
     size = content['budgets'][budget] or {}
     _check_keys(size, set(), _BUDGET_KEYS, f'{path}: budget {budget}')
     all_axes = {name: _values(values) for name, values in content['axes'].items()}
-    changed = {name: _values(values) for name, values in size.get('axes', {}).items()}
-    _check_members(changed, all_axes, f'{path}: budget {budget}: axes')
-    axes = all_axes | changed
-    if seeds:
-        axes[SEED] = _values(list(seeds))
-    if DATASET in data and DATASET in axes:
-        axes[DATASET] = dict([*axes[DATASET].items()][:1])
+    axes = _axes(all_axes, size.get('axes', {}), DATASET in data, seeds, f'{path}: budget {budget}')
     template = f'{content["flags"]} {size.get("flags", "")}'
     runs = _runs(template, axes, command_line({**data}), embedding, str(path))
     if not runs:
         empty = [name for name, values in axes.items() if not values]
         raise ValueError(f'{path}: budget {budget} yields no run: no values on {", ".join(empty)}.')
+    if embedding and embedding not in runs[-1].words:
+        raise ValueError(f'{path}: no run starts from a table of codes; leave out --embedding {embedding}.')
     changes = [f'budget {budget}'] if budget != 'paper' else []
-    changed_data = [f'{name} {data[name]}'.removeprefix(f'{DATASET} ') for name in _DATA if name in data]
-    changes += [f'{", ".join(changed_data)} instead of {content["dataset"]}'] if changed_data else []
+    other_data = [f'{name} {data[name]}'.removeprefix(f'{DATASET} ') for name in _DATA if name in data]
+    changes += [f'{", ".join(other_data)} instead of {content["dataset"]}'] if other_data else []
     settings = {name: '; '.join(f'{v}: {t}' for v, t in values.items()) for name, values in axes.items()}
     return Grid(
         title=content['title'],
@@ -169,6 +165,9 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(f'Cannot read the grid {path}: {error}') from error
     _check_keys(content, _KEYS, _OPTIONAL, str(path))
     axes, picture = content['axes'], content.get('picture', 'codes')
+    for name in ('axes', 'budgets'):
+        if not isinstance(content[name], dict) or not content[name]:
+            raise ValueError(f'{path}: {name} is {content[name]!r}; a mapping of names with at least one is allowed.')
     _check_members([*content['columns'], content['compare'], SEED], axes, f'{path}: axes')
     _check_members(content['show'], FIGURES, f'{path}: show')
     _check_members([picture], ['codes', *axes], f'{path}: picture')
@@ -180,11 +179,21 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _values(values: Any) -> dict[str, str]:
     """Return value -> text of an axis, given as such or as a list of texts."""
-    pairs = values.items() if isinstance(values, dict) else ((value, value) for value in values or ())
+    if not isinstance(values, dict | list):
+        raise ValueError(f'Got {values!r} as values of an axis; a list, or a mapping of values to texts is allowed.')
+    pairs = values.items() if isinstance(values, dict) else zip(values, values, strict=True)
     return {str(value): str(text) for value, text in pairs}
 
 
-def _runs(template: str, axes: Axes, data_flags: Sequence[str], embedding: str, where: str) -> list[Run]:
+def _axes(axes: Axes, changed: dict[str, Any], other_data: bool, seeds: Sequence[int], where: str) -> Axes:
+    """Return the axes at a budget, which changes the values on some, with one data set if that is given."""
+    _check_members(changed, axes, f'{where}: axes')
+    axes = axes | {name: _values(values) for name, values in changed.items()}
+    axes |= {SEED: _values([*seeds])} if seeds else {}
+    return axes | ({DATASET: dict([*axes[DATASET].items()][:1])} if other_data and DATASET in axes else {})
+
+
+def _runs(template: str, axes: Axes, data_flags: Sequence[str], embedding: str | None, where: str) -> list[Run]:
     runs = []
     for values in itertools.product(*axes.values()):
         cell = dict(zip(axes, values, strict=True))
@@ -192,9 +201,9 @@ def _runs(template: str, axes: Axes, data_flags: Sequence[str], embedding: str, 
             text = template.format_map({'embedding': '{embedding}', **{name: axes[name][cell[name]] for name in axes}})
         except (KeyError, ValueError, IndexError) as error:
             raise ValueError(f'{where}: flags: {error} is no axis; there are {", ".join(axes)}.') from error
-        if '{embedding}' in text and not embedding:
+        if '{embedding}' in text and embedding == '':
             raise ValueError('These runs start from a table of codes: name it by --embedding ID_OR_FOLDER.')
-        runs.append(Run(cell, [*shlex.split(text.replace('{embedding}', embedding)), *data_flags]))
+        runs.append(Run(cell, [*shlex.split(text.replace('{embedding}', embedding or '{embedding}')), *data_flags]))
     if len({run.name for run in runs}) < len(runs):
         raise ValueError(f'{where}: two runs would share a folder; let values differ in letters, digits, _ or dots.')
     return runs

@@ -16,9 +16,10 @@ import yaml
 
 from timm_p2be.extras import require
 from timm_p2be.files import read_json, write_json
-from timm_p2be.reproduce.grid import CORRUPTED, Grid, Run
+from timm_p2be.reproduce.grid import CORRUPTED, DATASET, Grid, Run
 from timm_p2be.reproduce.measuring import measure, suite_of
 from timm_p2be.reproduce.page import write_page
+from timm_p2be.robustness.corruptions.stored_sets import open_corrupted
 from timm_p2be.training.checkpoints import newest_checkpoint
 from timm_p2be.training.run import main as train
 
@@ -38,6 +39,7 @@ def carry_out(grid: Grid, output: Path, corrupted: dict[str, Path], prog: str, o
     """Make a grid's runs, write its page when all are there, and return the exit code of the command `prog`."""
     require('matplotlib', extra='robustness')  # now, not when all runs are done
     check(grid)
+    _check_stored(grid, corrupted)
     leave_ranks()
     open_folder(grid, output)
     runs = [run for run in grid.runs if not only or run.name in only]
@@ -57,11 +59,23 @@ def carry_out(grid: Grid, output: Path, corrupted: dict[str, Path], prog: str, o
 
 def check(grid: Grid) -> None:
     """Raise ValueError if a run cannot be made or measured as its grid says, before any is begun."""
+    for limit in (grid.corruption_images, grid.attack_images):
+        if limit is not None and limit < 1:
+            raise ValueError(f'Got {limit} images to measure; take at least 1.')
     for run in grid.runs:
         if not run.arguments.args.val_split:
             raise ValueError(f'Run {run.name}: no accuracy would be measured; give it a --val-split.')
         if {*grid.show} & {*CORRUPTED, 'lspga'} and suite_of(run) == 'cifar' and 'mce' in grid.show:
             raise ValueError(f'Run {run.name}: mCE is of ImageNet-C; show corrupted for images of 32 pixels.')
+
+
+def _check_stored(grid: Grid, corrupted: dict[str, Path]) -> None:
+    """Raise ValueError if stored images are not there, or nothing would be measured on them."""
+    unused = corrupted.keys() - ({'', *grid.axes.get(DATASET, ())} if {*grid.show} & {*CORRUPTED} else set())
+    if unused:
+        raise ValueError(f'--corrupted: no run has a use for {corrupted[min(unused)]}; see the data sets of the grid.')
+    for folder in corrupted.values():
+        open_corrupted(folder)
 
 
 def leave_ranks() -> None:
