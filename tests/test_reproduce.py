@@ -160,9 +160,11 @@ def test_flags_that_train_py_refuses_are_found_before_the_first_run(tmp_path: Pa
 def test_other_data_take_the_place_of_the_tables() -> None:
     data = {'dataset': 'hfds/folder', 'val_split': 'test', 'num_classes': 10}
     grid = read_grid(TABLES / 'VII.yaml', 'paper', data, embedding='a/b')
-    assert grid.scale == 'hfds/folder, val_split test instead of CIFAR-10 and CIFAR-100'
+    assert grid.scale == 'folder instead of CIFAR-10 and CIFAR-100'
     assert list(grid.axes['dataset']) == ['CIFAR-10']
     assert {run.arguments.args.dataset for run in grid.runs} == {'hfds/folder'}
+    few = read_grid(TABLES / 'VII.yaml', 'paper', {'data_dir': 'data', 'train_num_samples': 9}, embedding='a/b')
+    assert few.scale == 'other images instead of CIFAR-10 and CIFAR-100'
     assert read_grid(TABLES / 'VII.yaml', 'paper', {'data_dir': 'elsewhere'}, embedding='a/b').scale == ''
 
 

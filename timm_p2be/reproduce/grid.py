@@ -135,8 +135,9 @@ def read_grid(
     if embedding and embedding not in runs[-1].words:
         raise ValueError(f'{path}: no run starts from a table of codes; leave out --embedding {embedding}.')
     changes = [f'budget {budget}'] if budget != 'paper' else []
-    other_data = [f'{name} {data[name]}'.removeprefix(f'{DATASET} ') for name in _DATA if name in data]
-    changes += [f'{", ".join(other_data)} instead of {content["dataset"]}'] if other_data else []
+    if data.keys() & {*_DATA}:
+        other = Path(data[DATASET]).name if data.get(DATASET) else 'other images'
+        changes.append(f'{other} instead of {content["dataset"]}')
     settings = {name: '; '.join(f'{v}: {t}' for v, t in values.items()) for name, values in axes.items()}
     return Grid(
         title=content['title'],

@@ -215,9 +215,4 @@ def _notes(grid: Grid, outcomes: Iterable[Outcome]) -> list[str]:
 
 
 def _settings(grid: Grid) -> dict[str, str]:
-    limits = {'corrupted images': grid.corruption_images, 'attacked images': grid.attack_images}
-    return {
-        **grid.settings,
-        **{name: 'all' if limit is None else f'first {limit}' for name, limit in limits.items()},
-        'environment': surroundings(environment()),
-    }
+    return {**grid.settings, 'environment': surroundings(environment())}

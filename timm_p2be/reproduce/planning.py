@@ -114,7 +114,7 @@ def measure(run: Run, seconds: float) -> Speed:
         count = min(2 * count, args.batch_size)
         update = step(count)
     levels = torch.randint(0, 256, (min(count, 32), 3, side, side), generator=generator).to(torch.uint8)
-    forward, gradient = measure_speed(PixelModel(model, args.mean, args.std), levels)
+    forward, gradient = measure_speed(PixelModel(model, args.mean, args.std), levels, repeat=1)
     return Speed(update, forward, gradient)
 
 
