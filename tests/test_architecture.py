@@ -31,6 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     '': {'encodings', 'lookup', 'losses', 'models', 'optim', 'robustness', 'stem'},  # registers and re-exports
 }
 ALLOWED['training'] = {'cli', 'data', 'optim', 'task', *ALLOWED['hub'], 'hub'}
+ALLOWED['reproduce'] = {'cli', 'encodings', 'extras', 'files', 'hub', 'robustness', 'training', ''}
 ALLOWED['cli'] = {*ALLOWED}
 LATE = {'encodings': {'hub'}}  # inside functions only: a table saves and publishes itself
 # what the core needs beside the standard library

@@ -21,7 +21,7 @@ from timm_p2be.robustness.evaluation.attack_report import attack_report, threat_
 from timm_p2be.robustness.evaluation.attack_report import warnings as attack_warnings
 from timm_p2be.robustness.evaluation.corruption_benchmark import CLEAN, CorruptionResults, figures_of
 from timm_p2be.robustness.evaluation.corruption_report import corruption_report, warnings
-from timm_p2be.robustness.evaluation.report import Curves, HeatMap, Report, Section, Table
+from timm_p2be.robustness.evaluation.report import Curves, Dots, HeatMap, Report, Section, Table
 from timm_p2be.robustness.evaluation.results import read_json
 from timm_p2be.robustness.pixel_model import PixelModel
 
@@ -189,11 +189,12 @@ def test_everything_is_escaped() -> None:
     figures = [
         Curves(NASTY, {NASTY: [(1, 1), (2, 3)]}, NASTY, NASTY, log=True),
         HeatMap(NASTY, [NASTY], [NASTY], [[1.0]], 1.0),
+        Dots(NASTY, {NASTY: [1.0]}, {NASTY: 2.0}, NASTY),
     ]
     report = Report(NASTY, [Section(NASTY, 3, [NASTY], [NASTY], Table([NASTY], [[NASTY]]), figures)])
     checker = Checker(report.html())
     assert not {'script', 'a'} & set(checker.tags)
-    assert checker.text.count(NASTY) == 9
+    assert checker.text.count(NASTY) == 10
     assert not any('<script>' in figure for figure in checker.figures)
     assert report.html() == report.html()
     text = report.markdown()
@@ -204,6 +205,16 @@ def test_everything_is_escaped() -> None:
         '| --- |',
         text.splitlines()[-1],
     ]
+
+
+def test_dots_show_every_seed_their_mean_and_what_is_published() -> None:
+    def drawn(values: list[float], published: dict[str, float]) -> str:
+        return base64.b64decode(Dots('t', {'a': values, 'b': [3.0]}, published, 'x').draw().split(',')[1]).decode()
+
+    bars = drawn([1.0, 2.0], {})
+    assert len({bars, drawn([1.0, 2.5], {}), drawn([1.0, 2.0], {'a': 1.5}), drawn([1.0, 1.5, 2.0], {})}) == 4
+    assert 'LineCollection_2' in bars  # a bar for each row
+    assert 'LineCollection_2' not in drawn([], {})  # a run that diverged has none
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,18 @@ def weights(output: Path) -> dict[str, Tensor]:
     return checkpoint(output / 'last.pth.tar')['state_dict']
 
 
+def test_a_part_of_the_images_is_evenly_spaced(tmp_path: Path, output: Path) -> None:
+    """Image folders are sorted by class, so that the first half would be one class."""
+    data = write_images(tmp_path / 'data')
+    loaders = build(*command(data, output, '--train-num-samples', '8', '--val-num-samples', '4')).loaders
+    for loader, size in ((loaders.training, 8), (loaders.validation, 4)):
+        labels = [label for _, batch in loader for label in batch.tolist()]
+        assert sorted(labels) == [0] * (size // 2) + [1] * (size // 2)
+    for flag, count in (('--train-num-samples', 25), ('--val-num-samples', 0)):
+        with pytest.raises(ValueError, match=f'Got {count} images of split .*; take 1 to all'):
+            build(*command(data, output, flag, str(count)))
+
+
 def test_output_folder_is_timms(data: Path, output: Path) -> None:
     assert train.main(command(data, output, *VIEWS, '--epochs', '2', '--checkpoint-hist', '1')) == 0
     files = sorted(path.name for path in output.iterdir() if not path.name.startswith('checkpoint-'))

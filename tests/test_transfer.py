@@ -5,30 +5,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import published
 import pytest
 import torch
 from hub_server import HubServer
-from PIL import Image
 from runs import CPU, OPEN_FILES, SHORT, write_images
 
 from timm_p2be import PixelEmbedding
 from timm_p2be.checkpoints import read_checkpoint
-from timm_p2be.training import transfer
-from timm_p2be.training.transfer_report import markdown, picture
+from timm_p2be.reproduce import transfer
 
 SCRIPT = Path(__file__).parents[1] / 'train_scripts' / 'transfer.py'
 pytestmark = OPEN_FILES
-OUTCOMES: list[dict[str, Any]] = [
-    {'target': 'cifar10', 'table': table, 'mode': mode, 'seed': seed, 'error': error}
-    for table, mode, seed, error in (
-        ('own', 'learned', 1, 10.0),
-        ('own', 'learned', 2, 12.0),
-        ('imagenet', 'fixed', 1, 9.5),
-    )
-]
 
 
 @pytest.fixture(scope='module')
@@ -62,14 +51,15 @@ def test_a_fixed_table_stays_and_a_learned_one_moves(
     assert torch.equal(trained('noise-given-fixed-1'), source)
     assert not torch.equal(trained('noise-given-learned-1'), source)
     assert trained('noise-own-fixed-1').shape == (256, 64)
-    content = json.loads((output / 'transfer.json').read_text())
+    content = json.loads((output / 'results.json').read_text())
+    tables = json.loads((output / 'tables.json').read_text())
     runs = [f'{run["table"]} {run["mode"]}' for run in content['runs']]
     assert runs == ['own learned', 'own fixed', 'given learned', 'given fixed']
-    assert all(0 <= run['error'] <= 100 and run['epochs'] == 1 for run in content['runs'])
-    assert len(content['tables']['given']['codes_sha256']) == 64
-    assert content['tables']['given']['pinned'] == str(table)
-    assert 'noise' in (output / 'transfer.md').read_text()
-    assert (output / 'transfer.png').stat().st_size > 0
+    assert all(0 <= run['figures']['clean'] <= 100 and run['epochs'] == 1 for run in content['runs'])
+    assert len(tables['given']['codes_sha256']) == 64
+    assert tables['given']['pinned'] == str(table)
+    assert '| table | noise, learned, clean | noise, fixed, clean |' in (output / 'report.md').read_text()
+    assert 'data:image/svg+xml' in (output / 'report.html').read_text()
 
     # finished runs are kept: the second call trains nothing
     files = {file: file.stat().st_mtime_ns for file in output.glob('*/last.pth.tar')}
@@ -78,8 +68,9 @@ def test_a_fixed_table_stays_and_a_learned_one_moves(
     assert {file: file.stat().st_mtime_ns for file in output.glob('*/last.pth.tar')} == files
 
     # other flags do not mix with them
-    assert transfer.main([argv[0], f'{argv[1]} --hflip 0', *argv[2:]]) == 1
-    assert 'other flags' in capsys.readouterr().err
+    with pytest.raises(SystemExit, match='2'):
+        transfer.main([argv[0], f'{argv[1]} --hflip 0', *argv[2:]])
+    assert 'holds a run with other flags (hflip: 0.5, not 0.0)' in capsys.readouterr().err
 
 
 def test_an_interrupted_run_is_resumed_from_a_whole_checkpoint(tmp_path: Path, table: Path) -> None:
@@ -96,18 +87,31 @@ def test_an_interrupted_run_is_resumed_from_a_whole_checkpoint(tmp_path: Path, t
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
 
 
+def test_corruptions_are_measured_of_runs_that_are_there(tmp_path: Path, table: Path) -> None:
+    output = tmp_path / 'out'
+    argv = _argv(write_images(tmp_path / 'data'), table, output, '--mode', 'fixed')
+    argv = [*argv[:2], *argv[4:]]  # no table
+    assert transfer.main(argv) == 0
+    trained = (output / 'noise-own-fixed-42' / 'last.pth.tar').stat().st_mtime_ns
+    assert transfer.main([*argv, '--corruptions', '1']) == 0
+    assert (output / 'noise-own-fixed-42' / 'last.pth.tar').stat().st_mtime_ns == trained
+    (run,) = json.loads((output / 'results.json').read_text())['runs']
+    assert 0 <= run['figures']['corrupted'] <= 100
+    assert '| table | noise, fixed, clean | noise, fixed, corrupted |' in (output / 'report.md').read_text()
+
+
 def test_flags_of_the_table_go_to_the_runs_that_they_apply_to(tmp_path: Path, table: Path) -> None:
     target = shlex.split('--data-dir data --opt sgdp2be --p2be-init normal --p2be-lr 0.01 --p2be-betas 0.9 0.99')
     tables = transfer.load_tables([f'given={table}'], {}, tmp_path)
     runs = transfer.plan({'noise': target}, tables, 'wrn10_2_p2be', ['learned', 'fixed'], [1])
-    found = {(cell.table, cell.mode): ' '.join(words) for cell, words in runs.items()}
-    run = '--data-dir data --opt sgdp2be{} --model wrn10_2_p2be --seed 1'
+    found = {(run.cell['table'], run.cell['mode']): ' '.join(run.words) for run in runs}
+    words = '--data-dir data --opt sgdp2be{} --model wrn10_2_p2be --seed 1'
     rule, source = ' --p2be-lr 0.01 --p2be-betas 0.9 0.99', f' --p2be-embedding {table}'
     assert found == {
-        ('own', 'learned'): run.format(' --p2be-init normal' + rule),
-        ('own', 'fixed'): run.format(' --p2be-init normal') + ' --p2be-freeze',
-        ('given', 'learned'): run.format(rule) + source,
-        ('given', 'fixed'): run.format('') + source + ' --p2be-freeze',
+        ('own', 'learned'): words.format(' --p2be-init normal' + rule),
+        ('own', 'fixed'): words.format(' --p2be-init normal') + ' --p2be-freeze',
+        ('given', 'learned'): words.format(rule) + source,
+        ('given', 'fixed'): words.format('') + source + ' --p2be-freeze',
     }
 
 
@@ -129,7 +133,7 @@ def test_flags_are_checked_before_the_first_run(
     with pytest.raises(SystemExit, match='2'):
         transfer.main(argv)
     error = capsys.readouterr().err
-    assert f'target noise: {message}' in error or message in error.partition('target noise: ')[2]
+    assert message in error.partition('Run noise-')[2]
     assert not (tmp_path / 'out').exists()
 
 
@@ -168,7 +172,7 @@ def test_a_table_of_the_hub_is_one_commit_for_all_runs(hub: HubServer, tmp_path:
     again = transfer.load_tables(texts, tables, tmp_path)
     assert again == tables
     runs = transfer.plan({'noise': ['--data-dir', 'data']}, again, 'wrn10_2_p2be', ['learned'], [1, 2])
-    given = [words for cell, words in runs.items() if cell.table == 'given']
+    given = [run.words for run in runs if run.cell['table'] == 'given']
     assert [words[words.index('--p2be-embedding') + 1] for words in given] == [f'someone/table@{first}'] * 2
 
 
@@ -213,20 +217,3 @@ def test_a_table_that_is_none_is_wrong_usage(tmp_path: Path, capsys: pytest.Capt
     with pytest.raises(SystemExit, match='2'):
         transfer.main(['--target', 'a: --epochs 1', '--table', f'b={tmp_path}'])
     assert 'transfer.py: error:' in capsys.readouterr().err
-
-
-def test_table_of_results() -> None:
-    head, _, own, imagenet = markdown(OUTCOMES).splitlines()
-    assert head == '| table | cifar10, learned | cifar10, fixed | seeds |'
-    assert own == '| own | 11.00 ± 1.41 | - | 2 |'
-    assert imagenet == '| imagenet | - | 9.50 | 1 |'
-
-
-def test_picture_marks_every_seed(tmp_path: Path) -> None:
-    def drawn(outcomes: list[dict[str, Any]]) -> Image.Image:
-        picture(outcomes, 'title', tmp_path / 'picture.png')
-        return Image.open(tmp_path / 'picture.png').convert('RGB')
-
-    every = drawn(OUTCOMES)
-    assert {(0x2B, 0x6C, 0xB0), (0xC0, 0x56, 0x21)} <= {color for _, color in every.getcolors(maxcolors=100000) or []}
-    assert every.tobytes() != drawn([OUTCOMES[0], *OUTCOMES[2:]]).tobytes()

@@ -3,7 +3,7 @@
 
 import sys
 
-from timm_p2be.training.transfer import main
+from timm_p2be.reproduce.transfer import main
 
 if __name__ == '__main__':
     sys.exit(main())

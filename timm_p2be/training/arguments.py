@@ -79,7 +79,7 @@ def parse_args(argv: Sequence[str], prog: str = 'train.py') -> Arguments:
     config_parser.add_argument('-c', '--config', default='')
     name = config_parser.parse_known_args(argv)[0].config
     recipe = _read_recipe(parser, name) if name else {}
-    recipe_words = _command_line(recipe)
+    recipe_words = command_line(recipe)
     parser.source = name
     parser.parse_args(recipe_words)  # an error in here is the recipe's
     parser.source = ''
@@ -118,7 +118,7 @@ def _read_recipe(parser: argparse.ArgumentParser, name: str) -> dict[str, Any]:
     return {key: value for key, value in recipe.items() if value is not None}
 
 
-def _command_line(recipe: dict[str, Any]) -> list[str]:
+def command_line(recipe: dict[str, Any]) -> list[str]:
     """Return a recipe as words of a command line, so that argparse checks its types and choices."""
     words: list[str] = []
     for key, value in recipe.items():

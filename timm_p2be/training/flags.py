@@ -14,7 +14,8 @@ DATASETS = ('torch', 'hfds', 'hfids', 'wds')  # readers of timm's that --dataset
 SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'constant', 'poly', 'wsd', 'rsqrt', 'none')
 
 
-def _data_flags(parser: argparse.ArgumentParser) -> None:
+def add_data_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say where images are."""
     add = parser.add_argument_group('data').add_argument
     add('--data-dir', metavar='DIR', help='folder of the data set')
     add(
@@ -25,8 +26,13 @@ def _data_flags(parser: argparse.ArgumentParser) -> None:
     )
     add('--train-split', default='train', metavar='NAME', help='default: %(default)s')
     add('--val-split', default='validation', metavar='NAME', help='default: %(default)s; empty: none')
-    add('--train-num-samples', type=int, metavar='N', help='size of a streamed training split')
-    add('--val-num-samples', type=int, metavar='N', help='size of a streamed validation split')
+    add(
+        '--train-num-samples',
+        type=int,
+        metavar='N',
+        help='size of a streamed split; else train on so many, evenly spaced',
+    )
+    add('--val-num-samples', type=int, metavar='N', help='likewise, of validation')
     add('--dataset-download', action='store_true', help='let torch/ data sets download themselves')
     add('--class-map', default='', metavar='FILE', help='class-to-index file')
     add('--input-img-mode', help='PIL mode of the images (default: RGB, or L for one channel)')
@@ -178,7 +184,7 @@ def _adversarial_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add all flags but `--config` to `parser`, in groups."""
-    _data_flags(parser)
+    add_data_flags(parser)
     _model_flags(parser)
     _optimizer_flags(parser)
     _augmentation_flags(parser)

@@ -11,7 +11,7 @@ import torch
 from timm.data import create_dataset, create_loader, create_transform, resolve_data_config
 from timm.utils import is_primary
 from torch import nn
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, Subset
 from torchvision.transforms import Compose
 
 from timm_p2be.data import AugMix
@@ -150,8 +150,25 @@ def _with_ours(args: argparse.Namespace, input_size: tuple[int, ...], crop: Any,
     return Compose([crop, augment, to_array])
 
 
+class _Some(Subset[Any]):
+    """Some images of a data set, evenly spaced: image folders are sorted by class. Its transform is the data set's."""
+
+    def __init__(self, dataset: Any, count: int) -> None:
+        super().__init__(dataset, [index * len(dataset) // count for index in range(count)])
+        self.reader = getattr(dataset, 'reader', dataset)  # knows the classes
+
+    @property
+    def transform(self) -> Any:
+        return self.dataset.transform  # type: ignore[attr-defined]
+
+    @transform.setter
+    def transform(self, transform: Any) -> None:
+        self.dataset.transform = transform  # type: ignore[attr-defined]
+
+
 def _dataset(args: argparse.Namespace, split: str, data_config: dict[str, Any], is_training: bool) -> Any:
     kind = reader(args)
+    count = args.train_num_samples if is_training else args.val_num_samples
     if kind == '' and not Path(args.data_dir).exists():
         raise ValueError(f'--data-dir {args.data_dir}: no such folder.')
     if kind in ('hfds', 'hfids'):
@@ -169,7 +186,7 @@ def _dataset(args: argparse.Namespace, split: str, data_config: dict[str, Any], 
             input_img_mode=args.input_img_mode or ('RGB' if data_config['input_size'][0] == 3 else 'L'),
             input_key=args.input_key,
             target_key=args.target_key,
-            num_samples=args.train_num_samples if is_training else args.val_num_samples,
+            num_samples=count,
         )
     except Exception as error:  # readers and the libraries below them raise whatever they like
         reason = str(error) or type(error).__name__
@@ -184,7 +201,11 @@ def _dataset(args: argparse.Namespace, split: str, data_config: dict[str, Any], 
             f'--data-dir {args.data_dir} has no folder {split!r} (nor a synonym). Name the folders by --train-split '
             "and --val-split, or train on all of it without validation by --val-split ''."
         )
-    return dataset
+    if count is None or isinstance(dataset, IterableDataset):
+        return dataset
+    if not 1 <= count <= len(dataset):
+        raise ValueError(f'Got {count} images of split {split!r}, which has {len(dataset)}; take 1 to all of them.')
+    return _Some(dataset, count)
 
 
 def _check_classes(args: argparse.Namespace, training: Any, validation: Any) -> None:

@@ -115,8 +115,11 @@ def _lspga(model: PixelModel, eps: int, steps: int) -> Attack:
     return LSPGA(model, eps, steps, step_size=share, anneal_rate=1.2**share, name='lspga-official')
 
 
-def measure_speed(model: PixelModel, levels: Tensor) -> tuple[float, float]:
-    """Return seconds an image of a pass forward, and of one with gradient, of uint8 images (B, 3, H, W)."""
+def measure_speed(model: PixelModel, levels: Tensor, repeat: int = 4) -> tuple[float, float]:
+    """Return seconds an image, the least of so many times, of a pass forward and of one with gradient.
+
+    `levels` are uint8 images (B, 3, H, W).
+    """
     levels = levels.to(model.device)
     # backward to the weights, since levels of codes have no gradient
     weights = [weight for weight in model.parameters() if weight.requires_grad]
@@ -128,7 +131,7 @@ def measure_speed(model: PixelModel, levels: Tensor) -> tuple[float, float]:
     def backward() -> None:
         torch.autograd.grad(model(levels).sum(), weights, allow_unused=True)
 
-    seconds, with_gradient = (min(timeit.repeat(run, number=1, repeat=4)) for run in (forward, backward))
+    seconds, with_gradient = (min(timeit.repeat(run, number=1, repeat=repeat)) for run in (forward, backward))
     return seconds / len(levels), with_gradient / len(levels)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -22,6 +22,15 @@ if TYPE_CHECKING:
 
 
 Points = Sequence[tuple[float, float]]
+
+
+class Picture(Protocol):
+    """What a report can show: `draw` returns it as a data URI."""
+
+    @property
+    def title(self) -> str: ...
+
+    def draw(self) -> str: ...
 
 
 class Curves(NamedTuple):
@@ -75,6 +84,31 @@ class HeatMap(NamedTuple):
         axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
 
 
+class Dots(NamedTuple):
+    """For each row every value as a ring and their mean as a bar; beside them, as a cross, what is published."""
+
+    title: str
+    rows: Mapping[str, Sequence[float]]
+    published: Mapping[str, float]
+    x_label: str
+
+    def draw(self) -> str:
+        """Return the picture as a data URI."""
+        return _svg(6.4, 0.8 + 0.25 * len(self.rows), self._paint)
+
+    def _paint(self, axes: 'Axes') -> None:
+        for y, (name, values) in enumerate(self.rows.items()):
+            axes.plot(values, [y] * len(values), 'o', color='C0', fillstyle='none')
+            if values:
+                axes.vlines(sum(values) / len(values), y - 0.3, y + 0.3, color='C0')
+            if name in self.published:
+                axes.plot(self.published[name], y, 'x', color='C1')
+        axes.set_yticks(range(len(self.rows)), [*self.rows])
+        axes.invert_yaxis()
+        axes.set_xlabel(self.x_label)
+        axes.grid(alpha=0.3)
+
+
 def _svg(width: float, height: float, paint: Callable[['Axes'], None]) -> str:
     """Return what `paint` draws on axes of a size in inches."""
     matplotlib = require('matplotlib', extra='robustness')
@@ -112,7 +146,7 @@ class Section:
     notes: Sequence[str] = ()  # what the reader must know first
     texts: Sequence[str] = ()
     table: Table | None = None
-    figures: Sequence[Curves | HeatMap] = ()  # drawn for HTML only
+    figures: Sequence[Picture] = ()  # drawn for HTML only
 
 
 @dataclass

@@ -1,37 +1,29 @@
 """Does a learned table transfer? Trains one network on every target data set under every table (Table VII).
 
 Each target is trained with every table, learned (training goes on from it) and fixed (frozen), for every seed. The
-table 'own' is the recipe's own start: learned it is ordinary P2BE, fixed a table nobody trained. Every run is one of
-train.py; finished ones are kept, interrupted ones (Ctrl-C, SIGTERM) resumed by the same command. Writes transfer.json,
-transfer.md and transfer.png; every run has its log.txt.
+table 'own' is the recipe's own start: learned it is ordinary P2BE, fixed a table nobody trained. --corruptions
+adds the error under corruptions, the rows CIFAR-10-C and CIFAR-100-C of Table VII. Every run is one of train.py;
+finished ones are kept, interrupted ones (Ctrl-C, SIGTERM) resumed by the same command. Writes report.html, report.md
+and results.json; every run has its log.txt.
 """
 
 import argparse
-import csv
 import itertools
-import logging
 import re
 import shlex
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import torch
+from typing import Any
 
 from timm_p2be import PixelEmbedding
 from timm_p2be.cli.interruption import run_long
 from timm_p2be.encodings.table_file import codes_sha256
-from timm_p2be.extras import require
 from timm_p2be.files import read_json, write_json
-from timm_p2be.robustness.evaluation.results import environment
-from timm_p2be.training.arguments import flag_groups, parse_args
-from timm_p2be.training.checkpoints import newest_checkpoint
+from timm_p2be.reproduce.grid import SEED, Grid, Run
+from timm_p2be.reproduce.running import carry_out, check
+from timm_p2be.training.arguments import flag_groups
 from timm_p2be.training.conflicts import TRAINED_ONLY, flag_name
 from timm_p2be.training.embedding_flags import pinned
-from timm_p2be.training.run import main as train
-from timm_p2be.training.transfer_report import markdown, picture
 
 OWN = 'own'
 _MODES = ('learned', 'fixed')
@@ -49,97 +41,32 @@ example, after `timm-p2be publish RUN --embedding-only --dry-run tables/imagenet
 """
 
 
-class Failed(RuntimeError):
-    """A run of train.py ended with an error; the message names its log."""
-
-
-class Cell(NamedTuple):
-    """One run: `target` trained from `table` in `mode` with `seed`."""
-
-    target: str
-    table: str
-    mode: str
-    seed: int
-
-    def __str__(self) -> str:
-        return '-'.join(map(str, self))
-
-
 def plan(
     targets: dict[str, list[str]],
     tables: dict[str, dict[str, Any]],
     model: str,
     modes: Sequence[str],
     seeds: Sequence[int],
-) -> dict[Cell, list[str]]:
-    """Return the flags of train.py for every run, or raise ValueError if train.py would refuse them."""
-    runs = {}
-    for cell in map(Cell._make, itertools.product(targets, (OWN, *tables), modes, seeds)):
-        left_out = set(map(flag_name, TRAINED_ONLY)) if cell.mode == 'fixed' else set()
-        if cell.table != OWN:
+) -> list[Run]:
+    """Return all runs, or raise ValueError if train.py would refuse one."""
+    runs = []
+    for target, table, mode, seed in itertools.product(targets, (OWN, *tables), modes, seeds):
+        left_out = set(map(flag_name, TRAINED_ONLY)) if mode == 'fixed' else set()
+        if table != OWN:
             left_out.add('--p2be-init')
-        words = [word for flag, group in flag_groups(targets[cell.target]) if flag not in left_out for word in group]
-        words += ['--model', model, '--seed', str(cell.seed)]
-        if cell.table != OWN:
-            words += ['--p2be-embedding', tables[cell.table]['pinned']]
-        if cell.mode == 'fixed':
-            words.append('--p2be-freeze')
-        _check_flags(cell.target, words)
-        runs[cell] = words
+        words = [word for flag, group in flag_groups(targets[target]) if flag not in left_out for word in group]
+        words += ['--model', model, '--seed', str(seed)]
+        words += ['--p2be-embedding', tables[table]['pinned']] if table != OWN else []
+        words += ['--p2be-freeze'] if mode == 'fixed' else []
+        run = Run({'target': target, 'table': table, 'mode': mode, SEED: str(seed)}, words)
+        args = run.arguments.args
+        if (bool(args.p2be_embedding), args.p2be_freeze) != (table != OWN, mode == 'fixed'):
+            raise ValueError(
+                f'Run {run.name}: its recipe or --model-kwargs names a table or freezes it. Leave that out: '
+                'transfer.py sets it by --table and --mode.'
+            )
+        runs.append(run)
     return runs
-
-
-def _check_flags(target: str, words: Sequence[str]) -> None:
-    try:
-        args = parse_args(words).args
-    except SystemExit as error:
-        raise ValueError(f'target {target}: train.py refuses its flags for the reason above.') from error
-    if (bool(args.p2be_embedding), args.p2be_freeze) != ('--p2be-embedding' in words, '--p2be-freeze' in words):
-        raise ValueError(
-            f'target {target}: its recipe or --model-kwargs names a table or freezes it. Leave that out: transfer.py '
-            'sets it by --table and --mode.'
-        )
-    if not args.val_split:
-        raise ValueError(f'target {target}: no accuracy would be measured; give it a --val-split.')
-
-
-def run(cell: Cell, words: list[str], output: Path) -> dict[str, Any]:
-    """Return the outcome of one run, made now unless it is finished already, or raise Failed."""
-    folder = output / str(cell)
-    outcome = folder / 'outcome.json'
-    if outcome.is_file():
-        known = read_json(outcome)
-        if known['flags'] != words:
-            raise Failed(f'{folder} holds a run with other flags; choose another --output.')
-        return known
-    start = time.time()
-    where = ['--output', str(output), '--experiment', str(cell)]
-    if newest := newest_checkpoint(folder):
-        where += ['--resume', str(newest)]
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.compiler.reset()  # a process compiles a function for a few networks only
-    log = logging.FileHandler(folder / 'log.txt', encoding='utf-8')
-    logging.root.addHandler(log)
-    logging.root.setLevel(logging.INFO)
-    try:
-        code = train([*words, *where])
-    finally:
-        logging.root.removeHandler(log)
-        log.close()
-    if code > 128:  # a signal, after it has saved where it is
-        raise KeyboardInterrupt
-    if code:
-        raise Failed(f'{cell}: train.py ended with {code} for the reason above; see {log.baseFilename}.')
-    last = list(csv.DictReader((folder / 'summary.csv').read_text(encoding='utf-8').splitlines()))[-1]
-    result = {
-        **cell._asdict(),
-        'error': 100 - float(last['eval_top1']),
-        'epochs': int(last['epoch']) + 1,
-        'seconds': round(time.time() - start),  # of this call: a resumed run took longer
-        'flags': words,
-    }
-    write_json(outcome, result)
-    return result
 
 
 def parse_targets(texts: Sequence[str]) -> dict[str, list[str]]:
@@ -187,30 +114,32 @@ def _named(texts: Sequence[str], separator: str, form: str) -> dict[str, str]:
     return found
 
 
-def _experiment(args: argparse.Namespace) -> int:
-    require('matplotlib', extra='robustness')  # now, not when all runs are done
+def _experiment(args: argparse.Namespace, prog: str) -> int:
     file = args.output / 'tables.json'
     known = read_json(file) if file.is_file() else {}
     tables = load_tables(args.table, known, args.output)
-    runs = plan(parse_targets(args.target), tables, args.model, args.mode, args.seeds)
-    args.output.mkdir(parents=True, exist_ok=True)
+    targets = parse_targets(args.target)
+    names = {
+        'target': {name: shlex.join(flags) for name, flags in targets.items()},
+        'table': {OWN: 'the start of the recipe', **{name: table['pinned'] for name, table in tables.items()}},
+        'mode': {mode: mode for mode in args.mode},
+        SEED: {str(seed): str(seed) for seed in args.seeds},
+    }
+    grid = Grid(
+        title=f'{args.model}: tables of codes over data sets, as Table VII',
+        axes=names,
+        runs=plan(targets, tables, args.model, args.mode, args.seeds),
+        columns=['target', 'mode'],
+        show=['clean'] if args.corruptions is None else ['clean', 'corrupted'],
+        compare='table',
+        settings={
+            axis: '; '.join(f'{name}: {text}' for name, text in values.items()) for axis, values in names.items()
+        },
+        corruption_images=args.corruptions or None,
+    )
+    check(grid)
     write_json(file, {**known, **tables})
-    print(f'{len(runs)} runs in {args.output}; while one trains, its log.txt grows', flush=True)
-    outcomes: list[dict[str, Any]] = []
-    for cell, words in runs.items():
-        try:
-            outcomes.append(run(cell, words, args.output))
-        except Failed as error:
-            print(f'transfer.py: error: {error}', file=sys.stderr)
-            return 1
-        print(f'[{len(outcomes)}/{len(runs)}] {cell}: {outcomes[-1]["error"]:.2f} % error', flush=True)
-    content = {'schema_version': 1, 'kind': 'transfer', 'model': args.model, 'tables': tables}
-    write_json(args.output / 'transfer.json', {**content, 'runs': outcomes, 'environment': environment()})
-    text = markdown(outcomes)
-    (args.output / 'transfer.md').write_text(text + '\n', encoding='utf-8')
-    picture(outcomes, f'{args.model}: error on the target data set, in percent', args.output / 'transfer.png')
-    print(f'\n{text}\n\nWritten to {args.output}: transfer.json, transfer.md, transfer.png')
-    return 0
+    return carry_out(grid, args.output, {}, prog)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -227,6 +156,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--model', default='wrn40_2_p2be', help='P2BE network of every run (default: %(default)s)')
     parser.add_argument('--mode', nargs='+', choices=_MODES, default=list(_MODES), help='default: both')
     parser.add_argument('--seeds', nargs='+', type=int, default=[42], metavar='S', help='default: 42')
+    parser.add_argument(
+        '--corruptions',
+        nargs='?',
+        type=int,
+        const=0,
+        metavar='N',
+        help='measure those of the first N images (or of all)',
+    )
     parser.add_argument('--output', type=Path, default=Path('output/transfer'), help='default: %(default)s')
     args = parser.parse_args(argv)
-    return run_long(parser, lambda: _experiment(args), lambda: 'The same command goes on from here.')
+    return run_long(parser, lambda: _experiment(args, parser.prog), lambda: 'The same command goes on from here.')

@@ -1,0 +1,1 @@
+"""Tables and figures of the paper as grids of training runs: made, measured, and held against its claims."""

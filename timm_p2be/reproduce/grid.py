@@ -1,0 +1,258 @@
+"""A grid of training runs as data: axes, flags, what is measured, claims and their rule; read from YAML."""
+
+import csv
+import itertools
+import re
+import shlex
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from timm_p2be.robustness.corruptions import CORRUPTIONS
+from timm_p2be.training.arguments import Arguments, command_line, parse_args
+
+TABLES = Path(__file__).with_name('tables')
+SEED, DATASET = 'seed', 'dataset'  # axes with a meaning of their own
+CORRUPTED = ('corrupted', 'mce', *CORRUPTIONS)
+FIGURES = ('clean', *CORRUPTED, 'lspga')  # what can be shown of a run, percent
+_KEYS = {'title', 'dataset', 'images', 'flags', 'axes', 'columns', 'show', 'compare', 'rule', 'claims', 'budgets'}
+_OPTIONAL = {'paper', 'picture'}
+_BUDGET_KEYS = {'flags', 'axes', 'corruption_images', 'attack_images'}
+_DATA = ('dataset', 'train_split', 'val_split', 'train_num_samples', 'val_num_samples')  # flags that change images
+_CLAIM_KEYS = {'says', 'source', 'lower', 'than', 'error', 'within', 'where'}
+
+Key = tuple[str, ...]  # values on the axes but the seed
+Axes = dict[str, dict[str, str]]  # axis -> value -> text that takes the place of {axis} in the flags
+
+
+class Claim(NamedTuple):
+    """A claim of the paper: `lower` has a lower `error` than `than`, or is at most `within` points above it."""
+
+    says: str
+    source: str
+    lower: str
+    than: str
+    error: str
+    within: float = 0.0
+    where: Mapping[str, str] = {}  # values of other axes that it is about; default: all
+    axis: str = ''  # of `lower` and `than`
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: its value on every axis, and the flags of train.py."""
+
+    cell: dict[str, str]
+    words: list[str]
+
+    @property
+    def name(self) -> str:
+        """Name of its folder."""
+        return '-'.join(re.sub(r'[^\w.]+', '_', value) for value in self.cell.values())
+
+    @cached_property
+    def arguments(self) -> Arguments:
+        """Its flags, parsed.
+
+        Raises:
+            ValueError: train.py refuses them; it has said why.
+        """
+        try:
+            return parse_args(self.words)
+        except SystemExit as error:
+            raise ValueError(f'Run {self.name}: train.py refuses its flags for the reason above.') from error
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Runs, what is measured of them, and how the page shows it.
+
+    Attributes:
+        axes: in the order of the runs' cells.
+        columns: axes that go into the columns of the tables.
+        show: of `FIGURES`.
+        compare: axis whose values are compared pair by pair.
+        scale: in what the runs differ from the paper's; empty if in nothing.
+        settings: title -> text, for the page.
+        images: of the paper's data set, {'train': N, 'test': N}; empty if unknown.
+        corruption_images, attack_images: first images of the validation split; None takes all.
+        picture: 'codes', or an axis of numbers that curves are drawn over.
+        printed: the paper's figures.
+    """
+
+    title: str
+    axes: Axes
+    runs: list[Run]
+    columns: Sequence[str]
+    show: Sequence[str]
+    compare: str
+    rule: str = ''
+    claims: Sequence[Claim] = ()
+    scale: str = ''
+    settings: dict[str, str] = field(default_factory=dict)
+    images: Mapping[str, int] = field(default_factory=dict)
+    corruption_images: int | None = None
+    attack_images: int | None = None
+    picture: str = ''
+    printed: Mapping[Key, Mapping[str, str]] = field(default_factory=dict)
+
+
+def read_grid(
+    path: Path,
+    budget: str | None = None,
+    data: Mapping[str, Any] = {},
+    embedding: str | None = '',
+    seeds: Sequence[int] = (),
+) -> Grid:
+    """Return the grid of a file at one of its budgets, by default the first.
+
+    Args:
+        data: flags of train.py by their names, such as {'data_dir': 'data'}, that every run gets. With a 'dataset' the
+            axis of this name, where there is one, keeps its first value only.
+        embedding: table of codes for flags with {embedding}; None leaves that open, for runs that are only planned.
+        seeds: instead of the budget's.
+
+    Raises:
+        ValueError: a key or value that is not understood, or no run.
+    """
+    content = _read(path)
+    budget = next(iter(content['budgets'])) if budget is None else budget
+    if budget not in content['budgets']:
+        raise ValueError(f'Got budget {budget!r}; {path.name} has {", ".join(content["budgets"])}.')
+    size = content['budgets'][budget] or {}
+    _check_keys(size, set(), _BUDGET_KEYS, f'{path}: budget {budget}')
+    all_axes = {name: _values(values) for name, values in content['axes'].items()}
+    axes = _axes(all_axes, size.get('axes', {}), DATASET in data, seeds, f'{path}: budget {budget}')
+    template = f'{content["flags"]} {size.get("flags", "")}'
+    runs = _runs(template, axes, command_line({**data}), embedding, str(path))
+    if not runs:
+        empty = [name for name, values in axes.items() if not values]
+        raise ValueError(f'{path}: budget {budget} yields no run: no values on {", ".join(empty)}.')
+    if embedding and embedding not in runs[-1].words:
+        raise ValueError(f'{path}: no run starts from a table of codes; leave out --embedding {embedding}.')
+    changes = [f'budget {budget}'] if budget != 'paper' else []
+    if data.keys() & {*_DATA}:
+        other = Path(data[DATASET]).name if data.get(DATASET) else 'other images'
+        changes.append(f'{other} instead of {content["dataset"]}')
+    settings = {name: '; '.join(f'{v}: {t}' for v, t in values.items()) for name, values in axes.items()}
+    return Grid(
+        title=content['title'],
+        axes=axes,
+        runs=runs,
+        columns=content['columns'],
+        show=content['show'],
+        compare=content['compare'],
+        rule=content['rule'],
+        claims=[_claim(entry, all_axes, content['show'], str(path)) for entry in content['claims']],
+        scale=', '.join(changes),
+        settings={'budget': budget, 'flags': template, 'data': shlex.join(command_line({**data})), **settings},
+        images=content['images'],
+        corruption_images=size.get('corruption_images'),
+        attack_images=size.get('attack_images'),
+        picture=content.get('picture', ''),
+        printed=_printed(content['paper'], len(axes) - 1, str(path)) if 'paper' in content else {},
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return the content of a grid's file, its keys and names checked."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding='utf-8'))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f'Cannot read the grid {path}: {error}') from error
+    _check_keys(content, _KEYS, _OPTIONAL, str(path))
+    axes, picture = content['axes'], content.get('picture', 'codes')
+    for name in ('axes', 'budgets'):
+        if not isinstance(content[name], dict) or not content[name]:
+            raise ValueError(f'{path}: {name} is {content[name]!r}; a mapping of names with at least one is allowed.')
+    _check_members([*content['columns'], content['compare'], SEED], axes, f'{path}: axes')
+    _check_members(content['show'], FIGURES, f'{path}: show')
+    _check_members([picture], ['codes', *axes], f'{path}: picture')
+    for name in axes:
+        if f'{{{name}}}' not in content['flags']:
+            raise ValueError(f'{path}: the axis {name} has no place {{{name}}} in flags, so its values change nothing.')
+    return dict(content)
+
+
+def _values(values: Any) -> dict[str, str]:
+    """Return value -> text of an axis, given as such or as a list of texts."""
+    if not isinstance(values, dict | list):
+        raise ValueError(f'Got {values!r} as values of an axis; a list, or a mapping of values to texts is allowed.')
+    pairs = values.items() if isinstance(values, dict) else zip(values, values, strict=True)
+    return {str(value): str(text) for value, text in pairs}
+
+
+def _axes(axes: Axes, changed: dict[str, Any], other_data: bool, seeds: Sequence[int], where: str) -> Axes:
+    """Return the axes at a budget, which changes the values on some, with one data set if that is given."""
+    _check_members(changed, axes, f'{where}: axes')
+    axes = axes | {name: _values(values) for name, values in changed.items()}
+    axes |= {SEED: _values([*seeds])} if seeds else {}
+    return axes | ({DATASET: dict([*axes[DATASET].items()][:1])} if other_data and DATASET in axes else {})
+
+
+def _runs(template: str, axes: Axes, data_flags: Sequence[str], embedding: str | None, where: str) -> list[Run]:
+    runs = []
+    for values in itertools.product(*axes.values()):
+        cell = dict(zip(axes, values, strict=True))
+        try:
+            text = template.format_map({'embedding': '{embedding}', **{name: axes[name][cell[name]] for name in axes}})
+        except (KeyError, ValueError, IndexError) as error:
+            raise ValueError(f'{where}: flags: {error} is no axis; there are {", ".join(axes)}.') from error
+        if '{embedding}' in text and embedding == '':
+            raise ValueError('These runs start from a table of codes: name it by --embedding ID_OR_FOLDER.')
+        runs.append(Run(cell, [*shlex.split(text.replace('{embedding}', embedding or '{embedding}')), *data_flags]))
+    if len({run.name for run in runs}) < len(runs):
+        raise ValueError(f'{where}: two runs would share a folder; let values differ in letters, digits, _ or dots.')
+    return runs
+
+
+def _printed(table: str, depth: int, where: str) -> dict[Key, dict[str, str]]:
+    """Return the figures of a table of the paper as they are printed."""
+    with (TABLES / 'paper.csv').open(encoding='utf-8', newline='') as file:
+        rows = {tuple(row['cell'].split('/')): row for row in csv.DictReader(file) if row['table'] == str(table)}
+    if {len(key) for key in rows} != {depth}:
+        raise ValueError(f'{where}: paper: paper.csv has no table {table!r} of {depth} axes beside the seed.')
+    return {
+        key: {
+            name: row[name] + (f' ± {row[std]}' if row.get(std := f'{name}_std') else '')
+            for name in FIGURES
+            if row.get(name)
+        }
+        for key, row in rows.items()
+    }
+
+
+def _claim(entry: Any, axes: Axes, show: Sequence[str], path: str) -> Claim:
+    _check_keys(entry, _CLAIM_KEYS - {'within', 'where'}, {'within', 'where'}, f'{path}: claim')
+    entry = {**entry, 'lower': str(entry['lower']), 'than': str(entry['than'])}
+    entry['where'] = {name: str(value) for name, value in entry.get('where', {}).items()}
+    where = f'{path}: claim {entry["says"]!r}'
+    _check_members([entry['error']], show, where)
+    for name, value in entry['where'].items():
+        _check_members([value], axes.get(name, ()), where)
+    axis = next((name for name, values in axes.items() if {entry['lower'], entry['than']} <= values.keys()), None)
+    if axis is None:
+        raise ValueError(f'{where}: no axis has the values {entry["lower"]} and {entry["than"]}.')
+    return Claim(**entry, axis=axis)
+
+
+def _check_keys(content: Any, required: set[str], optional: set[str], where: str) -> None:
+    if not isinstance(content, dict):
+        raise ValueError(
+            f'{where} is a {type(content).__name__}; a mapping of {sorted(required | optional)} is allowed.'
+        )
+    unknown, missing = sorted(map(str, content.keys() - required - optional)), sorted(required - content.keys())
+    if unknown or missing:
+        raise ValueError(
+            f'{where} {f"has the unknown keys {unknown}" if unknown else f"lacks the keys {missing}"}; allowed are '
+            f'{sorted(required | optional)}, and needed {sorted(required)}.'
+        )
+
+
+def _check_members(names: Collection[str], allowed: Collection[str], where: str) -> None:
+    if unknown := [name for name in names if name not in allowed]:
+        raise ValueError(f'{where}: got {unknown}; allowed are {list(allowed)}.')
