@@ -57,8 +57,8 @@ def warnings(content: Content) -> Iterator[str]:
     flipped = content['model']['flipped_bits']
     if flipped is not None and flipped >= ROUGH:
         yield (
-            f'The table is rough: {flipped:.2f} bits flip from a level to the next. Noise of one level says nothing of '
-            "it, and gradients through 'kernel' hide what DGA, LS-PGA and 'linear' find."
+            f'The table is rough: {flipped:.2f} bits flip from a level to the next. Accuracy under noise of one level '
+            "says nothing of it, and gradients through a 'kernel' wider than the bound hide what DGA and LS-PGA find."
         )
     if not {'score', 'decision'} & {attack['kind'] for attack in content['attacks']}:
         yield 'No attack by queries alone was run; they do not depend on gradients that may mislead.'
