@@ -76,21 +76,23 @@ RECORDED = json.loads((BENCHMARKS / 'results' / 'attack_libraries.json').read_te
 
 def test_no_library_fells_what_the_suite_leaves() -> None:
     networks = RECORDED['networks']
-    assert {'rgb-eps1', 'onehot-eps1', 'thermometer-eps1', 'p2be-eps1', 'p2be_rough-eps1'} <= networks.keys()
+    assert {'rgb-eps8', 'onehot-eps8', 'thermometer-eps8', 'p2be-eps8'} <= networks.keys()
     assert {name: result['theirs_alone'] for name, result in networks.items() if result['theirs_alone']} == {}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['wrn10_2_p2be', 'wrn10_2_thermometer'])
-def test_dga_and_ls_pga_leave_no_more_than_autoattack_did(name: str, p2be_data: Path) -> None:
+@pytest.mark.parametrize('eps', sorted({int(name.rpartition('eps')[2]) for name in RECORDED['networks']}))
+@pytest.mark.parametrize('encoding', ['p2be', 'thermometer'])
+def test_dga_and_ls_pga_leave_no_more_than_autoattack_did(encoding: str, eps: int, p2be_data: Path) -> None:
+    name = f'wrn10_2_{encoding}'
     model = load_model(f'{name}={BENCHMARKS / "networks" / name}.safetensors')
     count = RECORDED['images']
     data = read_images(f'hfds/{p2be_data}/cifar10', None, 'test', limit=count, input_key='img', target_key='label')
     levels, labels = as_batch(data, range(count))
     standing = torch.from_numpy(is_correct(model, levels, labels))
-    for attack in build_suite(model, 2, ['dga', 'lspga-official']):
+    for attack in build_suite(model, eps, ['dga', 'lspga-official']):
         some = standing.nonzero().squeeze(1)
-        _, fell = attack_batch(model, attack, levels[some], labels[some], 2, seeded(attack.name))
+        _, fell = attack_batch(model, attack, levels[some], labels[some], eps, seeded(attack.name))
         standing[some[torch.from_numpy(fell)]] = False
-    theirs = RECORDED['networks'][f'{name.removeprefix("wrn10_2_")}-eps2']['theirs']
+    theirs = RECORDED['networks'][f'{encoding}-eps{eps}']['theirs']
     assert int(standing.sum()) <= list(theirs.values())[-1][0]
