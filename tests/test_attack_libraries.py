@@ -92,6 +92,8 @@ def test_dga_and_ls_pga_leave_no_more_than_autoattack_did(encoding: str, eps: in
     standing = torch.from_numpy(is_correct(model, levels, labels))
     for attack in build_suite(model, eps, ['dga', 'lspga-official']):
         some = standing.nonzero().squeeze(1)
+        if len(some) == 0:
+            break
         _, fell = attack_batch(model, attack, levels[some], labels[some], eps, seeded(attack.name))
         standing[some[torch.from_numpy(fell)]] = False
     theirs = RECORDED['networks'][f'{encoding}-eps{eps}']['theirs']
