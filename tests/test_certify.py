@@ -115,7 +115,7 @@ def _train(model: nn.Module, eps: int, updates: int) -> dict[str, Tensor]:
     return parts
 
 
-@pytest.mark.parametrize('encoding', [None, 'p2be'])
+@pytest.mark.parametrize('encoding', [None, pytest.param('p2be', marks=pytest.mark.slow)])
 def test_nothing_certified_falls(encoding: str | None) -> None:
     model, eps = _small(encoding), 2
     _train(model, eps, updates=60)
