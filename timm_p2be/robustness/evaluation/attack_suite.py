@@ -40,7 +40,7 @@ _FAMILIES: dict[str, Callable[[PixelModel, int, Any], Attack]] = {
     ),
     'square': lambda model, eps, by: Square(model, eps, queries=5000),
 }
-# 'straight-through' and 'ramp' have felled nobody first, and nobody alone, on any network measured (docs/robustness.md)
+# 'straight-through' and 'ramp' felled no image that DGA leaves, on any network measured (docs/robustness.md)
 _SURROGATES = ('linear', 'kernel')
 _PER_SURROGATE = ('fgsm', 'pgd', 'apgd-ce', 'apgd-margin', 'apgd-target')
 FAMILIES = tuple(_FAMILIES)
