@@ -8,6 +8,8 @@ from PIL import Image
 from torch import Generator, Tensor, nn
 
 from timm_p2be.robustness.attacks.attack import Cost
+from timm_p2be.robustness.attacks.judge import attack_batch, is_correct, seeded
+from timm_p2be.robustness.evaluation.attack_suite import build_suite
 from timm_p2be.robustness.images import ImageSet
 from timm_p2be.robustness.pixel_model import PixelModel
 
@@ -116,3 +118,14 @@ class Toss(Push):
         self.faced.append([])
         heads = torch.rand(len(levels), generator=generator) < 0.5
         return torch.where(heads.view(-1, 1, 1, 1), torch.zeros_like(levels), levels)
+
+
+def standing_after(model: PixelModel, names: list[str], eps: int, levels: Tensor, labels: Tensor) -> Tensor:
+    """Return which images stand, (N,) bool, after attacks of the suite in turn, each on what the others left."""
+    standing = torch.from_numpy(is_correct(model, levels, labels))
+    for attack in build_suite(model, eps, names):
+        left = standing.nonzero().squeeze(1)
+        if len(left):
+            _, fell = attack_batch(model, attack, levels[left], labels[left], eps, seeded(model.name, attack.name))
+            standing[left[torch.from_numpy(fell)]] = False
+    return standing

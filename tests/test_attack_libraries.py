@@ -6,13 +6,12 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from planted import Corner, random_levels
+from planted import Corner, random_levels, standing_after
 from torch import Tensor, nn
 
 import timm_p2be
 from timm_p2be.robustness.attacks import robustbench_model
-from timm_p2be.robustness.attacks.judge import attack_batch, is_correct, seeded
-from timm_p2be.robustness.evaluation.attack_suite import build_suite
+from timm_p2be.robustness.attacks.judge import is_correct
 from timm_p2be.robustness.images import as_batch, read_images
 from timm_p2be.robustness.pixel_model import PixelModel, load_model
 
@@ -89,12 +88,6 @@ def test_dga_and_ls_pga_leave_no_more_than_autoattack_did(encoding: str, eps: in
     count = RECORDED['images']
     data = read_images(f'hfds/{p2be_data}/cifar10', None, 'test', limit=count, input_key='img', target_key='label')
     levels, labels = as_batch(data, range(count))
-    standing = torch.from_numpy(is_correct(model, levels, labels))
-    for attack in build_suite(model, eps, ['dga', 'lspga-official']):
-        some = standing.nonzero().squeeze(1)
-        if len(some) == 0:
-            break
-        _, fell = attack_batch(model, attack, levels[some], labels[some], eps, seeded(attack.name))
-        standing[some[torch.from_numpy(fell)]] = False
+    standing = standing_after(model, ['dga', 'lspga-official'], eps, levels, labels)
     theirs = RECORDED['networks'][f'{encoding}-eps{eps}']['theirs']
     assert int(standing.sum()) <= list(theirs.values())[-1][0]

@@ -140,11 +140,11 @@ class _AdversarialTask(P2BETask):
     def __init__(
         self,
         model: nn.Module,
-        alpha: float,
-        smoothness: float,
-        reduction: str,
-        eps: int,
-        steps: int,
+        alpha: float = 12.0,
+        smoothness: float = 1.0,
+        reduction: str = 'mean',
+        eps: int = 8,
+        steps: int = 7,
         step_size: float | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
@@ -217,18 +217,6 @@ class ConTrainTask(_AdversarialTask):
     """
 
     _clean_view = True
-
-    def __init__(
-        self,
-        model: nn.Module,
-        alpha: float = 12.0,
-        smoothness: float = 1.0,
-        reduction: str = 'mean',
-        eps: int = 8,
-        steps: int = 7,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(model, alpha, smoothness, reduction, eps, steps, **kwargs)
 
 
 class AdvTrainTask(_AdversarialTask):

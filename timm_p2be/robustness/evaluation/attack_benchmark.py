@@ -15,10 +15,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from timm_p2be.checkpoints import weights_sha256
-from timm_p2be.robustness.attacks.attack import Attack
+from timm_p2be.robustness.attacks.attack import Attack, check_labels
 from timm_p2be.robustness.attacks.judge import Bits, BrokenAttackError, attack_batch, is_correct, seeded
 from timm_p2be.robustness.evaluation.attack_results import PARTS, AttackResults
-from timm_p2be.robustness.evaluation.predictions import check_labels
 from timm_p2be.robustness.evaluation.runner import Runner, runner
 from timm_p2be.robustness.images import ImageSet, as_batch
 from timm_p2be.robustness.pixel_model import PixelModel, as_pixel_model
