@@ -112,6 +112,11 @@ NO_EFFECT = [
     '--p2be-embedding a/b --model wrn10_2_onehot',
     '--p2be-init normal --model encoded --model-kwargs encoding=thermometer',
     '--p2be-lr 1 --opt sgd',
+    '--p2be-attack-eps 4',
+    '--p2be-attack-step-size 1 --model wrn10_2',
+    '--p2be-alpha 3 --p2be-adversarial advtrain',
+    '--aug-splits 3 --jsd-loss --p2be-adversarial contrain',
+    '--p2be-augmix 3 --p2be-adversarial contrain',
 ]
 P2BE = ('--model', 'wrn10_2_p2be', '--opt', 'sgdp2be')
 
@@ -153,6 +158,10 @@ def test_recipe_and_command_line_name_the_table(tmp_path: Path, capsys: pytest.C
         ('--batch-size 0', '--batch-size 0: must be at least 1'),
         ('--sched plateau', 'argument --sched: invalid choice'),
         ('--amp --model-dtype bfloat16', '--amp needs float32 weights'),
+        ('--p2be-adversarial contrain --model-dtype float16', '--p2be-adversarial needs float32 weights'),
+        ('--p2be-adversarial contrain --p2be-attack-eps 0', '--p2be-attack-eps 0: must be at least 1'),
+        ('--p2be-adversarial advtrain --p2be-attack-steps 0', '--p2be-attack-steps 0: must be at least 1'),
+        ('--p2be-adversarial both', 'argument --p2be-adversarial: invalid choice'),
         ('--dataset cifar10', 'torch/..., hfds/'),
         ('--batchsize 4', 'did you mean --batch-size for --batchsize?'),
         ('--mixup 0.2', 'timm-p2be run train.py'),
@@ -184,6 +193,10 @@ def test_command_line_voids_what_it_replaces_in_a_recipe() -> None:
     assert 'p2be_augmix' in plain.notes[0]
     other = parse_args([*recipe, '--aa', 'rand-m9'])
     assert (other.args.p2be_augmix, other.args.aa, other.args.aug_splits) == (None, 'rand-m9', 3)
+    adversarial = parse_args([*recipe, '--p2be-adversarial', 'contrain'])
+    assert (adversarial.args.p2be_augmix, adversarial.args.aug_splits, adversarial.args.jsd_loss) == (None, 0, False)
+    assert adversarial.args.p2be_alpha == 12
+    assert 'with --p2be-adversarial contrain: p2be_augmix' in adversarial.notes[0]
     adam = parse_args([*recipe, '--opt', 'adamwp2be', '--opt-kwargs', 'filter_bias_and_bn=False'])
     assert adam.args.opt_kwargs == {'filter_bias_and_bn': False}
 

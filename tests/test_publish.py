@@ -498,6 +498,16 @@ def test_only_learned_tables_are_published_alone(
     assert not [flag for flag in ours['provenance']['flags'] if flag.startswith('p2be_')]
 
 
+@pytest.mark.parametrize(('kind', 'alpha'), [('contrain', {'p2be_alpha': 12.0}), ('advtrain', {})])
+def test_adversarial_training_is_published(trained: Path, tmp_path: Path, kind: str, alpha: dict[str, float]) -> None:
+    state = timm.create_model('wrn10_2', num_classes=2).state_dict()
+    run = imitate(trained, tmp_path / 'run', 'wrn10_2', state, p2be_adversarial=kind)
+    prepare(run, tmp_path / 'release', RELEASE)
+    flags = json.loads((tmp_path / 'release/config.json').read_text())['timm_p2be']['provenance']['flags']
+    expected = {'p2be_adversarial': kind, 'p2be_attack_eps': 8, 'p2be_attack_steps': 7, **alpha}
+    assert {flag: value for flag, value in flags.items() if flag.startswith('p2be_')} == expected
+
+
 @pytest.fixture
 def release(trained: Path, tmp_path: Path) -> Path:
     prepare(trained, tmp_path / 'release', RELEASE)

@@ -72,12 +72,15 @@ def test_traps_of_the_defaults_are_closed(name: str) -> None:
     expected = {'smoothing': 0.0, 'warmup_epochs': 0, 'color_jitter': 0.0, 'mean': [0.0] * 3, 'std': [1.0] * 3}
     assert expected.items() <= recipe.items()
     assert recipe['opt_kwargs']['filter_bias_and_bn'] is False
-    augmix = name != 'cifar10_plain_cpu'
+    augmix = name != 'cifar10_plain_cpu' and 'p2be_adversarial' not in recipe
     assert (recipe.get('jsd_loss'), recipe.get('aug_splits')) == ((True, 3) if augmix else (None, None))
     assert recipe.get('sched_on_updates', False) is (recipe['sched'] == 'cosine')
 
 
 PROFILES = {'p2be_reduction', 'p2be_sched', 'p2be_min_lr'}
+DATA = {'dataset', 'num_classes', 'opt_kwargs.timm_recipe'}
+VIEWS = {'p2be_augmix', 'aug_splits', 'jsd_loss'}
+ATTACK = {'p2be_adversarial', 'p2be_attack_eps', 'p2be_attack_steps'}
 
 
 @pytest.mark.parametrize(
@@ -86,7 +89,11 @@ PROFILES = {'p2be_reduction', 'p2be_sched', 'p2be_min_lr'}
         ('cifar10', 'cifar10_paper', PROFILES | {'min_lr', 'opt_kwargs.nesterov'}),
         ('cifar100', 'cifar100_paper', PROFILES | {'min_lr', 'opt_kwargs.nesterov'}),
         ('imagenet', 'imagenet_paper', PROFILES | {'batch_size'}),
-        ('cifar10', 'cifar100', {'dataset', 'num_classes', 'opt_kwargs.timm_recipe'}),
+        ('cifar10', 'cifar100', DATA),
+        ('cifar10', 'cifar10_contrain', VIEWS | ATTACK),
+        ('cifar10_contrain', 'cifar10_advtrain', {'p2be_adversarial', 'p2be_alpha'}),
+        ('cifar10_contrain', 'cifar100_contrain', DATA | {'p2be_smoothness'}),
+        ('cifar10_advtrain', 'cifar100_advtrain', DATA | {'p2be_smoothness'}),
     ],
 )
 def test_recipes_differ_only_where_paper_and_code_or_the_data_do(one: str, other: str, differences: set[str]) -> None:
@@ -146,7 +153,9 @@ def test_imagenet_learning_rate_falls_after_60_and_120_epochs() -> None:
     assert rates == pytest.approx([0.1] * 60 + [0.01] * 60 + [0.001] * 60)
 
 
-@pytest.mark.parametrize(('name', 'images'), [('cifar10_cpu', 50_000), ('quickstart', 1_438)])
+@pytest.mark.parametrize(
+    ('name', 'images'), [('cifar10_cpu', 50_000), ('cifar10_contrain_cpu', 50_000), ('quickstart', 1_438)]
+)
 def test_short_runs_keep_steps_times_rate_of_the_table(name: str, images: int) -> None:
     full, short = _load('cifar10'), _load(name)
     steps = short['epochs'] * (images // short['batch_size'])

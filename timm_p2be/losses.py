@@ -8,7 +8,7 @@ REDUCTIONS = ('mean', 'sum')
 _MIN_MIX = 1e-7  # floor of the mixture's probabilities, as in AugMix
 
 
-def _at_least_float32(tensor: Tensor) -> Tensor:
+def at_least_float32(tensor: Tensor) -> Tensor:
     """Return `tensor` in float32, or as it is in float64; no autocast region lowers the operations used below."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
@@ -61,7 +61,7 @@ def _directions(weight: Tensor, reduction: str) -> tuple[Tensor, Tensor]:
             f'Got a table of shape {list(weight.shape)} and dtype {weight.dtype}; allowed is a floating-point '
             '(levels, M) with at least 2 levels. Pass the latents, embedding.weight.'
         )
-    w = _at_least_float32(weight)
+    w = at_least_float32(weight)
     norms = w.norm(dim=1, keepdim=True)
     norms = torch.where(norms == 0, torch.inf, norms)
     return w / norms, norms
@@ -89,7 +89,7 @@ def jensen_shannon(logits: Tensor, num_views: int) -> Tensor:
             f'Got logits of shape {list(logits.shape)}; allowed is (num_views * batch, classes) with '
             f'num_views={num_views}, the views one after another.'
         )
-    log_p = torch.log_softmax(_at_least_float32(logits), dim=1).unflatten(0, (num_views, -1))
+    log_p = torch.log_softmax(at_least_float32(logits), dim=1).unflatten(0, (num_views, -1))
     p = log_p.exp()
     log_mix = p.mean(dim=0).clamp(_MIN_MIX, 1).log()
     return (p * (log_p - log_mix)).sum(dim=2).mean()

@@ -1,15 +1,17 @@
-"""The paper's training objective as a timm task: cross-entropy, consistency between views, embedding smoothness."""
+"""The paper's training objectives as timm tasks: on augmented views (Eq. 10), and adversarial (Eq. 11 and 12)."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from timm.task import ClassificationTask
+from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from timm_p2be.encodings import PixelEmbedding
-from timm_p2be.losses import REDUCTIONS, jensen_shannon, smoothness_loss
+from timm_p2be.losses import REDUCTIONS, at_least_float32, jensen_shannon, smoothness_loss
+from timm_p2be.robustness.attacks.training_attack import TrainingAttack
 from timm_p2be.stem import find_embedding
 
 _logger = logging.getLogger(__name__)
@@ -34,6 +36,8 @@ class P2BETask(ClassificationTask):
         >>> sorted(task(torch.rand(6, 3, 32, 32), torch.tensor([1, 7])))
         ['ce', 'jsd', 'loss', 'output', 'smoothness']
     """
+
+    parts: tuple[str, ...] = ('ce', 'jsd', 'smoothness')  # scalars of the result, for logs
 
     def __init__(
         self,
@@ -86,10 +90,10 @@ class P2BETask(ClassificationTask):
         return self.objective(self.trainable_module(input), target[:batch])
 
     def objective(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Return what `forward` returns, from the (V B, K) logits of all views and the (B,) labels."""
-        clean = logits[: len(labels)]
-        ce = self.criterion(clean.float(), labels)
-        jsd = jensen_shannon(logits, self.num_views) if self.num_views > 1 else ce.new_zeros(())
+        """Return what `forward` returns, from the (V B, K) logits of all views, V >= 1, and the (B,) labels."""
+        clean, views = logits[: len(labels)], len(logits) // len(labels)
+        ce = self.criterion(at_least_float32(clean), labels)
+        jsd = jensen_shannon(logits, views) if views > 1 else ce.new_zeros(())
         # read outside the model's forward: DistributedDataParallel still reduces the table's whole gradient, once
         roughness = ce.new_zeros(())
         if (embedding := self._embedding[0]) is not None:
@@ -125,6 +129,126 @@ class P2BETask(ClassificationTask):
             f'alpha={self.alpha}, smoothness={self.smoothness}, reduction={self.reduction!r}, '
             f'num_views={self.num_views}'
         )
+
+
+class _AdversarialTask(P2BETask):
+    """What both kinds of adversarial training share."""
+
+    parts = (*P2BETask.parts, 'adversarial_error')
+    _clean_view: bool  # whether the network trains on the clean images, too
+
+    def __init__(
+        self,
+        model: nn.Module,
+        alpha: float,
+        smoothness: float,
+        reduction: str,
+        eps: int,
+        steps: int,
+        step_size: float | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        self.attack = TrainingAttack(model, eps, steps, step_size, mean, std, seed)
+        super().__init__(model, alpha, smoothness, reduction, num_views=1, **kwargs)
+
+    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Return the objective of one batch.
+
+        Args:
+            input: (B, 3, H, W) clean images, as the model reads them.
+            target: (B,) labels.
+
+        Returns:
+            As `P2BETask`, 'output' being the logits of the clean images or, where the network does not see these, of
+            the adversarial ones; and 'adversarial_error', percent of the adversarial images that the network, in its
+            present mode, gets wrong.
+        """
+        batch = self._clean_batch(input, target)
+        adversarial = self.attack(unwrap_model(self.trainable_module), input, target)
+        logits = self.trainable_module(torch.cat([input, adversarial]) if self._clean_view else adversarial)
+        wrong = (logits[-batch:].argmax(dim=1) != target).float().mean()
+        return {**self.objective(logits, target), 'adversarial_error': 100 * wrong}
+
+    def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
+        """Return what a checkpoint needs for the noise to go on where it stopped."""
+        return {} if ema else {'batches': self.attack.batches}
+
+    def load_task_state(
+        self,
+        state: dict[str, Any] | None,
+        strict: bool = True,
+        module: nn.Module | None = None,
+        ema: bool = False,
+    ) -> None:
+        """Go on with the noise of a checkpoint; one of another task has none, and it starts afresh."""
+        if state and not ema:
+            self.attack.batches = state['batches']
+
+    def extra_repr(self) -> str:
+        return f'{super().extra_repr()}, {self.attack}'
+
+
+class ConTrainTask(_AdversarialTask):
+    """Trains by L = CE(clean) + alpha JSD(clean, adversarial) + lambda L_smooth (Eq. 11 and 12 of the paper).
+
+    Each image gets an adversarial version by the network as it is, in evaluation mode, and both go through the network
+    in one forward. Encoded networks are attacked by LS-PGA; networks of pixel values, which the paper leaves out, by
+    as many steps of PGD from a random start. Noise depends on seed, process and number of the batch alone, and that
+    number is in checkpoints.
+
+    Args: as `P2BETask`, and
+        smoothness: 1.0 on CIFAR-10, 0.1 on CIFAR-100 (Table V); 0 for models without a learned table.
+        eps: largest change of a pixel value, in levels, 1 to 255.
+        steps: of the attack, at least 1.
+        step_size: above 0; None is 1.0 in the logits of LS-PGA (xi), 2.5 eps / steps levels for PGD.
+        mean: of the normalization of the images, 3 values on the [0, 1] scale, for networks of pixel values; None
+            takes the model's own, of its `pretrained_cfg`.
+        std: likewise.
+        seed: of the noise.
+
+    Example:
+        >>> import timm
+        >>> task = ConTrainTask(timm.create_model('wrn10_2_p2be', num_classes=10), steps=1)
+        >>> sorted(task(torch.rand(2, 3, 32, 32), torch.tensor([1, 7])))
+        ['adversarial_error', 'ce', 'jsd', 'loss', 'output', 'smoothness']
+    """
+
+    _clean_view = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        alpha: float = 12.0,
+        smoothness: float = 1.0,
+        reduction: str = 'mean',
+        eps: int = 8,
+        steps: int = 7,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model, alpha, smoothness, reduction, eps, steps, **kwargs)
+
+
+class AdvTrainTask(_AdversarialTask):
+    """Trains by L = CE(adversarial) + lambda L_smooth, which the paper sets against `ConTrainTask` (Table IV).
+
+    Args: as `ConTrainTask`, without `alpha`. 'jsd' is 0.
+    """
+
+    _clean_view = False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        smoothness: float = 1.0,
+        reduction: str = 'mean',
+        eps: int = 8,
+        steps: int = 7,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model, 0.0, smoothness, reduction, eps, steps, **kwargs)
 
 
 def learned_embedding(model: nn.Module) -> PixelEmbedding | None:

@@ -20,6 +20,8 @@ _PUBLISHED = (
     'model_ema model_ema_decay img_size input_size p2be_alpha p2be_augmix p2be_crop_padding p2be_init p2be_lr '
     'p2be_betas p2be_sched p2be_min_lr p2be_weight_decay p2be_freeze'
 ).split()
+_ADVERSARIAL = ('p2be_adversarial', 'p2be_attack_eps', 'p2be_attack_steps', 'p2be_attack_step_size')
+_OF_ANY_MODEL = ('p2be_augmix', 'p2be_crop_padding', 'p2be_alpha', *_ADVERSARIAL)
 _NEEDS = {
     'clip_mode': 'clip_grad',
     'warmup_lr': 'warmup_epochs',
@@ -116,10 +118,12 @@ def has_learned_table(model: nn.Module) -> bool:
 def _published_flags(run: Run, learned: bool) -> dict[str, Any]:
     flags = {**run.flags, 'lr': run.checkpoint.args.get('lr', run.flags.get('lr'))}  # args.yaml may have its base only
     names = [name for name in _PUBLISHED if name not in _NEEDS or flags.get(_NEEDS[name])]
+    if flags.get('p2be_adversarial'):
+        names += [*_ADVERSARIAL, *(['p2be_alpha'] if flags['p2be_adversarial'] == 'contrain' else [])]
     names += [name for name in _STEPS if flags.get('sched') in ('step', 'multistep')]
     shown = {name: flags.get(name) for name in names if learned or not name.startswith('p2be_')}
     if not learned:
-        shown |= {name: flags.get(name) for name in ('p2be_augmix', 'p2be_crop_padding')}
+        shown |= {name: flags.get(name) for name in names if name in _OF_ANY_MODEL}
     if run.epoch + 1 != flags.get('epochs'):
         shown['epochs'] = flags.get('epochs')
     if isinstance(shown['opt_kwargs'], dict):  # a recipe's mark for other scripts is none of the optimizer's settings

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from timm_p2be.checkpoints import read_checkpoint, weights_sha256
+from timm_p2be.encodings import pixel_levels
 from timm_p2be.encodings.statistics import code_statistics
 from timm_p2be.files import file_sha256
 from timm_p2be.stem import EncodedConv2d, find_embedding
@@ -78,6 +79,10 @@ class PixelModel(nn.Module):
     def normalize(self, images: Tensor) -> Tensor:
         """Return images on the [0, 1] scale as the network wants them, which has no encoded stem."""
         return (images - self._mean) / self._std  # type: ignore[operator]
+
+    def levels(self, images: Tensor) -> Tensor:
+        """Return the nearest uint8 levels of normalized images, the inverse of `normalize`."""
+        return pixel_levels(images * self._std + self._mean)  # type: ignore[operator]
 
     @property
     def device(self) -> torch.device:

@@ -15,7 +15,7 @@ from timm.utils import NativeScaler, init_distributed_device, is_primary
 from torch import nn
 
 from timm_p2be.encodings import PixelEmbedding
-from timm_p2be.task import P2BETask, learned_embedding
+from timm_p2be.task import AdvTrainTask, ConTrainTask, P2BETask, learned_embedding
 from timm_p2be.training.conflicts import EMBEDDING_DEFAULTS, has_learned_table
 from timm_p2be.training.memory import keep_freed_memory
 
@@ -136,19 +136,26 @@ def _settle_table(args: argparse.Namespace, embedding: PixelEmbedding) -> None:
         _logger.info(f'The table is frozen as it was drawn (--p2be-init {args.p2be_init}): nothing has been learned.')
 
 
-def build_task(args: argparse.Namespace, model: nn.Module, device: torch.device) -> P2BETask:
-    """Return the task that computes Eq. 10 on the views of a batch."""
-    return P2BETask(
-        model,
-        alpha=args.p2be_alpha if args.jsd_loss else 0.0,
-        smoothness=args.p2be_smoothness or 0.0,
-        reduction=args.p2be_reduction or EMBEDDING_DEFAULTS['p2be_reduction'],
-        num_views=max(args.aug_splits, 1),
-        criterion=LabelSmoothingCrossEntropy(args.smoothing) if args.smoothing else nn.CrossEntropyLoss(),
-        device=device,
-        dtype=getattr(torch, args.model_dtype) if args.model_dtype else None,
-        verbose=is_primary(args),
-    )
+def build_task(
+    args: argparse.Namespace, model: nn.Module, device: torch.device, data_config: dict[str, Any]
+) -> P2BETask:
+    """Return the task that computes Eq. 10 on the views of a batch, or trains adversarially; images as the loader's."""
+    common: dict[str, Any] = {
+        'smoothness': args.p2be_smoothness or 0.0,
+        'reduction': args.p2be_reduction or EMBEDDING_DEFAULTS['p2be_reduction'],
+        'criterion': LabelSmoothingCrossEntropy(args.smoothing) if args.smoothing else nn.CrossEntropyLoss(),
+        'device': device,
+        'dtype': getattr(torch, args.model_dtype) if args.model_dtype else None,
+        'verbose': is_primary(args),
+    }
+    if not args.p2be_adversarial:
+        alpha = args.p2be_alpha if args.jsd_loss else 0.0
+        return P2BETask(model, alpha, num_views=max(args.aug_splits, 1), **common)
+    common |= {'eps': args.p2be_attack_eps, 'steps': args.p2be_attack_steps, 'step_size': args.p2be_attack_step_size}
+    common |= {'mean': data_config['mean'], 'std': data_config['std'], 'seed': args.seed}
+    if args.p2be_adversarial == 'advtrain':
+        return AdvTrainTask(model, **common)
+    return ConTrainTask(model, args.p2be_alpha, **common)
 
 
 def compile_task(args: argparse.Namespace, task: P2BETask) -> None:

@@ -27,6 +27,7 @@ _LEARNED = ('p2be_embedding', 'p2be_freeze', *EMBEDDING_DEFAULTS)  # no use with
 # a flag that is set -> the flags that have no effect beside it
 _REPLACES = {
     'no_aug': ('train_crop_mode', 'aa', 'reprob', 'p2be_augmix', 'p2be_crop_padding', 'aug_splits', 'jsd_loss'),
+    'p2be_adversarial': ('p2be_augmix', 'aug_splits', 'jsd_loss'),
     'p2be_crop_padding': ('train_crop_mode', 'scale', 'ratio', 'vflip', 'train_interpolation'),
     'p2be_augmix': ('aa', 'color_jitter'),
     'lr': ('lr_base', 'lr_base_size', 'lr_base_scale'),
@@ -37,7 +38,7 @@ _REPLACES = {
 }
 # a flag that is not set -> the flags that refine it
 _REFINES = {
-    'jsd_loss': ('p2be_alpha',),
+    'p2be_adversarial': ('p2be_attack_eps', 'p2be_attack_steps', 'p2be_attack_step_size'),
     'amp': ('amp_dtype',),
     'pretrained': ('pretrained_path',),
     'model_ema': ('model_ema_decay', 'model_ema_warmup'),
@@ -49,7 +50,8 @@ _REMEDIES = {
     'model': 'leave it out, or pick a model with a learned table: its name ends in _p2be',
     'opt': 'leave it out, or use --opt sgdp2be or adamwp2be, which have a rule for the table',
 }
-_POSITIVE = ('batch_size', 'validation_batch_size', 'grad_accum_steps', 'epochs', 'val_interval', 'log_interval')
+_POSITIVE = ['batch_size', 'validation_batch_size', 'grad_accum_steps', 'epochs', 'val_interval', 'log_interval']
+_POSITIVE += ['p2be_attack_eps', 'p2be_attack_steps']
 
 
 def flag_name(dest: str) -> str:
@@ -132,6 +134,8 @@ def _void(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
     for cause, names in _REFINES.items():
         if not getattr(args, cause):
             yield from ((cause, name) for name in names)
+    if not args.jsd_loss and args.p2be_adversarial != 'contrain':
+        yield 'jsd_loss', 'p2be_alpha'
     if args.p2be_sched in ('constant', 'follow'):
         yield 'p2be_sched', 'p2be_min_lr'
 
@@ -157,8 +161,9 @@ def _check_values(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
             parser.error(f'{flag_name(name)} {value}: must be at least 1')
     if args.p2be_embedding is not None and not args.p2be_embedding.strip():
         parser.error("--p2be-embedding '' names no table: give a folder or org/name[@revision], or leave the flag out")
-    if args.amp and args.model_dtype not in (None, 'float32'):
-        parser.error(f'--amp needs float32 weights, got --model-dtype {args.model_dtype}')
+    for name in ('amp', 'p2be_adversarial'):
+        if getattr(args, name) and args.model_dtype not in (None, 'float32'):
+            parser.error(f'{flag_name(name)} needs float32 weights, got --model-dtype {args.model_dtype}')
     kind = reader(args)
     if args.dataset and kind not in DATASETS:
         known = ', '.join(f'{name}/...' for name in DATASETS)

@@ -23,8 +23,6 @@ from timm_p2be.training.stopping import Interrupted
 
 _logger = logging.getLogger('train')
 
-PARTS = ('loss', 'ce', 'jsd', 'smoothness')
-
 
 class Diverged(RuntimeError):
     """The loss or a weight is no longer a finite number."""
@@ -53,7 +51,8 @@ class Trainer:
         """
         args, accum, total = self.args, self.args.grad_accum_steps, self.schedules.updates_per_epoch
         self.position = start
-        sums, counted, images_seen = {**dict.fromkeys(PARTS, 0.0), **start.sums}, start.count, 0
+        sums = {name: start.sums.get(name, 0.0) for name in ('loss', *self.task.parts)}
+        counted, images_seen = start.count, 0
         progress = Progress(start.epoch, total, start.update, show=is_primary(args), interval=args.log_interval)
         self.task.train()
         self.optimizer.zero_grad()
@@ -65,7 +64,7 @@ class Trainer:
                 # the last update of an epoch may hold fewer batches
                 parts = self._batch(images, labels, min(accum, len(loader) - update * accum), done)
                 count = len(images) // self.task.num_views
-                sums = {name: sums[name] + parts[name] * count for name in PARTS}
+                sums = {name: value + parts[name] * count for name, value in sums.items()}
                 counted += count
                 images_seen += count * args.world_size
                 if done:
@@ -78,7 +77,7 @@ class Trainer:
         if args.distributed:
             torch.distributed.all_reduce(totals)
         means = (totals[:-1] / totals[-1].clamp(min=1)).tolist()
-        return {**dict(zip(PARTS, means, strict=True)), **progress.speed(images_seen)}
+        return {**dict(zip(sums, means, strict=True)), **progress.speed(images_seen)}
 
     def _batches(self, loader: Any, start: Position, progress: Progress) -> Iterator[tuple[int, Any]]:
         """Yield the batches from a position on, with their index in the epoch."""
@@ -111,8 +110,9 @@ class Trainer:
         with nullcontext() if update else self.task.no_sync():
             with self.autocast():
                 result = self.task(images, labels)
-            values = torch.stack([result[name].detach() for name in PARTS]).tolist()  # one wait for the device
-            parts = dict(zip(PARTS, values, strict=True))
+            names = ('loss', *self.task.parts)
+            values = torch.stack([result[name].detach() for name in names]).tolist()  # one wait for the device
+            parts = dict(zip(names, values, strict=True))
             if self._any(not math.isfinite(parts['loss'])):
                 raise Diverged(f'The loss is no longer finite at {self.where()} (on this process: {parts}).')
             loss = result['loss'] / accumulated

@@ -144,7 +144,7 @@ def _p2be_flags(parser: argparse.ArgumentParser) -> None:
     ).add_argument
     add('--p2be-augmix', type=float, metavar='SEVERITY', help="the paper's AugMix: 3 CIFAR, 1 ImageNet")
     add('--p2be-crop-padding', type=int, metavar='PIXELS', help='flip, pad by zeros, crop: 4 for CIFAR')
-    add('--p2be-alpha', type=float, default=12.0, help='weight of the JSD term (default: 12, Eq. 10)')
+    add('--p2be-alpha', type=float, default=12.0, help='weight of the JSD term (default: 12, Eq. 10 and 12)')
     add('--p2be-smoothness', type=float, metavar='LAMBDA', help='weight of Eq. 9 (default: 1)')
     add('--p2be-reduction', choices=['mean', 'sum'], help='of the smoothness loss (default: mean)')
     add('--p2be-init', choices=INITS, help='start of the table (default: normal)')
@@ -157,6 +157,25 @@ def _p2be_flags(parser: argparse.ArgumentParser) -> None:
     add('--p2be-min-lr', type=float, help='floor of the cosine (default: 1e-6)')
 
 
+def _adversarial_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group(
+        'adversarial training', 'On one view of the images, without AugMix; LS-PGA attacks codes, PGD pixel values.'
+    ).add_argument
+    add(
+        '--p2be-adversarial',
+        choices=['contrain', 'advtrain'],
+        help='contrain: CE(clean) + alpha JSD(clean, adversarial) (Eq. 11, 12); advtrain: CE(adversarial)',
+    )
+    add('--p2be-attack-eps', type=int, default=8, metavar='LEVELS', help='bound of a change (default: 8 of 255)')
+    add('--p2be-attack-steps', type=int, default=7, metavar='N', help='default: %(default)s')
+    add(
+        '--p2be-attack-step-size',
+        type=float,
+        metavar='SIZE',
+        help='default: xi = 1.0 in the logits of LS-PGA, 2.5 eps / steps levels for PGD',
+    )
+
+
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add all flags but `--config` to `parser`, in groups."""
     _data_flags(parser)
@@ -165,3 +184,4 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     _augmentation_flags(parser)
     _run_flags(parser)
     _p2be_flags(parser)
+    _adversarial_flags(parser)

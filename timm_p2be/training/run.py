@@ -1,4 +1,4 @@
-"""Trains any timm model, encoded or not, by the objective of the P2BE paper (Eq. 10).
+"""Trains any timm model, encoded or not, by the objective of the P2BE paper (Eq. 10), or adversarially (Eq. 11, 12).
 
 Built on timm's library; flags, output folder, summary.csv and checkpoints are those of timm's train.py
 (huggingface/pytorch-image-models). Recipes are in train_scripts/recipes. Scale out with torchrun.
@@ -74,7 +74,7 @@ class Run:
         random_seed(args.seed, args.rank)
         model = building.build_model(args, device)
         self.loaders = build_loaders(args, model, device)
-        self.task = building.build_task(args, model, device)
+        self.task = building.build_task(args, model, device, self.loaders.data_config)
         self.optimizer = building.build_optimizer(args, model)
         autocast, scaler = building.build_precision(args, device)
         self.position = Position()

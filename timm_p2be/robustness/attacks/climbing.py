@@ -89,7 +89,7 @@ class Climber(Attack):
             clean = levels[standing].float()
             start = clean
             if way.random:
-                start = clean + self.eps * (2 * torch.rand(clean.shape, generator=generator).to(clean.device) - 1)
+                start = self._random_start(clean, generator)
             target = likely[standing, way.rank]
             attempt, found = self._climb(self._ascent(start, clean), way.loss, labels[standing], target)
             better = found < margins[standing]
@@ -99,6 +99,22 @@ class Climber(Attack):
             if len(standing) == 0:
                 break
         return result
+
+    def ascend(self, levels: Tensor, labels: Tensor, generator: Generator) -> Tensor:
+        """Return the last iterate of one climb of the cross-entropy from a random start, as `LSPGA.ascend` does."""
+        clean = levels.float()
+        ascent = self._ascent(self._random_start(clean, generator), clean)
+        for step in range(self.steps):
+            with torch.enable_grad():
+                logits, leaf = self._see(ascent.current, with_gradient=True)
+                loss = nn.functional.cross_entropy(logits, labels, reduction='none')
+                gradient = torch.autograd.grad(loss.sum(), leaf)[0]
+            ascent.move(step, loss.detach(), gradient)
+        return pixel_levels(ascent.current / 255)
+
+    def _random_start(self, clean: Tensor, generator: Generator) -> Tensor:
+        noise = torch.rand(clean.shape, generator=generator, device=generator.device).to(clean.device)
+        return clean + self.eps * (2 * noise - 1)
 
     @torch.no_grad()
     def _likely(self, levels: Tensor, labels: Tensor) -> Tensor:

@@ -86,14 +86,18 @@ class LSPGA(Attack):
             standing = attempts.standing()
             if len(standing) == 0:
                 break
-            attempts.offer(standing, self._ascend(levels[standing], labels[standing], generator))
+            attempts.offer(standing, self.ascend(levels[standing], labels[standing], generator))
         return attempts.levels
 
-    def _ascend(self, levels: Tensor, labels: Tensor, generator: Generator) -> Tensor:
+    def ascend(self, levels: Tensor, labels: Tensor, generator: Generator) -> Tensor:
+        """Return the end of one climb, uint8 (B, 3, H, W), not judged: what adversarial training wants.
+
+        The generator may be on any device; otherwise as `__call__`.
+        """
         windows = Windows(levels, self.eps)
         table = self._network.table()
-        start = torch.randn((*levels.shape, windows.width), generator=generator).to(levels.device)
-        logits = windows.sort(start).masked_fill_(~windows.legal, -math.inf)
+        start = torch.randn((*levels.shape, windows.width), generator=generator, device=generator.device)
+        logits = windows.sort(start.to(levels.device)).masked_fill_(~windows.legal, -math.inf)
         for index in range(self.steps):
             temperature = self._temperature(index)
             shares = torch.softmax(logits / temperature, dim=1)
