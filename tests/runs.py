@@ -1,7 +1,8 @@
 """Small training runs of train.py for the tests: 24 random images, a network of a few thousand weights."""
 
 import csv
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,18 @@ def command(data: Path, output: Path, *flags: str, model: Sequence[str] = TINY, 
     """Return the words of a short run on the CPU whose results land in `output`."""
     where = ('--data-dir', str(data), '--output', str(output.parent), '--experiment', output.name)
     return [*where, *model, *SHORT, *CPU, *opt, *flags]
+
+
+def at_call(patch: pytest.MonkeyPatch, owner: Any, name: str, number: int, action: Callable[[], None]) -> None:
+    """Let `action` happen before the `number`-th call of a method, counted from 1, and no other."""
+    method, calls = getattr(owner, name), itertools.count(1)
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == number:
+            action()
+        return method(*args, **kwargs)
+
+    patch.setattr(owner, name, counted)
 
 
 def summary(output: Path) -> list[dict[str, str]]:
