@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from ranks import start
-from runs import OPEN_FILES, VIEWS, assert_same_state, at_call, checkpoint, command, summary
+from runs import OPEN_FILES, VIEWS, assert_same_state, at_call, checkpoint, command, rewrite, summary
 
 from timm_p2be.training import run as train
 from timm_p2be.training.arguments import parse_args
@@ -133,9 +133,7 @@ def cut(path: Path) -> None:
 def poison(path: Path) -> None:
     state: dict[str, Any] = checkpoint(path)
     state['state_dict']['fc.bias'] = torch.full((2,), float('inf'))
-    torch.save(state, path.with_suffix('.new'))
-    path.with_suffix('.new').replace(path)
-    path.with_name(f'{path.name}.sha256').unlink()
+    rewrite(path, state)
 
 
 @pytest.mark.parametrize(

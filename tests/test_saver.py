@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from runs import checkpoint, rewrite
 from timm.utils import CheckpointSaver
 from torch import nn
 
@@ -191,12 +192,6 @@ def test_a_full_disk_keeps_what_was_there_and_leaves_no_litter(tmp_path: Path, r
     assert contents(tmp_path)['model_best.pth.tar'] == 1
 
 
-def rewrite(path: Path, **entries: Any) -> None:
-    """Save other entries in a checkpoint, as a stranger's file has them: nothing beside it says what it was."""
-    torch.save({**read_checkpoint(path).raw, **entries}, path)
-    path.with_name(f'{path.name}.sha256').unlink(missing_ok=True)
-
-
 def restored(folder: Path, epochs: int) -> tuple[dict[int, float], int | None]:
     saver = Saver(folder, 'top1', keep=2)
     saver.restore(epochs)
@@ -223,7 +218,8 @@ def test_a_metric_that_cannot_be_ranks_nothing(tmp_path: Path, metric: Any) -> N
     Saver(tmp_path, 'top1', keep=2).save_checkpoint(state(0), 0, 50.0)
     hostile = {'best_metric': metric, 'best_epoch': 0, 'checkpoint_files': [('../victim', metric)]}
     for name in ('last', 'model_best', 'checkpoint-0'):
-        rewrite(tmp_path / f'{name}.pth.tar', metric=metric, saver={**hostile, 'pending': (0, metric)})
+        path = tmp_path / f'{name}.pth.tar'
+        rewrite(path, {**checkpoint(path), 'metric': metric, 'saver': {**hostile, 'pending': (0, metric)}})
     saver = Saver(tmp_path, 'top1', keep=1)
     saver.restore(1)
     assert (saver.ranked, saver.best_epoch) == ({}, None)

@@ -122,8 +122,9 @@ class Run:
         args = self.args
         size = self.loaders.data_config['input_size'][-1]
         name = f'{datetime.now():%Y%m%d-%H%M%S}-{safe_model_name(args.model)}-{size}'
-        self.output = OutputFolder(experiment_folder(args, name))
-        self.folder = self.output.path
+        self.folder = experiment_folder(args, name)
+        with writing(self.folder):
+            self.output = OutputFolder(self.folder)
         self.saver = Saver(self.folder, args.eval_metric, args.checkpoint_hist)
         with writing(self.folder):
             if args.overwrite:
