@@ -75,17 +75,18 @@ def test_sigkill_at_random_moments(images: Path, tmp_path: Path, launcher: tuple
         assert summary(straight) == summary(output)
 
 
-def test_torchrun_starts_a_run_again_whose_rank_was_killed(images: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize('rank', [0, 1])
+def test_torchrun_starts_a_run_again_whose_rank_was_killed(images: Path, tmp_path: Path, rank: int) -> None:
+    """Once: at a second restart gloo of torch 2.14 looks for processes of the first."""
     straight, output = tmp_path / 'straight', tmp_path / 'run'
     words = (*FLAGS, '--workers', '1', '--batch-size', '2')
     end(begin(straight, *TORCHRUN, *ALONE, *command(images, straight, *words)), straight)
     process = begin(output, *TORCHRUN, '--max-restarts', '2', *ALONE, *command(images, output, *words))
-    for rank in (1, 0):
-        before = updates(output)
-        while process.poll() is None and updates(output) < before + 5:
-            time.sleep(0.05)
-        os.kill(ranks(process.pid)[rank], signal.SIGKILL)
+    while process.poll() is None and updates(output) < 5:
+        time.sleep(0.05)
+    os.kill(ranks(process.pid)[rank], signal.SIGKILL)
     end(process, output)
+    assert 'from epoch 0, update 0' not in output.with_suffix('.log').read_text().rpartition('trained parameters')[2]
     assert_undisturbed(straight, output)
 
 

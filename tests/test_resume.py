@@ -157,7 +157,6 @@ def copied(straight: Path, folder: Path, name: str) -> str:
         (('--aug-splits', '2'), '--aug-splits 2, was 3'),
         (('--train-split', 'validation', '--batch-size', '2'), "--train-split validation, was 'train'"),
     ],
-    ids=' '.join,
 )
 def test_inside_an_epoch_nothing_changes_which_images_come(
     data: Path, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], words: str
