@@ -139,7 +139,7 @@ def check_checkpoint(checkpoint: dict[str, Any], args: argparse.Namespace, expli
 
 def resume(
     checkpoint: dict[str, Any],
-    path: str,
+    args: argparse.Namespace,
     task: ClassificationTask,
     optimizer: torch.optim.Optimizer | None,
     scaler: Any,
@@ -151,6 +151,10 @@ def resume(
     Without an optimizer, that and the scaler start afresh.
     """
     try:
+        own = checkpoint.get('buffers', [])
+        if len(own) == args.world_size > 1:  # of as many processes: each goes on with its own
+            for key, buffers in own[args.rank].items():
+                checkpoint[key] = {**checkpoint[key], **buffers}
         task.load_checkpoint_state(clean_state_dict(checkpoint['state_dict']), checkpoint.get('task_state'))
         if optimizer is not None:
             optimizer.load_state_dict(checkpoint['optimizer'])
@@ -162,10 +166,10 @@ def resume(
             return Position(**position)
         check_schema(checkpoint, {'epoch': _POSITION['epoch']}, 'it', extra=True)
         return Position(checkpoint['epoch'] + (checkpoint.get('version', 1) > 1))
-    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f'--resume {path}: does not fit this run: {error}. Give --model, --model-kwargs, --num-classes and --opt '
-            'of the run that wrote it.'
+            f'--resume {args.resume}: does not fit this run: {error}. Give --model, --model-kwargs, --num-classes and '
+            '--opt of the run that wrote it.'
         ) from error
 
 

@@ -88,7 +88,7 @@ class Trainer:
                 return
             except RuntimeError:
                 if self.stopping():  # the signal ended a worker that had not come to ignore it yet
-                    raise Interrupted from None
+                    raise Interrupted(alone=True) from None
                 raise
             if batch >= len(loader):  # a streamed data set may be longer than it says
                 return

@@ -47,7 +47,7 @@ from timm_p2be.training.embedding_flags import adopt_table, pinned
 from timm_p2be.training.epoch import Trainer
 from timm_p2be.training.loading import build_loaders
 from timm_p2be.training.output import CannotWrite, OutputFolder, experiment_folder, settle_resume, writing
-from timm_p2be.training.saver import Saver, training_state
+from timm_p2be.training.saver import Saver, all_buffers, training_state
 from timm_p2be.training.schedules import Schedules
 from timm_p2be.training.stopping import Interrupted, StopSignal
 
@@ -86,7 +86,7 @@ class Run:
         self.position = Position()
         if found is not None:
             optimizer = None if args.no_resume_opt else self.optimizer
-            self.position = resume(found.raw, args.resume, self.task, optimizer, self.scaler)
+            self.position = resume(found.raw, args, self.task, optimizer, self.scaler)
             self.position = fit_position(self.position, found.args, args, self._updates_per_epoch())
         if args.start_epoch is not None:
             self.position = Position(args.start_epoch)
@@ -154,10 +154,12 @@ class Run:
         if self.position.epoch >= self.schedules.num_epochs:
             _logger.warning(f'Nothing to do: --epochs {args.epochs} are done already.')
 
-    def _save_recovery(self) -> None:
+    def _save_recovery(self, alone: bool = False) -> None:
         position = self.trainer.position
         # timm has no entry for it
         state = self._state(position.epoch, argparse.Namespace(**vars(self.args), position=asdict(position)))
+        if self.args.distributed and not alone:
+            state |= all_buffers(self.task, state)
         if self.output is not None:
             with writing(self.folder):
                 self.output.check()
@@ -180,8 +182,8 @@ class Run:
                 start = self.position if epoch == self.position.epoch else Position(epoch)
                 train_metrics = self.trainer.train(self.loaders.training, start)
                 self._finish_epoch(epoch, train_metrics)
-        except Interrupted:
-            self._save_recovery()
+        except Interrupted as stop:
+            self._save_recovery(alone=stop.alone)
             raise
         if self.output is not None and (best := self.saver.best_epoch) is not None:
             _logger.info(f'Best {self.args.eval_metric}: {self.saver.ranked[best]:.4f} (epoch {best})')

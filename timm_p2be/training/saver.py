@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 import torch
 from timm.task import ClassificationTask
+from timm.utils import unwrap_model
 
 from timm_p2be.checkpoints import read_checkpoint, sha256_beside
 from timm_p2be.files import atomic_write
@@ -46,6 +47,22 @@ def training_state(
     if bad := non_finite(state):
         raise Diverged(f'{bad} is no longer finite')
     return state
+
+
+def all_buffers(task: ClassificationTask, state: dict[str, Any]) -> dict[str, Any]:
+    """Return the buffers of all processes, which BatchNorm lets differ until an epoch ends; every process has to call.
+
+    `--dist-bn` averages them then, so that a run that went on from those of the first process would not end the same.
+    """
+    trained = {name for name, _ in unwrap_model(task.get_trainable_module()).named_parameters()}
+    own = {
+        key: {name: value.cpu() for name, value in state[key].items() if name not in trained}
+        for key in ('state_dict', 'state_dict_ema')
+        if key in state
+    }
+    gathered: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, own)
+    return {'buffers': gathered}
 
 
 class _Hashed:

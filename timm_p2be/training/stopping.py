@@ -11,7 +11,11 @@ _REPEAT_SECONDS = 3.0  # launchers such as torchrun pass on a signal that the wh
 
 
 class Interrupted(Exception):
-    """A signal asked the run to stop."""
+    """A signal asked the run to stop: all processes at the same place, or this one `alone`."""
+
+    def __init__(self, alone: bool = False) -> None:
+        super().__init__()
+        self.alone = alone
 
 
 class StopSignal:
