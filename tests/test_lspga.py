@@ -88,7 +88,7 @@ def test_both_forms_of_the_products_agree(eps: int, bits: int) -> None:
     torch.testing.assert_close(*planes)
     torch.testing.assert_close(*products)
     torch.testing.assert_close(lowered.double(), planes[0], rtol=1e-5, atol=1e-6)
-    direct = shares[0] @ table[one._candidates[0]]
+    direct = shares[0] @ table[one._candidates()[0]]
     torch.testing.assert_close(planes[1].flatten(0, 3)[one._order[0]], direct)
 
 

@@ -28,19 +28,21 @@ class Windows:
         flat = levels.permute(0, 2, 3, 1).reshape(-1).long()
         start = (flat - eps).clamp(0, LEVELS - self.width)
         self._start, self._order = start.sort(stable=True)
-        self._candidates = self._start.unsqueeze(1) + torch.arange(self.width, device=levels.device)
-        self.legal = (self._candidates - flat[self._order].unsqueeze(1)).abs() <= eps
+        self.legal = (self._candidates() - flat[self._order].unsqueeze(1)).abs() <= eps
         self._blocks: list[tuple[int, int, int]] | None = None
         if levels.device.type == 'cpu' if blocks is None else blocks:
             starts, counts = self._start.unique_consecutive(return_counts=True)
             ends = counts.cumsum(0).tolist()
             self._blocks = list(zip(starts.tolist(), [0, *ends[:-1]], ends, strict=True))
 
+    def _candidates(self) -> Tensor:
+        return self._start.unsqueeze(1) + torch.arange(self.width, device=self._start.device)
+
     def mix(self, shares: Tensor, table: Tensor) -> Tensor:
         """Return sum_j shares_j e_j, the code planes (B, H, W, 3, M), of (P, K) shares and a (256, M) table."""
         if self._blocks is None:
             with torch.autocast(shares.device.type, enabled=False):
-                mixed = shares.new_zeros(len(shares), LEVELS).scatter_(1, self._candidates, shares) @ table
+                mixed = shares.new_zeros(len(shares), LEVELS).scatter_(1, self._candidates(), shares) @ table
         else:
             mixed = shares.new_empty(len(shares), table.shape[1])
             for start, begin, end in self._blocks:
@@ -53,7 +55,7 @@ class Windows:
         flat = planes.reshape(-1, table.shape[1]).index_select(0, self._order)
         if self._blocks is None:
             with torch.autocast(flat.device.type, enabled=False):
-                return (flat @ table.T).gather(1, self._candidates)
+                return (flat @ table.T).gather(1, self._candidates())
         products = flat.new_empty(len(flat), self.width)
         for start, begin, end in self._blocks:
             torch.mm(flat[begin:end], table[start : start + self.width].T, out=products[begin:end])
