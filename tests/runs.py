@@ -1,7 +1,8 @@
 """Small training runs of train.py for the tests: 24 random images, a network of a few thousand weights."""
 
 import csv
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,18 @@ def command(data: Path, output: Path, *flags: str, model: Sequence[str] = TINY, 
     return [*where, *model, *SHORT, *CPU, *opt, *flags]
 
 
+def at_call(patch: pytest.MonkeyPatch, owner: Any, name: str, number: int, action: Callable[[], None]) -> None:
+    """Let `action` happen before the `number`-th call of a method, counted from 1, and no other."""
+    method, calls = getattr(owner, name), itertools.count(1)
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == number:
+            action()
+        return method(*args, **kwargs)
+
+    patch.setattr(owner, name, counted)
+
+
 def summary(output: Path) -> list[dict[str, str]]:
     """Return the rows of summary.csv without the columns on speed."""
     with (output / 'summary.csv').open(newline='') as file:
@@ -50,6 +63,13 @@ def summary(output: Path) -> list[dict[str, str]]:
 def checkpoint(path: Path) -> dict[str, Any]:
     """Return a checkpoint of timm's saver, read safely."""
     return load_checkpoint_metadata(str(path))
+
+
+def rewrite(path: Path, content: Any) -> None:
+    """Save a checkpoint in place of one that timm may have mapped into memory, and whose sha256 it has not."""
+    torch.save(content, path.with_suffix('.new'))
+    path.with_suffix('.new').replace(path)
+    path.with_name(f'{path.name}.sha256').unlink(missing_ok=True)
 
 
 def assert_equal(ours: Any, theirs: Any, where: str = '') -> None:

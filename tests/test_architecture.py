@@ -16,7 +16,7 @@ PACKAGE = ROOT / 'timm_p2be'
 ALLOWED: dict[str, set[str]] = {
     'files': set(),
     'extras': set(),
-    'checkpoints': set(),
+    'checkpoints': {'files'},
     'lookup': set(),
     'losses': set(),
     'encodings': {'files'},

@@ -24,7 +24,7 @@ from hub_server import HubServer
 from huggingface_hub import constants
 from PIL import Image
 from published import contents
-from runs import checkpoint, command, summary
+from runs import checkpoint, command, rewrite, summary
 from safetensors.torch import load_file
 
 import timm_p2be
@@ -78,12 +78,6 @@ def network(run: Path, name: str = 'last.pth.tar') -> torch.nn.Module:
     model = timm.create_model('encoded', backbone='test_resnet', num_bits=8, num_classes=2)
     model.load_state_dict(checkpoint(run / name)['state_dict'])
     return model.eval()
-
-
-def rewrite(path: Path, content: Any) -> None:
-    """Save a checkpoint in place of one that timm may have mapped into memory."""
-    torch.save(content, path.with_suffix('.new'))
-    path.with_suffix('.new').replace(path)
 
 
 def texts(folder: Path) -> str:
@@ -196,7 +190,7 @@ def test_checkpoints_have_their_own_error_and_averaged_weights_go_first(run: Pat
     rewrite(run / 'last.pth.tar', content)
     rows = ['epoch,eval_top1', '0,62.5', '1,12.5', '1,25.0']  # the last row of an epoch counts
     (run / 'summary.csv').write_text('\n'.join(rows) + '\n')
-    shutil.copy(run / 'checkpoint-0.pth.tar', run / 'model_best.pth.tar')
+    rewrite(run / 'model_best.pth.tar', checkpoint(run / 'checkpoint-0.pth.tar'))
     for name, error, epochs in (
         ('best', 37.5, 1),
         ('last', 75.0, 2),
@@ -409,7 +403,7 @@ def _weight(value: float) -> Callable[[Path, dict[str, Any]], Any]:
 
 UNFIT: list[tuple[Callable[[Path, dict[str, Any]], Any], tuple[str, ...], str]] = [
     (lambda run, content: (run / 'summary.csv').unlink(), (), 'There are no results for'),
-    (lambda run, content: None, ('--checkpoint', 'recovery-*'), 'There are no results for'),
+    (lambda run, content: None, ('--checkpoint', 'recovery-*.tar'), 'There are no results for'),
     (lambda run, content: (run / 'summary.csv').write_text('epoch,eval_top1\n1,-5\n'), (), 'error is 105.0; allowed'),
     (lambda run, content: (run / 'args.yaml').unlink(), (), 'args.yaml cannot be read: No such file or directory.'),
     (lambda run, content: content.pop('epoch'), (), 'is no training checkpoint'),

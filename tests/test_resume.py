@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from runs import OPEN_FILES, TINY, VIEWS, assert_equal, assert_same_state, checkpoint, command, summary
+from runs import OPEN_FILES, TINY, VIEWS, assert_equal, assert_same_state, checkpoint, command, summary, write_images
+from torch.utils.data import DistributedSampler
 
 from timm_p2be.training import run as train
+from timm_p2be.training.checkpoints import _EPOCH_SETTINGS, Position, fit_position
 
 pytestmark = OPEN_FILES
 TWO_EPOCHS = (*VIEWS, '--epochs', '2')
@@ -118,6 +120,120 @@ def test_ema_from_a_checkpoint_without_one(data: Path, straight: Path, tmp_path:
     average = checkpoint(tmp_path / 'run' / 'last.pth.tar')['state_dict_ema']
     start = checkpoint(Path(path))['state_dict']
     torch.testing.assert_close(average['fc.weight'], start['fc.weight'], rtol=0, atol=1e-2)
+
+
+def test_a_file_deletes_no_other(data: Path, straight: Path, tmp_path: Path) -> None:
+    """timm's saver joins its folder and the names in a checkpoint's history, and removes what is no longer ranked."""
+    victim, output = tmp_path / 'victim.txt', tmp_path / 'out' / 'run'
+    victim.write_text('mine')
+    output.mkdir(parents=True)
+    state = checkpoint(straight / 'checkpoint-0.pth.tar')
+    names = ['../../victim.txt', str(victim), 'args.yaml/../../../victim.txt']
+    files = [(name, 1.0) for name in names]
+    state['saver'] = {'checkpoint_files': files, 'best_metric': 99.0, 'best_epoch': 0, 'pending': (0, 1.0)}
+    torch.save(state, output / 'last.pth.tar')
+    flags = (*TWO_EPOCHS, '--sched-on-updates', '--checkpoint-hist', '1', '--resume', str(output / 'last.pth.tar'))
+    assert train.main(command(data, output, *flags)) == 0
+    assert victim.read_text() == 'mine'
+    best = checkpoint(output / 'model_best.pth.tar')
+    assert best['metric'] == max(float(row['eval_top1']) for row in summary(straight))
+
+
+def copied(straight: Path, folder: Path, name: str) -> str:
+    """Return a copy of a checkpoint in a folder of its own."""
+    path = folder / name
+    path.write_bytes((straight / name).read_bytes())
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ('flags', 'words'),
+    [
+        (('--batch-size', '4'), '--batch-size 4, was 8'),
+        (('--grad-accum-steps', '2'), '--grad-accum-steps 2, was 1'),
+        (('--seed', '7'), '--seed 7, was 42'),
+        (('--workers', '1'), '--workers 1, was 0'),
+        (('--p2be-augmix', '1'), '--p2be-augmix 1.0, was 3.0'),
+        (('--aug-splits', '2'), '--aug-splits 2, was 3'),
+        (('--train-split', 'validation', '--batch-size', '2'), "--train-split validation, was 'train'"),
+    ],
+)
+def test_inside_an_epoch_nothing_changes_which_images_come(
+    data: Path, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], words: str
+) -> None:
+    inside = copied(straight, tmp_path, 'recovery-1-1.pth.tar')
+    assert train.main(command(data, tmp_path / 'run', *TWO_EPOCHS, *flags, '--resume', inside)) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert 'saved inside epoch 1, after update 2 of 3' in said
+    assert 'from the end of an epoch' in said
+    assert not (tmp_path / 'run').exists()
+
+
+def test_other_data_is_told_by_the_number_of_updates(
+    straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = write_images(tmp_path / 'images', training=32)
+    inside = copied(straight, tmp_path, 'recovery-1-1.pth.tar')
+    assert train.main(command(more, tmp_path / 'run', *TWO_EPOCHS, '--resume', inside)) == 2
+    assert '4 updates an epoch, was 3' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('name', ['checkpoint-0', 'recovery-1-2'])
+def test_between_epochs_settings_may_change(
+    data: Path, straight: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    """Also in validation, when all updates of an epoch are done: none is made a second time."""
+    path = copied(straight, tmp_path, f'{name}.pth.tar')
+    flags = ('--batch-size', '4', '--seed', '7', '--resume', path)
+    with caplog.at_level(logging.INFO):
+        assert train.main(command(data, tmp_path / 'run', *TWO_EPOCHS, *flags)) == 0
+    assert '--seed 7, was 42; --batch-size 4, was 8' in caplog.text
+    if name == 'recovery-1-2':
+        weights = checkpoint(tmp_path / 'run' / 'last.pth.tar')['state_dict']
+        assert_equal(weights, checkpoint(straight / 'last.pth.tar')['state_dict'])
+
+
+SHARED = {'seed': 42, 'world_size': 4, 'batch_size': 8, 'grad_accum_steps': 1, 'workers': 0}
+
+
+@pytest.mark.parametrize(
+    ('now', 'update'),
+    [
+        ({'world_size': 2, 'batch_size': 16}, 6),
+        ({'world_size': 2, 'grad_accum_steps': 2}, 6),
+        ({'world_size': 2}, 12),
+        ({'world_size': 8}, 3),
+        ({'world_size': 8, 'batch_size': 16}, None),  # 192 images are no whole number of updates
+        ({'world_size': 1, 'batch_size': 32}, None),  # shuffled by another sampler
+        ({'world_size': 2, 'batch_size': 16, 'seed': 1}, None),
+        ({'world_size': 2, 'batch_size': 16, 'dataset': 'wds/x'}, None),
+    ],
+    ids=str,
+)
+def test_another_number_of_processes_goes_on_where_the_images_fit(now: dict[str, Any], update: int | None) -> None:
+    args = argparse.Namespace(**{**dict.fromkeys(_EPOCH_SETTINGS), **SHARED, 'dataset': '', 'resume': 'x', 'rank': 0})
+    saved = {**vars(args)}
+    vars(args).update(now)
+    position = Position(3, 6, {'loss': 12.0}, 48, 20)
+    if update is None:
+        with pytest.raises(ValueError, match=f'processes {now["world_size"]}, was 4'):
+            fit_position(position, saved, args, 20)
+        return
+    fit = fit_position(position, saved, args, 20)
+    assert (fit.epoch, fit.update) == (3, update)
+    assert fit.count * args.world_size == 6 * 4 * 8
+    assert fit.sums['loss'] / fit.count == pytest.approx(12.0 / 48)
+
+
+@pytest.mark.parametrize('world', [2, 4])
+def test_processes_share_a_prefix_of_one_order(world: int) -> None:
+    """What the rule above rests on: the order of several processes together does not depend on their number."""
+    data, seen = list(range(64)), 32
+    samplers = [DistributedSampler(data, num_replicas=world, rank=rank, shuffle=True, seed=0) for rank in range(world)]
+    read = {image for sampler in samplers for image in list(sampler)[: seen // world]}
+    others = [list(DistributedSampler(data, num_replicas=8, rank=rank, seed=0))[: seen // 8] for rank in range(8)]
+    assert read == {image for images in others for image in images}
 
 
 class Foreign:

@@ -7,12 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import OPEN_FILES, VIEWS, assert_same_state, checkpoint, command, summary
+from runs import OPEN_FILES, VIEWS, assert_same_state, at_call, checkpoint, command, summary
 from torch import Tensor
 
 from timm_p2be.task import P2BETask
@@ -35,24 +34,12 @@ def straight(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def at_call(patch: Patch, owner: Any, name: str, number: int, action: Callable[[], None]) -> None:
-    """Let `action` happen before the `number`-th call of a method, counted from 1, and no other."""
-    method, calls = getattr(owner, name), itertools.count(1)
-
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        if next(calls) == number:
-            action()
-        return method(*args, **kwargs)
-
-    patch.setattr(owner, name, counted)
-
-
 PLACES = {
     # three updates an epoch: the fifth batch is the second of epoch 1
     'inside an epoch': ('_batch', 5, (1, 2), signal.SIGTERM),
     'at the end of an epoch': ('_batch', 3, (0, 3), signal.SIGINT),
-    'in validation': ('validate', 1, (0, 3), signal.SIGTERM),
-    'before the first update': ('_batches', 1, (0, 1), signal.SIGINT),
+    'in validation': ('validate', 1, (0, 3), signal.SIGUSR1),
+    'before the first update': ('_batches', 1, (0, 1), signal.SIGHUP),
 }
 
 
@@ -112,6 +99,19 @@ def test_a_second_signal_interrupts_unless_it_is_an_echo(monkeypatch: Patch) -> 
         monkeypatch.setattr(stopping, '_REPEAT_SECONDS', -1.0)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+def test_nohup_keeps_a_run_from_hearing_that_its_terminal_closed() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignal() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop()
+            signal.raise_signal(signal.SIGUSR1)
+            assert stop()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_loader_workers_leave_signals_to_the_main_process(data: Path, tmp_path: Path) -> None:
@@ -221,18 +221,67 @@ def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(
     assert train.main(command(data, output, *FLAGS, *flags, '--resume', str(output / 'last.pth.tar'))) == 0
 
 
-@pytest.mark.parametrize('flags', [(), ('--val-split', '')], ids=' '.join)
-def test_weights_broken_by_the_last_update_are_not_saved(
-    data: Path, tmp_path: Path, flags: tuple[str, ...], monkeypatch: Patch
+def damage_weights(run: train.Run) -> Tensor:
+    return run.task.trainable_module.fc.bias  # type: ignore[operator, union-attr, return-value]
+
+
+def damage_variance(run: train.Run) -> Tensor:
+    return next(buffer for name, buffer in run.task.trainable_module.named_buffers() if name.endswith('running_var'))
+
+
+def damage_average(run: train.Run) -> Tensor:
+    return next(run.task.get_trainable_module(ema=True).parameters())  # type: ignore[union-attr]
+
+
+def damage_momentum(run: train.Run) -> Tensor:
+    return next(iter(run.optimizer.state.values()))['momentum_buffer']
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+@pytest.mark.parametrize(
+    ('tensor', 'named'),
+    [
+        (damage_weights, 'state_dict/fc.bias'),
+        (damage_variance, 'running_var'),
+        (damage_average, 'state_dict_ema/'),
+        (damage_momentum, 'momentum_buffer'),
+    ],
+)
+def test_what_the_last_update_broke_is_not_saved(
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: Patch,
+    tensor: Any,
+    named: str,
+    value: float,
 ) -> None:
-    """The loss of an epoch is computed before its last update; only validation or the weights show the damage."""
+    """Without validation, whose loss would tell; and the message names no file that is broken itself."""
+    output, finish = tmp_path / 'run', train.Run._finish_epoch
+
+    def damage(run: train.Run, epoch: int, metrics: dict[str, float]) -> None:
+        if epoch == 1:
+            tensor(run).data.fill_(value)
+            (output / 'last.pth.tar').write_bytes(b'broken')
+        finish(run, epoch, metrics)
+
+    monkeypatch.setattr(train.Run, '_finish_epoch', damage)
+    assert train.main(command(data, output, *FLAGS, '--val-split', '', '--model-ema')) == 1
+    said = capsys.readouterr().err
+    assert named in said
+    assert 'is no longer finite at epoch 1, update 3' in said
+    assert f'kept: {output}/checkpoint-0.pth.tar' in said
+    assert {checkpoint(path)['epoch'] for path in output.glob('[cm]*.pth.tar')} == {0}
+
+
+def test_weights_broken_in_validation_are_not_saved(data: Path, tmp_path: Path, monkeypatch: Patch) -> None:
     finish = train.Run._finish_epoch
 
     def damage(run: train.Run, epoch: int, metrics: dict[str, float]) -> None:
         if epoch == 1:
-            run.task.trainable_module.fc.bias.data.fill_(float('nan'))  # type: ignore[operator, union-attr]
+            damage_weights(run).data.fill_(float('nan'))
         finish(run, epoch, metrics)
 
     monkeypatch.setattr(train.Run, '_finish_epoch', damage)
-    assert train.main(command(data, tmp_path / 'run', *FLAGS, *flags)) == 1
+    assert train.main(command(data, tmp_path / 'run', *FLAGS)) == 1
     assert checkpoint(tmp_path / 'run' / 'last.pth.tar')['epoch'] == 0

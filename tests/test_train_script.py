@@ -63,9 +63,11 @@ def test_a_part_of_the_images_is_evenly_spaced(tmp_path: Path, output: Path) -> 
 
 def test_output_folder_is_timms(data: Path, output: Path) -> None:
     assert train.main(command(data, output, *VIEWS, '--epochs', '2', '--checkpoint-hist', '1')) == 0
-    files = sorted(path.name for path in output.iterdir() if not path.name.startswith('checkpoint-'))
-    assert files == ['args.yaml', 'last.pth.tar', 'model_best.pth.tar', 'summary.csv']
-    assert len(list(output.iterdir())) == 5
+    files = sorted(path.name for path in output.iterdir() if path.suffix != '.sha256')
+    best = checkpoint(output / 'model_best.pth.tar')['epoch']
+    names = ['args.yaml', f'checkpoint-{best}.pth.tar', 'last.pth.tar', 'model_best.pth.tar', 'summary.csv']
+    assert files == names
+    assert len([*output.glob('*.sha256')]) == 3
     rows = summary(output)
     columns = ['epoch', 'train_loss', 'eval_loss', 'eval_top1', 'eval_top5', 'lr']
     assert [key for key in rows[0] if key in columns] == columns
@@ -210,7 +212,7 @@ def test_start_epoch_starts_the_schedule_there(data: Path, output: Path) -> None
     rows = summary(output)
     assert [row['epoch'] for row in rows] == ['3']
     assert float(rows[0]['lr']) == 0
-    run = build(*command(data, output, '--epochs', '4', '--start-epoch', '3'))
+    run = build(*command(data, output.with_name('other'), '--epochs', '4', '--start-epoch', '3'))
     run.schedules.start(3, 0)
     assert run.optimizer.param_groups[0]['lr'] < 0.05
 
@@ -265,7 +267,8 @@ def test_pretrained_path_adapts_the_head(data: Path, output: Path) -> None:
     assert train.main(command(data, output)) == 0
     saved = weights(output)
     path = str(output / 'last.pth.tar')
-    run = build(*command(data, output, '--pretrained', '--pretrained-path', path, '--num-classes', '5'))
+    words = ('--pretrained', '--pretrained-path', path, '--num-classes', '5')
+    run = build(*command(data, output.with_name('tuned'), *words))
     tuned = run.task.trainable_module.state_dict()
     for name in saved:
         same = tuned[name].shape == saved[name].shape and torch.equal(tuned[name], saved[name])
@@ -392,7 +395,8 @@ def test_hugging_face_data_with_three_views(parquet: Path, output: Path, tmp_pat
         flags += ['--train-num-samples', '24', '--val-num-samples', '8']
     assert train.main(command(tmp_path / 'cache', output, *flags, *VIEWS, '--workers', '1')) == 0
     assert len(summary(output)) == 1
-    images, labels = next(iter(build(*command(tmp_path / 'cache', output, *flags, *VIEWS)).loaders.training))
+    words = command(tmp_path / 'cache', output.with_name('other'), *flags, *VIEWS)
+    images, labels = next(iter(build(*words).loaders.training))
     assert images.shape == (24, 3, 32, 32)
     assert torch.equal(labels[:8], labels[8:16])
 

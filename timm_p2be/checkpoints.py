@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from timm.models import clean_state_dict
 from torch import Tensor
 
+from timm_p2be.files import file_sha256, shown
+
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
@@ -20,14 +22,19 @@ class Checkpoint:
 
     state_dict: dict[str, Tensor]
     args: dict[str, Any]  # flags of the training run; empty if the file has none
-    raw: dict[str, Any]  # entries of a training checkpoint, as timm's CheckpointSaver wrote them; else empty
+    raw: dict[str, Any]  # entries of a training checkpoint, in timm's format; else empty
+
+
+def sha256_beside(path: Path) -> Path:
+    """Return the file that holds the sha256 of another one, as `sha256sum --check` reads it."""
+    return path.with_name(f'{path.name}.sha256')
 
 
 def read_checkpoint(path: str | Path, *, what: str = 'checkpoint') -> Checkpoint:
     """Return the weights in a file, and what a training checkpoint holds besides them.
 
     Pickles are read by torch's `weights_only=True`, which loads tensors and plain containers; `argparse.Namespace`, in
-    which timm saves flags, is the one class allowed besides.
+    which timm saves flags, is the one class allowed besides. A sha256 that lies beside the file has to be the file's.
 
     Args:
         path: a checkpoint of train.py (.pth.tar), a state dict (.pth, .pt) or a .safetensors file.
@@ -38,6 +45,7 @@ def read_checkpoint(path: str | Path, *, what: str = 'checkpoint') -> Checkpoint
         raise ValueError(
             f'{named}: no such file. Runs write last.pth.tar and model_best.pth.tar into their output folder.'
         )
+    _check_sha256(path, named)
     if path.suffix == '.safetensors':
         try:
             return Checkpoint(load_file(path), {}, {})
@@ -74,6 +82,19 @@ def read_checkpoint(path: str | Path, *, what: str = 'checkpoint') -> Checkpoint
         vars(args) if isinstance(args, argparse.Namespace) else {},
         {} if state is content else content,
     )
+
+
+def _check_sha256(path: Path, named: str) -> None:
+    beside = sha256_beside(path)
+    if not beside.is_file():
+        return
+    with beside.open('rb') as file:
+        recorded = file.read(64).decode(errors='replace')
+    if file_sha256(path) != recorded:
+        raise ValueError(
+            f'{named}: damaged, its sha256 is not {shown(recorded)} of {beside.name}. Older files of its folder may be '
+            f'whole. Delete {beside.name} if you replaced the checkpoint yourself.'
+        )
 
 
 def weights_sha256(state_dict: Mapping[str, Tensor]) -> str:

@@ -33,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     epochs = ['--epochs', str(args.epochs)] if args.epochs else []
     for name in MODELS:
         print(f'\nTraining {name} on {data}')
-        flags = ['-c', 'quickstart', '--data-dir', data, '--model', name, '--output', output, '--experiment', name]
+        flags = ['-c', 'quickstart', '--data-dir', data, '--model', name]
+        flags += ['--output', output, '--experiment', name, '--overwrite']
         if code := timm_p2be(['train', *flags, *epochs]):
             return code
     files = {name: args.output / name / 'last.pth.tar' for name in MODELS}

@@ -118,7 +118,7 @@ def main() -> None:
     figures = measure(args.run.resolve(), args)
     (args.run / 'measured.json').write_text(json.dumps(figures, indent=1))
     if not args.keep_checkpoints:
-        for file in [*args.run.glob('checkpoint-*.pth.tar'), *args.run.glob('recovery-*.pth.tar')]:
+        for file in [*args.run.glob('checkpoint-*.pth.tar*'), *args.run.glob('recovery-*.pth.tar*')]:
             file.unlink()
 
 

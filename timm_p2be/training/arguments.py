@@ -56,7 +56,8 @@ def build_parser(prog: str = 'train.py') -> argparse.ArgumentParser:
         prog=prog,
         usage=f'{prog} [-c RECIPE] [--data-dir DIR] [--model NAME] [flag ...]   ({prog} --help lists the flags)',
         description='Train any timm model, encoded or not, by the objective of the P2BE paper.',
-        epilog=f'Example: {prog} -c cifar100 --data-dir data --model wrn40_2_thermometer',
+        epilog=f'Example: {prog} -c cifar100 --data-dir data --model wrn40_2_thermometer --experiment a --resume auto '
+        '(the same command goes on after a kill). Files, locks and exit codes: docs/training.md, Runs that survive.',
         allow_abbrev=False,
     )
     names = ', '.join(sorted(path.stem for path in RECIPES.glob('*.yaml')))

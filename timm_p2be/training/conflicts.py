@@ -1,6 +1,7 @@
 """Refuses what a user would stumble over: flags that have no effect beside others, and values that cannot be meant."""
 
 import argparse
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,13 @@ def _check_values(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
         value = getattr(args, name)
         if value is not None and value < 1:
             parser.error(f'{flag_name(name)} {value}: must be at least 1')
+    if not 0 <= args.recovery_minutes < math.inf:
+        parser.error(f'--recovery-minutes {args.recovery_minutes}: must be a time, or 0 for no such files')
+    if args.overwrite and args.resume == 'auto':
+        parser.error('--overwrite deletes the checkpoints that --resume auto goes on from; leave out one of them')
+    if not args.experiment and (args.overwrite or args.resume == 'auto'):
+        flag = '--overwrite' if args.overwrite else '--resume auto'
+        parser.error(f'{flag} is about the checkpoints in a folder that is there; name the folder by --experiment')
     if args.p2be_embedding is not None and not args.p2be_embedding.strip():
         parser.error("--p2be-embedding '' names no table: give a folder or org/name[@revision], or leave the flag out")
     for name in ('amp', 'p2be_adversarial'):

@@ -16,16 +16,12 @@ from torch import Tensor
 
 from timm_p2be.optim import learning_rates
 from timm_p2be.task import P2BETask
-from timm_p2be.training.checkpoints import Position
+from timm_p2be.training.checkpoints import Diverged, Position
 from timm_p2be.training.progress import Progress
 from timm_p2be.training.schedules import Schedules
 from timm_p2be.training.stopping import Interrupted
 
 _logger = logging.getLogger('train')
-
-
-class Diverged(RuntimeError):
-    """The loss or a weight is no longer a finite number."""
 
 
 @dataclass
@@ -42,6 +38,7 @@ class Trainer:
     stopping: Callable[[], bool]  # whether a signal asked the run to stop
     save_recovery: Callable[[], None]  # writes a checkpoint of the position
     position: Position = field(default_factory=Position)
+    saved: float = field(default_factory=time.monotonic)  # when the last checkpoint was written
 
     def train(self, loader: Any, start: Position) -> dict[str, float]:
         """Train one epoch from a position on; batches before it are read and passed over.
@@ -57,7 +54,7 @@ class Trainer:
         self.task.train()
         self.optimizer.zero_grad()
         try:
-            self._stop_if_asked()
+            self._stop_or_save()
             for batch, (images, labels) in self._batches(loader, start, progress):
                 update = batch // accum
                 done = (batch + 1) % accum == 0 or batch + 1 == len(loader)
@@ -68,9 +65,9 @@ class Trainer:
                 counted += count
                 images_seen += count * args.world_size
                 if done:
-                    self._after_update(Position(start.epoch, update + 1, sums, counted))
+                    self._after_update(Position(start.epoch, update + 1, sums, counted, total))
                     progress.report(update + 1, images_seen, parts, learning_rates(self.optimizer))
-                    self._stop_if_asked()
+                    self._stop_or_save()
         finally:
             progress.close()
         totals = torch.tensor([*sums.values(), counted], dtype=torch.float64).to(self.device)
@@ -91,7 +88,7 @@ class Trainer:
                 return
             except RuntimeError:
                 if self.stopping():  # the signal ended a worker that had not come to ignore it yet
-                    raise Interrupted from None
+                    raise Interrupted(alone=True) from None
                 raise
             if batch >= len(loader):  # a streamed data set may be longer than it says
                 return
@@ -113,7 +110,7 @@ class Trainer:
             names = ('loss', *self.task.parts)
             values = torch.stack([result[name].detach() for name in names]).tolist()  # one wait for the device
             parts = dict(zip(names, values, strict=True))
-            if self._any(not math.isfinite(parts['loss'])):
+            if self._any(not math.isfinite(parts['loss']))[0]:
                 raise Diverged(f'The loss is no longer finite at {self.where()} (on this process: {parts}).')
             loss = result['loss'] / accumulated
             clip = self.task.get_clip_parameters(exclude_head='agc' in args.clip_mode) if args.clip_grad else None
@@ -140,24 +137,28 @@ class Trainer:
         self.optimizer.zero_grad()
         self.task.update_ema(step=num_updates)
         self.schedules.after_update(num_updates, position.sums['loss'] / position.count)
-        if self.args.recovery_interval and position.update % self.args.recovery_interval == 0:
-            self.save_recovery()
 
     def where(self) -> str:
         """Return the update at work, for messages."""
         return f'epoch {self.position.epoch}, update {self.position.update}'
 
-    def _any(self, flag: bool) -> bool:
-        """Return whether `flag` is set on any process, so that all of them stop at the same place."""
+    def _any(self, *flags: bool) -> list[bool]:
+        """Return which flags are set on any process, so that all of them do the same at the same place."""
         if not self.args.distributed:
-            return flag
-        votes = torch.tensor(float(flag), device=self.device)
+            return [*flags]
+        votes = torch.tensor(flags, dtype=torch.float32, device=self.device)
         torch.distributed.all_reduce(votes, op=torch.distributed.ReduceOp.MAX)
-        return bool(votes.item())
+        return [bool(vote) for vote in votes.tolist()]
 
-    def _stop_if_asked(self) -> None:
-        if self._any(self.stopping()):
+    def _stop_or_save(self) -> None:
+        """Raise Interrupted if a signal asked to stop, else write a recovery file if one is due."""
+        args, update = self.args, self.position.update
+        late = bool(args.recovery_minutes) and time.monotonic() - self.saved > 60 * args.recovery_minutes
+        stop, late = self._any(self.stopping(), late)
+        if stop:
             raise Interrupted
+        if update and (late or (args.recovery_interval and update % args.recovery_interval == 0)):
+            self.save_recovery()
 
     @torch.inference_mode()
     def validate(self, loader: Iterable[Any], ema: bool = False) -> dict[str, float]:

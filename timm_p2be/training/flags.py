@@ -50,7 +50,12 @@ def _model_flags(parser: argparse.ArgumentParser) -> None:
     add('--pretrained', action='store_true', help='start from pretrained weights')
     add('--pretrained-path', metavar='FILE', help='with --pretrained: use these, under a new head')
     add('--initial-checkpoint', default='', metavar='FILE', help='load these weights first')
-    add('--resume', default='', metavar='FILE', help='continue the run of this checkpoint')
+    add(
+        '--resume',
+        default='',
+        metavar='FILE|auto',
+        help='continue the run of this checkpoint; auto: of the newest sound one of --experiment, if there is one',
+    )
     add('--no-resume-opt', action='store_true', help='resume without the optimizer')
     add('--num-classes', type=int, metavar='N', help="default: the model's")
     add('--img-size', type=int, metavar='N', help="default: the model's")
@@ -139,7 +144,9 @@ def _run_flags(parser: argparse.ArgumentParser) -> None:
     add('--eval-metric', default='top1', choices=['top1', 'top5', 'loss'], help='picks model_best (default: top1)')
     add('--log-interval', type=int, default=50, metavar='N', help='updates between log lines')
     add('--val-interval', type=int, default=1, metavar='N', help='epochs between validations')
+    add('--overwrite', action='store_true', help='delete the checkpoints in the folder of --experiment and start anew')
     add('--recovery-interval', type=int, default=0, metavar='N', help='updates between recovery files')
+    add('--recovery-minutes', type=float, default=0.0, metavar='MIN', help='minutes between them; the newest two stay')
     add('--checkpoint-hist', type=int, default=10, metavar='N', help='checkpoints to keep')
 
 

@@ -3,14 +3,15 @@
 Built on timm's library; flags, output folder, summary.csv and checkpoints are those of timm's train.py
 (huggingface/pytorch-image-models). Recipes are in train_scripts/recipes. Scale out with torchrun.
 
-Exit codes: 0 finished, 1 diverged, 2 wrong flags, data or checkpoint, 130 and 143 stopped by Ctrl-C and SIGTERM after
-a checkpoint was written.
+Exit codes: 0 finished, 1 diverged, 2 wrong flags, data or checkpoint, 74 the output folder takes no more files, and 128
+plus the signal's number where one stopped the run after a checkpoint: Ctrl-C (130), SIGTERM (143), SIGUSR1, SIGHUP.
 """
 
 import argparse
 import logging
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
@@ -19,12 +20,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from timm.models import safe_model_name
 from timm.utils import (
-    CheckpointSaver,
     distribute_bn,
-    get_outdir,
     is_primary,
     random_seed,
     setup_default_logging,
@@ -32,24 +30,30 @@ from timm.utils import (
     update_summary,
 )
 
-from timm_p2be.checkpoints import read_checkpoint
 from timm_p2be.optim import learning_rates
 from timm_p2be.training import building
 from timm_p2be.training.arguments import Arguments, parse_args
 from timm_p2be.training.checkpoints import (
+    Diverged,
     Position,
     check_checkpoint,
+    fit_position,
     newest_checkpoint,
+    read_resumed,
     resume,
     resume_ema,
 )
 from timm_p2be.training.embedding_flags import adopt_table, pinned
-from timm_p2be.training.epoch import Diverged, Trainer
+from timm_p2be.training.epoch import Trainer
 from timm_p2be.training.loading import build_loaders
+from timm_p2be.training.output import CannotWrite, OutputFolder, experiment_folder, settle_resume, writing
+from timm_p2be.training.saver import Saver, all_buffers, training_state
 from timm_p2be.training.schedules import Schedules
 from timm_p2be.training.stopping import Interrupted, StopSignal
 
 _logger = logging.getLogger('train')
+
+_CANNOT_WRITE = 74  # EX_IOERR of BSD's sysexits.h
 
 
 class Run:
@@ -57,6 +61,7 @@ class Run:
 
     Raises:
         ValueError: flags, data or checkpoint are wrong; nothing has been written then.
+        CannotWrite: the output folder takes no files.
     """
 
     def __init__(self, arguments: Arguments, stopping: StopSignal) -> None:
@@ -65,7 +70,8 @@ class Run:
         if is_primary(args):
             for note in arguments.notes:
                 _logger.info(note)
-        found = read_checkpoint(args.resume, what='--resume') if args.resume else None
+        settle_resume(args)
+        found = read_resumed(args.resume) if args.resume else None
         if found is not None:
             check_checkpoint(found.raw, args, arguments.explicit)
             adopt_table(args, found)
@@ -76,11 +82,12 @@ class Run:
         self.loaders = build_loaders(args, model, device)
         self.task = building.build_task(args, model, device, self.loaders.data_config)
         self.optimizer = building.build_optimizer(args, model)
-        autocast, scaler = building.build_precision(args, device)
+        autocast, self.scaler = building.build_precision(args, device)
         self.position = Position()
         if found is not None:
             optimizer = None if args.no_resume_opt else self.optimizer
-            self.position = resume(found.raw, args.resume, self.task, optimizer, scaler)
+            self.position = resume(found.raw, args, self.task, optimizer, self.scaler)
+            self.position = fit_position(self.position, found.args, args, self._updates_per_epoch())
         if args.start_epoch is not None:
             self.position = Position(args.start_epoch)
         if args.model_ema:
@@ -92,38 +99,45 @@ class Run:
         if args.distributed:
             ids = [device] if device.type == 'cuda' else None
             self.task.prepare_distributed(device_ids=ids, broadcast_buffers=not args.no_ddp_bb)
-        self.schedules = Schedules(args, self.optimizer, -(-len(self.loaders.training) // args.grad_accum_steps))
-        self.folder, self.saver = self._open_output(scaler)
+        self.schedules = Schedules(args, self.optimizer, self._updates_per_epoch())
         self.trainer = Trainer(
-            args, self.task, self.optimizer, self.schedules, autocast, scaler, device, stopping, self._save_recovery
+            args,
+            self.task,
+            self.optimizer,
+            self.schedules,
+            autocast,
+            self.scaler,
+            device,
+            stopping,
+            self._save_recovery,
         )
+        self.output: OutputFolder | None = None
+        if is_primary(args):
+            self._open_output()
 
-    def _open_output(self, scaler: Any) -> tuple[Path | None, CheckpointSaver | None]:
+    def _updates_per_epoch(self) -> int:
+        return -(-len(self.loaders.training) // self.args.grad_accum_steps)
+
+    def _open_output(self) -> None:
         args = self.args
-        if not is_primary(args):
-            return None, None
         size = self.loaders.data_config['input_size'][-1]
         name = f'{datetime.now():%Y%m%d-%H%M%S}-{safe_model_name(args.model)}-{size}'
-        folder = Path(get_outdir(args.output or './output/train', args.experiment or name))
-        saver = CheckpointSaver(
-            model=self.task.get_trainable_module(),
-            optimizer=self.optimizer,
-            args=args,
-            amp_scaler=scaler,
-            checkpoint_dir=str(folder),
-            recovery_dir=str(folder),
-            decreasing=args.eval_metric == 'loss',
-            max_history=args.checkpoint_hist,
-            task=self.task,
-        )
-        if args.resume and Path(args.resume).resolve().parent == folder.resolve():
-            saver.load_state_dict_from_checkpoint(args.resume)
-        trim_summary(str(folder / 'summary.csv'), self.position.epoch)
-        flags = {name: value for name, value in vars(args).items() if name not in building.PROCESS_FIELDS}
-        if args.lr_base_scale:
-            flags['lr'] = None  # computed from the base: as a recipe, the file computes it again
-        (folder / 'args.yaml').write_text(yaml.safe_dump(flags, default_flow_style=False))
-        return folder, saver
+        self.folder = experiment_folder(args, name)
+        with writing(self.folder):
+            self.output = OutputFolder(self.folder)
+        self.saver = Saver(self.folder, args.eval_metric, args.checkpoint_hist)
+        with writing(self.folder):
+            if args.overwrite:
+                self.output.clear()
+            if args.resume and Path(args.resume).resolve().parent == self.folder.resolve():
+                self.saver.restore(self.position.epoch)
+            trim_summary(str(self.folder / 'summary.csv'), self.position.epoch)
+            self.output.write_flags(args)
+
+    def close(self) -> None:
+        """Leave the output folder to others."""
+        if self.output is not None:
+            self.output.close()
 
     def _log_start(self) -> None:
         args = self.args
@@ -140,19 +154,23 @@ class Run:
         if self.position.epoch >= self.schedules.num_epochs:
             _logger.warning(f'Nothing to do: --epochs {args.epochs} are done already.')
 
-    def _save_recovery(self) -> None:
-        self._check_weights()
-        if self.saver is not None:
-            position = self.trainer.position
-            # timm has no entry for it
-            self.saver.args = argparse.Namespace(**vars(self.args), position=asdict(position))
-            self.saver.save_recovery(position.epoch, max(position.update - 1, 0))  # timm counts updates from 0
-            self.saver.args = self.args
+    def _save_recovery(self, alone: bool = False) -> None:
+        position = self.trainer.position
+        # timm has no entry for it
+        state = self._state(position.epoch, argparse.Namespace(**vars(self.args), position=asdict(position)))
+        if self.args.distributed and not alone:
+            state |= all_buffers(self.task, state)
+        if self.output is not None:
+            with writing(self.folder):
+                self.output.check()
+                self.saver.save_recovery(state, position.epoch, position.update)
+        self.trainer.saved = time.monotonic()
 
-    def _check_weights(self) -> None:
-        model = self.task.trainable_module
-        if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
-            raise Diverged(f'Weights are no longer finite at {self.trainer.where()}.')
+    def _state(self, epoch: int, args: argparse.Namespace) -> dict[str, Any]:
+        try:
+            return training_state(args, self.task, self.optimizer, self.scaler, epoch)
+        except Diverged as error:
+            raise Diverged(f'{error} at {self.trainer.where()}.') from error
 
     def train(self) -> None:
         """Train from the run's position to its last epoch, or raise Diverged, or Interrupted after a checkpoint."""
@@ -164,12 +182,11 @@ class Run:
                 start = self.position if epoch == self.position.epoch else Position(epoch)
                 train_metrics = self.trainer.train(self.loaders.training, start)
                 self._finish_epoch(epoch, train_metrics)
-        except Interrupted:
-            self._save_recovery()
+        except Interrupted as stop:
+            self._save_recovery(alone=stop.alone)
             raise
-        if self.saver is not None and self.saver.best_metric is not None:
-            best = self.saver
-            _logger.info(f'Best {self.args.eval_metric}: {best.best_metric:.4f} (epoch {best.best_epoch})')
+        if self.output is not None and (best := self.saver.best_epoch) is not None:
+            _logger.info(f'Best {self.args.eval_metric}: {self.saver.ranked[best]:.4f} (epoch {best})')
 
     def _seed_epoch(self, epoch: int) -> None:
         """Make everything random in an epoch a function of seed, epoch and process, so that resumed runs agree."""
@@ -197,21 +214,22 @@ class Run:
                 if spread_bn:
                     distribute_bn(self.task.get_trainable_module(ema=True), args.world_size, args.dist_bn == 'reduce')
                 metrics = self.trainer.validate(self.loaders.validation, ema=True)
-        self._check_weights()
+        state = self._state(epoch, args)
         rates = learning_rates(self.optimizer)
         latest = (metrics or train_metrics)[args.eval_metric]
-        if self.folder is not None and self.saver is not None:
+        if self.output is not None:
             extra = {'lr_embedding': rates['embedding']} if 'embedding' in rates else {}
-            update_summary(
-                epoch, {**train_metrics, **extra}, metrics, str(self.folder / 'summary.csv'), lr=rates.get('network')
-            )
-            self.saver.save_checkpoint(epoch, metric=latest)
+            with writing(self.folder):
+                self.output.check()
+                summary = str(self.folder / 'summary.csv')
+                update_summary(epoch, {**train_metrics, **extra}, metrics, summary, lr=rates.get('network'))
+                self.saver.save_checkpoint(state, epoch, float(latest))
+        self.trainer.saved = time.monotonic()
         self.schedules.after_epoch(epoch + 1, latest)
 
     def newest_checkpoint(self) -> str:
-        """Return the checkpoint to go on from, if one was written."""
-        newest = newest_checkpoint(self.folder) if self.folder else None
-        return str(newest or '(none was written yet)')
+        """Return the newest sound checkpoint to go on from, if one was written."""
+        return str(newest_checkpoint(self.folder) or '(none was written yet)')
 
 
 def main(argv: Sequence[str] | None = None, prog: str = 'train.py') -> int:
@@ -237,6 +255,10 @@ def main(argv: Sequence[str] | None = None, prog: str = 'train.py') -> int:
             kept = f'the checkpoints before it are kept: {run.newest_checkpoint()}'
             print(f'{prog}: error: {error} Stopped; {kept}. Lower --lr, or set --clip-grad.', file=sys.stderr)
         return 1
+    except CannotWrite as error:
+        kept = f' Stopped; the newest sound checkpoint: {run.newest_checkpoint()}' if run is not None else ''
+        print(f'{prog}: error: {error}{kept}', file=sys.stderr)
+        return _CANNOT_WRITE
     except (ValueError, NotImplementedError, OSError) as error:
         if run is not None:  # no flag's fault
             raise
@@ -246,6 +268,8 @@ def main(argv: Sequence[str] | None = None, prog: str = 'train.py') -> int:
         print(f'{prog}: interrupted; what was not saved yet is lost', file=sys.stderr)
         return 128 + (stopping.received or signal.SIGINT)
     finally:
+        if run is not None:
+            run.close()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
     return 0

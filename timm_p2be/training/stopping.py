@@ -5,16 +5,21 @@ import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# what batch systems send before they end a job is SIGTERM or, by choice, SIGUSR1; a closed terminal sends SIGHUP
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 _REPEAT_SECONDS = 3.0  # launchers such as torchrun pass on a signal that the whole process group got already
 
 
 class Interrupted(Exception):
-    """A signal asked the run to stop."""
+    """A signal asked the run to stop: all processes at the same place, or this one `alone`."""
+
+    def __init__(self, alone: bool = False) -> None:
+        super().__init__()
+        self.alone = alone
 
 
 class StopSignal:
-    """Inside a `with` block, remembers the first SIGINT or SIGTERM; a later second one raises KeyboardInterrupt.
+    """Inside a `with` block, remembers the first of STOP_SIGNALS; a later second one raises KeyboardInterrupt.
 
     Attributes:
         received: number of the first signal, or None.
@@ -26,7 +31,8 @@ class StopSignal:
         self._previous: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
 
     def __enter__(self) -> 'StopSignal':
-        self._previous = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
+        kept = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set()  # by nohup
+        self._previous = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS if number not in kept}
         return self
 
     def __exit__(

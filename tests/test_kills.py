@@ -1,0 +1,96 @@
+"""Runs that are killed again and again, and started again by the same command, end as one that nobody disturbed."""
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from runs import OPEN_FILES, VIEWS, assert_same_state, command, summary, write_images
+
+pytestmark = [*OPEN_FILES, pytest.mark.slow]
+FLAGS = (*VIEWS, '--epochs', '6', '--sched-on-updates', '--resume', 'auto', '--recovery-interval', '1')
+FLAGS += ('--model-ema', '--model-ema-decay', '0.5', '--grad-accum-steps', '2', '--log-interval', '1')
+ALONE = ('-m', 'timm_p2be.training')
+TORCHRUN = ('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2')
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp('images'), training=96)
+
+
+def begin(output: Path, *words: str) -> 'subprocess.Popen[str]':
+    """Start a process group, whose log lies beside its folder."""
+    with output.with_suffix('.log').open('a') as log:
+        return subprocess.Popen(
+            [sys.executable, *words],
+            env={**os.environ, 'OMP_NUM_THREADS': '1', 'TORCH_DISABLE_SHARE_RDZV_TCP_STORE': '1'},
+            stderr=log,
+            start_new_session=True,
+        )
+
+
+def updates(output: Path) -> int:
+    """Count the updates that a run has told of, in all its lives."""
+    return output.with_suffix('.log').read_text().count('Train: ')
+
+
+def end(process: 'subprocess.Popen[str]', output: Path) -> None:
+    """Wait until a process ends well, or kill it."""
+    try:
+        assert process.wait(timeout=400) == 0, output.with_suffix('.log').read_text()[-3000:]
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def assert_undisturbed(straight: Path, output: Path) -> None:
+    for name in ('last.pth.tar', 'model_best.pth.tar'):
+        assert_same_state(straight / name, output / name)
+    assert {path.name for path in straight.iterdir()} == {path.name for path in output.iterdir()}
+
+
+def test_sigkill_at_random_moments(images: Path, tmp_path: Path) -> None:
+    straight, output, draw = tmp_path / 'straight', tmp_path / 'run', random.Random(10)
+    words = (*FLAGS, '--workers', '2', '--batch-size', '4')
+    end(begin(straight, *ALONE, *command(images, straight, *words)), straight)
+    for _ in range(10):
+        process = begin(output, *ALONE, *command(images, output, *words))
+        before = updates(output)
+        while process.poll() is None and updates(output) < before + 3:  # of 72 in all
+            time.sleep(0.05)
+        time.sleep(draw.random())
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    end(begin(output, *ALONE, *command(images, output, *words)), output)
+    assert_undisturbed(straight, output)
+    assert summary(straight) == summary(output)
+
+
+@pytest.mark.parametrize('rank', [0, 1])
+def test_torchrun_starts_a_run_again_whose_rank_was_killed(images: Path, tmp_path: Path, rank: int) -> None:
+    """With a store of its own: in one that torchrun shares, gloo of torch 2.14 may find addresses of the dead."""
+    straight, output = tmp_path / 'straight', tmp_path / 'run'
+    words = (*FLAGS, '--workers', '1', '--batch-size', '2')
+    end(begin(straight, *TORCHRUN, *ALONE, *command(images, straight, *words)), straight)
+    process = begin(output, *TORCHRUN, '--max-restarts', '2', *ALONE, *command(images, output, *words))
+    while process.poll() is None and updates(output) < 5:
+        time.sleep(0.05)
+    os.kill(ranks(process.pid)[rank], signal.SIGKILL)
+    end(process, output)
+    assert 'from epoch 0, update 0' not in output.with_suffix('.log').read_text().rpartition('trained parameters')[2]
+    assert_undisturbed(straight, output)
+
+
+def ranks(launcher: int) -> list[int]:
+    """Return the processes that torchrun has started, in the order of their ranks."""
+    children = Path(f'/proc/{launcher}/task/{launcher}/children').read_text().split()
+    environments = {int(pid): Path(f'/proc/{pid}/environ').read_text() for pid in children}
+    found = {pid: re.search(r'\0LOCAL_RANK=(\d+)', text) for pid, text in environments.items()}
+    return sorted((pid for pid, rank in found.items() if rank), key=lambda pid: int(found[pid][1]))  # type: ignore[index]
