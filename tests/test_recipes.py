@@ -89,7 +89,7 @@ ATTACK = {'p2be_adversarial', 'p2be_attack_eps', 'p2be_attack_steps'}
         ('cifar10', 'cifar10_paper', PROFILES | {'min_lr', 'opt_kwargs.nesterov'}),
         ('cifar100', 'cifar100_paper', PROFILES | {'min_lr', 'opt_kwargs.nesterov'}),
         ('imagenet', 'imagenet_paper', PROFILES | {'batch_size'}),
-        ('cifar10', 'cifar100', {'dataset', 'num_classes', 'opt_kwargs.timm_recipe'}),
+        ('cifar10', 'cifar100', DATA),
         ('cifar10', 'cifar10_contrain', VIEWS | ATTACK | {'opt_kwargs.timm_recipe'}),
         ('cifar10_contrain', 'cifar10_advtrain', {'p2be_adversarial', 'p2be_alpha'}),
         ('cifar10_contrain', 'cifar100_contrain', {'dataset', 'num_classes', 'p2be_smoothness'}),
