@@ -4,8 +4,9 @@ A code is a row of the 256 x M table E, so its product with the kernel can be ta
 once for every pixel: T[j, k, :] = W_j^T e_k for each tap j (kernel row, color, kernel column) and level k. The
 convolution is then a sum of rows of T, whose cost does not depend on M.
 
-On the CPU the sums run in loops that LLVM compiles (`llvm_cpu`); everywhere else, and while TorchScript or ONNX is
-being written, or with TIMM_P2BE_LOOKUP=plain in the environment, the planes are built and convolved (`plain`).
+On the CPU the sums run in loops that LLVM compiles (`llvm_cpu`), on an NVIDIA GPU in Triton's (`triton_gpu`);
+everywhere else, and while TorchScript or ONNX is being written, or with TIMM_P2BE_LOOKUP=plain in the environment, the
+planes are built and convolved (`plain`). TIMM_P2BE_LOOKUP=triton makes Triton's kernels a must.
 """
 
 from collections.abc import Sequence

@@ -17,11 +17,14 @@ from timm_p2be.lookup import plain
 from timm_p2be.lookup.window import PADDING_LEVEL, output_size, slide
 
 if TYPE_CHECKING:
-    from timm_p2be.lookup.llvm_cpu import Kernels
+    from timm_p2be.lookup import llvm_cpu, triton_gpu
+
+    Kernels = llvm_cpu.Kernels | triton_gpu.Kernels
 
 _logger = logging.getLogger(__name__)
 
-SWITCH = 'TIMM_P2BE_LOOKUP'  # environment variable: 'auto' or 'plain'
+SWITCH = 'TIMM_P2BE_LOOKUP'  # environment variable
+CHOICES = ('auto', 'plain', 'triton')
 
 
 def no_autocast(tensor: Tensor) -> torch.autocast:
@@ -89,7 +92,7 @@ def lookup_conv2d_backward(
         window = slide(levels, weight.shape[2:], *geometry)
         rows = grad.to(kernels.dtype).permute(0, 2, 3, 1).contiguous()
         codes_grad, weight_grad = torch.zeros_like(codes, dtype=torch.float32), torch.empty_like(weight)
-        for channels in kernels.parts(len(window.offsets)):
+        for channels in kernels.parts(window.taps):
             table_grad = kernels.scatter_add(window, rows[..., channels])[:, :PADDING_LEVEL]
             taps = taps_of(weight[channels].float(), levels.shape[1])  # the table is E W_j for each tap j
             taps_grad = torch.matmul(codes.float().T, table_grad).unflatten(0, taps.shape[:3])
@@ -165,7 +168,7 @@ def _sum_rows(
     """Return the sums of table rows, `table` giving the table for some of the output channels."""
     window = slide(levels, kernel, stride, padding, dilation)
     features = levels.new_empty(len(levels), window.rows, window.columns, kernels.channels, dtype=kernels.dtype)
-    for channels in kernels.parts(len(window.offsets)):
+    for channels in kernels.parts(window.taps):
         kernels.gather_sum(window, table(channels).to(kernels.dtype).contiguous(), features[..., channels])
     return features.permute(0, 3, 1, 2)
 
@@ -173,21 +176,46 @@ def _sum_rows(
 def _kernels(levels: Tensor, channels: int, dtype: torch.dtype) -> 'Kernels | None':
     """Return the compiled kernels for these arguments, or None for the plain path."""
     choice = os.environ.get(SWITCH, 'auto')
-    if choice not in ('auto', 'plain'):
-        raise ValueError(f"Got {SWITCH}={choice!r} in the environment; allowed are 'auto' and 'plain'.")
+    if choice not in CHOICES:
+        raise ValueError(f'Got {SWITCH}={choice!r} in the environment; allowed are {CHOICES}.')
     if choice == 'plain':
         _say_once(logging.INFO, f'lookup_conv2d convolves code planes: {SWITCH}=plain')
         return None
+    if dtype == torch.float64:
+        return None
+    if choice == 'triton' or levels.device.type == 'cuda':
+        return _triton_kernels(levels.device, channels, dtype, choice == 'triton')
     if levels.device.type != 'cpu':
         _say_once(logging.INFO, f'lookup_conv2d convolves code planes on {levels.device.type}')
-        return None
-    if dtype == torch.float64:
         return None
     return _compiled_kernels(channels, torch.bfloat16 if dtype == torch.bfloat16 else torch.float32)
 
 
 @functools.cache
-def _compiled_kernels(channels: int, dtype: torch.dtype) -> 'Kernels | None':
+def _triton_kernels(device: torch.device, channels: int, dtype: torch.dtype, forced: bool) -> 'Kernels | None':
+    try:
+        from timm_p2be.lookup import triton_gpu
+
+        triton_gpu.check(device, dtype)
+    except Exception as error:  # whatever Triton, its compiler, a linker or the driver raises
+        reason = f'{type(error).__name__}: {error}'
+        if forced:
+            raise ValueError(
+                f'Got {SWITCH}=triton in the environment, but Triton does not run on {device} ({reason}). Triton needs '
+                'an NVIDIA GPU of compute capability 8.0, or TRITON_INTERPRET=1 from the start to run on a CPU, '
+                f'slowly. Unset {SWITCH} to use what there is.'
+            ) from error
+        _say_once(
+            logging.WARNING,
+            f'lookup_conv2d convolves code planes on {device}: Triton kernels are not available ({reason}).',
+        )
+        return None
+    _say_once(logging.INFO, f'lookup_conv2d sums table rows in kernels of {triton_gpu.description(device)}')
+    return triton_gpu.Kernels(channels, dtype)
+
+
+@functools.cache
+def _compiled_kernels(channels: int, dtype: torch.dtype) -> 'llvm_cpu.Kernels | None':
     try:
         from timm_p2be.lookup import llvm_cpu, llvm_jit
 
