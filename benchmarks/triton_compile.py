@@ -3,8 +3,8 @@
     python benchmarks/triton_compile.py            # sm_80, sm_90, sm_100 and sm_120
     python benchmarks/triton_compile.py 90         # only sm_90
 
-Needs Triton, which comes with torch's CUDA wheels for Linux. Nothing is run: registers, stack and shared memory are what
-cuobjdump says of the compiled code, and a spill is a store to local memory in it.
+Needs Triton, which comes with torch's CUDA wheels for Linux. Nothing is run: registers, stack and shared memory are
+what cuobjdump says of the compiled code, and a spill is a store to local memory in it.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def _run(*command: Any) -> str:
 
 
 def cases(dtype: str, channels: int, width: int) -> dict[str, tuple[dict[str, str], dict[str, Any]]]:
-    """Return pointers and constants of the kernels for a square kernel of that width, as `Kernels` would launch them."""
+    """Return pointers and constants of the kernels for a square kernel, as `Kernels` would launch them."""
     launched = triton_gpu.Kernels(channels, getattr(torch, dtype))
     common = {'KW': width, 'OUT': channels, 'BO': launched.block}
     rows, sums = TYPES[dtype], '*fp32'
@@ -80,7 +80,7 @@ def cases(dtype: str, channels: int, width: int) -> dict[str, tuple[dict[str, st
             {
                 **common,
                 'CHUNK': triton_gpu.CHUNK,
-                'K': triton_gpu.KEYS,
+                'K': launched.keys_at_once,
                 'PRECISION': triton_gpu.PRECISION,
                 'INTERPRETED': False,
             },

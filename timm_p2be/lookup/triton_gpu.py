@@ -18,7 +18,6 @@ OLDEST = (8, 0)  # compute capability: bfloat16 and TF32 products
 
 CHUNK = 4096  # pixels sorted together, at most 4096: their places are 12 bits of a key
 PRECISION = 'tf32x3'  # of float32 products: 22 of 24 bits; a product of narrower numbers is exact
-KEYS = 64  # of output pixels whose gradients are added in one product
 _PROGRAMS = 2**14  # of the backward pass, about, whatever the device: the order of sums must not depend on it
 _TABLE_BYTES = 2**28  # of float32 table gradient that exists at once
 
@@ -34,6 +33,7 @@ class Kernels:
         self.dtype = dtype
         self.block = min(64, max(16, triton.next_power_of_2(channels)))  # products have 16 columns at least
         self.pixels_at_once = 2048 // self.block
+        self.keys_at_once = 128 // dtype.itemsize  # pixels whose gradients are added in one product
 
     def parts(self, taps: int) -> list[slice]:
         """Return the channels in parts whose float32 tables are of bounded size: one part but for patch embeddings."""
@@ -72,7 +72,7 @@ class Kernels:
             triton_kernels.bucket_sum[window.taps, 16 * groups, blocks](
                 keys, starts, grad, partial, self.channels, chans, window.rows, window.columns, *window.stride,
                 window.padding[2], window.padding[0], *window.dilation, *phases, per_group, window.kernel[1],
-                channels, CHUNK, KEYS, self.block, PRECISION, is_interpreted(),
+                channels, CHUNK, self.keys_at_once, self.block, PRECISION, is_interpreted(),
             )  # fmt: skip
         return partial.sum(0)
 
