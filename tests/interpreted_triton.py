@@ -17,13 +17,14 @@ from timm_p2be.lookup.window import slide
 
 
 @pytest.fixture(autouse=True)
-def _in_chunks_of_16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several chunks also on tiny images."""
+def _in_two_groups_of_small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several chunks, and partial sums, also on tiny images: each program that there is takes the interpreter long."""
     monkeypatch.setattr(triton_gpu, 'CHUNK', 16)
+    monkeypatch.setattr(triton_gpu, '_PROGRAMS', 2 * 4 * 16)
 
 
 def _example(
-    channels: int, geometry: dict[str, int | tuple[int, ...]], levels: int = 256, batch: int = 2, size: int = 5
+    channels: int, geometry: dict[str, int | tuple[int, ...]], levels: int = 256, batch: int = 2, size: int = 4
 ) -> Example:
     """Return images of one color and size x (size + 1) pixels with the highest `levels` levels, and a 2x2 kernel."""
     generator = torch.Generator().manual_seed(0)
@@ -51,6 +52,15 @@ def _check(example: Example) -> None:
 @pytest.mark.parametrize('name', EXAMPLES)
 def test_values_and_gradients_of_examples(name: str) -> None:
     _check(EXAMPLES[name])
+
+
+@pytest.mark.parametrize('name', ['channels beside the blocks'])
+def test_codes_are_multiplied_where_the_table_would_be_too_large(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_gpu, 'LARGEST_TABLE', 0)
+    monkeypatch.setattr(triton_gpu.Kernels, 'gather_sum', None)  # a call would fail
+    example = EXAMPLES[name]
+    features = lookup_conv2d(example.levels, example.codes, example.weight, **example.geometry)
+    _assert_close(features, _differentiate(example.double())[0], _differentiate(example.terms())[0], FLOAT32)
 
 
 @pytest.mark.slow
@@ -90,6 +100,7 @@ def _loops(example: Example) -> tuple[Tensor, Tensor]:
     return table_conv2d(levels, code_table(example.codes, weight, 1), **example.geometry), table_grad
 
 
+@pytest.mark.slow
 def test_parts_and_blocks_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither do other numbers of pixels and channels that a program takes."""
     example = EXAMPLES['channels beside the blocks']

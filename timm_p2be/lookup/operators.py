@@ -64,6 +64,11 @@ def lookup_conv2d(
         if kernels is None:
             return _channels_last(plain.lookup_conv2d(levels, codes, weight, *geometry, dtype))
         chans = levels.shape[1]
+        if hasattr(kernels, 'convolve'):  # Triton's make their table themselves, or none if it would be too large
+            window = slide(levels, weight.shape[2:], *geometry)
+            features = levels.new_empty(len(levels), window.rows, window.columns, len(weight), dtype=dtype)
+            kernels.convolve(window, codes, weight, features)
+            return features.permute(0, 3, 1, 2)
 
         def part(channels: slice) -> Tensor:
             return code_table(codes, weight[channels], chans)

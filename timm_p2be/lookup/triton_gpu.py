@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 import triton
 from torch import Tensor
+from torch.nn import functional as F
 
 from timm_p2be.lookup import triton_kernels
 from timm_p2be.lookup.window import Window, slide
@@ -18,6 +19,7 @@ OLDEST = (8, 0)  # compute capability: bfloat16 and TF32 products
 
 CHUNK = 4096  # pixels sorted together, at most 4096: their places are 12 bits of a key
 PRECISION = 'tf32x3'  # of float32 products: 22 of 24 bits; a product of narrower numbers is exact
+LARGEST_TABLE = 2**25  # bytes of rows that are looked up: beyond an L2 cache, codes are multiplied instead
 _PROGRAMS = 2**14  # of the backward pass, about, whatever the device: the order of sums must not depend on it
 _TABLE_BYTES = 2**28  # of float32 table gradient that exists at once
 
@@ -33,21 +35,51 @@ class Kernels:
         self.dtype = dtype
         self.block = min(64, max(16, triton.next_power_of_2(channels)))  # products have 16 columns at least
         self.pixels_at_once = 2048 // self.block
-        self.keys_at_once = 128 // dtype.itemsize  # pixels whose gradients are added in one product
+        self.at_once = 128 // dtype.itemsize  # bits, or pixels whose gradients are added, in one product
+        self.product_block = min(256 // dtype.itemsize, max(16, triton.next_power_of_2(channels)))
 
     def parts(self, taps: int) -> list[slice]:
         """Return the channels in parts whose float32 tables are of bounded size: one part but for patch embeddings."""
         step = max(1, _TABLE_BYTES // (taps * 256 * self.block * 4)) * self.block
         return [slice(first, first + step) for first in range(0, self.channels, step)]
 
+    def convolve(self, window: Window, codes: Tensor, weight: Tensor, features: Tensor) -> None:
+        """Write to `features` the convolution of the planes of (256, M) codes with `weight` (O, M C, kh, kw)."""
+        taps, chans = window.taps, window.pixels.shape[1]
+        if taps * 257 * self.channels * self.dtype.itemsize > LARGEST_TABLE:
+            self._code_product(window, F.pad(codes.to(self.dtype), (0, 0, 0, 1)), weight, features)
+            return
+        table = codes.new_empty(window.kernel[0], chans, window.kernel[1], 257, self.channels, dtype=self.dtype)
+        with _on_device(table):
+            triton_kernels.code_table[taps, triton.cdiv(257, 32), triton.cdiv(self.channels, self.block)](
+                codes.contiguous(), weight, table, chans, *weight.stride(), window.kernel[1], codes.shape[1],
+                self.channels, 32, 32, self.block,
+            )  # fmt: skip
+        self.gather_sum(window, table, features)
+
+    def _code_product(self, window: Window, codes: Tensor, weight: Tensor, features: Tensor) -> None:
+        pixels, bits, block = features.shape[:3].numel(), codes.shape[1], self.product_block
+        by_tap = weight.to(self.dtype).unflatten(1, (bits, -1)).permute(3, 2, 4, 1, 0).contiguous()
+        with _on_device(features):
+            triton_kernels.code_product[triton.cdiv(pixels, 128), triton.cdiv(self.channels, block)](
+                window.pixels, codes, by_tap, features, *self._places(window, pixels), *window.kernel, bits,
+                self.channels, 128, self.at_once, block, PRECISION, is_interpreted(), num_warps=8,
+            )  # fmt: skip
+
+    def _places(self, window: Window, pixels: int) -> tuple[int, ...]:
+        """Return the arguments of a kernel that say which level each of so many output pixels reads."""
+        borders = window.padding[2], window.padding[0]
+        outputs = window.rows, window.columns
+        strides = *window.pixels.stride(), *window.stride
+        return self.channels, pixels, *window.pixels.shape[1:], *outputs, *strides, *borders, *window.dilation
+
     def gather_sum(self, window: Window, table: Tensor, features: Tensor) -> None:
         """Write to `features` the sums of the rows of `table` (kh, C, kw, 257, channels) under each window."""
         pixels, channels = features.shape[:3].numel(), features.shape[3]
         with _on_device(features):
             triton_kernels.gather_sum[triton.cdiv(pixels, self.pixels_at_once), triton.cdiv(channels, self.block)](
-                window.pixels, table, features, self.channels, pixels, *window.pixels.shape[1:], window.rows,
-                window.columns, *window.pixels.stride(), *window.stride, window.padding[2], window.padding[0],
-                *window.dilation, *window.kernel, channels, self.pixels_at_once, self.block,
+                window.pixels, table, features, *self._places(window, pixels), *window.kernel, channels,
+                self.pixels_at_once, self.block,
             )  # fmt: skip
 
     def scatter_add(self, window: Window, grad: Tensor) -> Tensor:
@@ -67,12 +99,12 @@ class Kernels:
         with _on_device(grad):
             triton_kernels.partition[(lists,)](
                 window.pixels, keys, starts, *window.pixels.shape, *window.pixels.stride(), *window.stride, *phases,
-                CHUNK,
+                CHUNK, num_warps=8,
             )  # fmt: skip
             triton_kernels.bucket_sum[window.taps, 16 * groups, blocks](
                 keys, starts, grad, partial, self.channels, chans, window.rows, window.columns, *window.stride,
                 window.padding[2], window.padding[0], *window.dilation, *phases, per_group, window.kernel[1],
-                channels, CHUNK, self.keys_at_once, self.block, PRECISION, is_interpreted(),
+                channels, CHUNK, self.at_once, self.block, PRECISION, is_interpreted(),
             )  # fmt: skip
         return partial.sum(0)
 
@@ -97,7 +129,7 @@ def check(device: torch.device, dtype: torch.dtype) -> None:
     kernels = Kernels(16, dtype)
     window = slide(torch.zeros(1, 1, 1, 1, dtype=torch.uint8, device=device), (1, 1), (1, 1), (0, 0, 0, 0), (1, 1))
     features = torch.zeros(1, 1, 1, 16, dtype=dtype, device=device)
-    kernels.gather_sum(window, torch.zeros(1, 1, 1, 257, 16, dtype=dtype, device=device), features)
+    kernels.convolve(window, torch.zeros(256, 1, device=device), features.reshape(16, 1, 1, 1), features)
     kernels.scatter_add(window, features)
 
 

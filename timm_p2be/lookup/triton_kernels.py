@@ -1,9 +1,9 @@
 # mypy: disallow-untyped-defs=False
-"""The lookup convolution's loops for GPUs, in Triton: sums of table rows, and the gradient of the table.
+"""The lookup convolution's loops for GPUs, in Triton: the table, sums of its rows, and its gradient.
 
-Sizes and strides of tensors are arguments that no kernel is specialized for, so that a new batch size or image size
-compiles nothing. `pitch` is the distance from a pixel of the feature map to the next; B, C, H, W are sizes of the
-levels and sb, sc, sy, sx their strides; OH, OW those of the feature map; OUT its channels, in blocks of BO.
+No kernel is specialized for sizes and strides, so that a new batch size or image size compiles nothing. `pitch` is the
+distance from a pixel of the feature map to the next; B, C, H, W are sizes of the levels and sb, sc, sy, sx strides, of
+levels or weight; OH, OW those of the feature map; OUT its channels, in blocks of BO.
 """
 
 import triton
@@ -11,6 +11,64 @@ import triton.language as tl
 
 SHAPE = ('P', 'B', 'C', 'H', 'W', 'OH', 'OW', 'sb', 'sc', 'sy', 'sx', 'sh', 'sw', 'top', 'left', 'dh', 'dw')
 PARTITION = ('HS', 'WS', 'chunks', 'per_group')
+
+
+@triton.jit(do_not_specialize=('C', 'so', 'sm', 'sy', 'sx'))
+def code_table(
+    codes, weight, table, C, so, sm, sy, sx,
+    KW: tl.constexpr, M: tl.constexpr, OUT: tl.constexpr, BK: tl.constexpr, BM: tl.constexpr, BO: tl.constexpr,
+):  # fmt: skip
+    """Write BK of the 257 rows of one tap: the products of (256, M) codes with the weights of BO channels."""
+    tap = tl.program_id(0)
+    k = tl.program_id(1) * BK + tl.arange(0, BK)
+    o = tl.program_id(2) * BO + tl.arange(0, BO)
+    weights = weight + o * so + (tap // KW) % C * sm + tap // (KW * C) * sy + tap % KW * sx
+    total = tl.zeros((BK, BO), dtype=tl.float32)
+    for first in range(0, M, BM):
+        m = first + tl.arange(0, BM)
+        code = tl.load(codes + k[:, None] * M + m[None, :], mask=(k < 256)[:, None] & (m < M)[None, :], other=0)
+        taps = tl.load(weights[None, :] + (m * C * sm)[:, None], mask=(m < M)[:, None] & (o < OUT)[None, :], other=0)
+        total = tl.dot(code.to(tl.float32), taps.to(tl.float32), total, input_precision='ieee')
+    where = table + (tap * 257 + k)[:, None] * OUT + o[None, :]
+    tl.store(where, total.to(table.dtype.element_ty), mask=(k < 257)[:, None] & (o < OUT)[None, :])
+
+
+@triton.jit(do_not_specialize=SHAPE)
+def code_product(
+    levels, codes, taps, features, pitch, P, C, H, W, OH, OW, sb, sc, sy, sx, sh, sw, top, left, dh, dw,
+    KH: tl.constexpr, KW: tl.constexpr, M: tl.constexpr, OUT: tl.constexpr, BP: tl.constexpr, BM: tl.constexpr,
+    BO: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """Convolve the planes of (257, M) codes, whose rows are looked up where they are multiplied (implicit GEMM).
+
+    `taps` is (KH, C, KW, M, OUT).
+    """
+    p = tl.program_id(0) * BP + tl.arange(0, BP)
+    o = tl.program_id(1) * BO + tl.arange(0, BO)
+    o_ok = (o < OUT)[None, :]
+    top_row = (p // OW) % OH * sh - top
+    left_column = p % OW * sw - left
+    corner = levels + (p // (OW * OH)).to(tl.int64) * sb + top_row * sy + left_column * sx
+    total = tl.zeros((BP, BO), dtype=tl.float32)
+    blocks: tl.constexpr = (M + BM - 1) // BM
+    for y in range(KH):
+        row_ok = (p < P) & (top_row + y * dh >= 0) & (top_row + y * dh < H)
+        for c in range(C):
+            for step in range(KW * blocks):
+                x = step // blocks
+                m = step % blocks * BM + tl.arange(0, BM)
+                inside = row_ok & (left_column + x * dw >= 0) & (left_column + x * dw < W)
+                level = tl.load(corner + c * sc + y * dh * sy + x * dw * sx, mask=inside, other=0).to(tl.int32)
+                row = tl.where(inside, level, 256)
+                code = tl.load(codes + row[:, None] * M + m[None, :], mask=(m < M)[None, :], other=0)
+                weights = taps + (((y * C + c) * KW + x) * M + m)[:, None] * OUT + o[None, :]
+                weight = tl.load(weights, mask=(m < M)[:, None] & o_ok, other=0)
+                if INTERPRETED:
+                    code = code.to(tl.float32)  # the interpreter's product takes bfloat16 for integers
+                    weight = weight.to(tl.float32)
+                total = tl.dot(code, weight, total, input_precision=PRECISION)
+    where = features + p.to(tl.int64)[:, None] * pitch + o[None, :]
+    tl.store(where, total.to(features.dtype.element_ty), mask=(p < P)[:, None] & o_ok)
 
 
 @triton.jit(do_not_specialize=SHAPE)
