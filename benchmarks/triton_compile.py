@@ -73,7 +73,12 @@ def cases(
     return {
         'code_table': (
             {'codes': sums, 'weight': sums, 'table': rows},
-            {**common, 'M': bits, 'BK': 32, 'BM': 32},
+            {**common, 'M': bits, 'BK': 32, 'BM': 32, 'LATENT': True},
+            4,
+        ),
+        'through_sign': (
+            {'grad': sums, 'latents': sums, 'found': sums},
+            {'N': 1024},
             4,
         ),
         'code_product': (

@@ -11,6 +11,7 @@ from hypothesis import Phase, given, settings
 from test_lookup_property import FLOAT32, Example, _assert_close, _differentiate, examples
 from torch import Tensor
 
+from timm_p2be.encodings import binarize
 from timm_p2be.lookup import lookup_conv2d, operators, table_conv2d, triton_gpu
 from timm_p2be.lookup.operators import SWITCH, code_table
 from timm_p2be.lookup.window import slide
@@ -61,6 +62,20 @@ def test_codes_are_multiplied_where_the_table_would_be_too_large(name: str, monk
     example = EXAMPLES[name]
     features = lookup_conv2d(example.levels, example.codes, example.weight, **example.geometry)
     _assert_close(features, _differentiate(example.double())[0], _differentiate(example.terms())[0], FLOAT32)
+
+
+def test_latents_are_read_as_binarize_reads_them() -> None:
+    example = EXAMPLES['phases without a pixel']
+    results = []
+    for latent in (True, False):
+        latents = example.codes.clone().requires_grad_()
+        table = latents if latent else binarize(latents)
+        features = lookup_conv2d(example.levels, table, example.weight, **example.geometry, latent=latent)
+        features.backward(example.grad)
+        results.append((features.detach(), latents.grad))
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected)
+    assert results[0][1].count_nonzero() > 0
 
 
 @pytest.mark.slow
@@ -130,6 +145,6 @@ def test_float64_is_left_to_the_plain_path(monkeypatch: pytest.MonkeyPatch) -> N
 def test_operators_keep_the_rules_of_torch() -> None:
     example = EXAMPLES['phases without a pixel']
     weight = example.weight.requires_grad_()
-    arguments = (example.levels, example.codes, weight, [3, 3], [3, 0, 0, 1], [2, 2], torch.float32)
+    arguments = (example.levels, example.codes, weight, [3, 3], [3, 0, 0, 1], [2, 2], torch.float32, True)
     checks = ('test_schema', 'test_autograd_registration', 'test_faketensor')
     torch.library.opcheck(operators.lookup_conv2d, arguments, test_utils=checks)

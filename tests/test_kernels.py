@@ -418,8 +418,8 @@ def _arguments(name: str, levels: Tensor, codes: Tensor, weight: Tensor) -> tupl
     learned = codes.clone().requires_grad_(), weight.clone().requires_grad_()
     features = lookup_conv2d(levels, codes, weight, *GEOMETRY)
     return {
-        'lookup_conv2d': (levels, *learned, *GEOMETRY, torch.float32),
-        'lookup_conv2d_backward': (features, levels, codes, weight, *GEOMETRY, True),
+        'lookup_conv2d': (levels, *learned, *GEOMETRY, torch.float32, True),
+        'lookup_conv2d_backward': (features, levels, codes, weight, *GEOMETRY, True, True),
         'table_conv2d': (levels, code_table(codes, weight, levels.shape[1]), *GEOMETRY, torch.bfloat16),
     }[name]
 

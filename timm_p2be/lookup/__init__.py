@@ -29,6 +29,7 @@ def lookup_conv2d(
     stride: int | Sequence[int] = 1,
     padding: int | Sequence[int] = 0,
     dilation: int | Sequence[int] = 1,
+    latent: bool = False,
 ) -> Tensor:
     """Convolve the binary code planes of an image (Algorithm 1 of the paper followed by the first convolution).
 
@@ -43,6 +44,8 @@ def lookup_conv2d(
         stride: int or (height, width), at least 1.
         padding: int, (height, width), or (left, right, top, bottom) as of `torch.nn.functional.pad`; at least 0.
         dilation: int or (height, width), at least 1.
+        latent: whether `codes` are the latents w of learned codes, as `timm_p2be.encodings.binarize` reads them: bits
+            w >= 0, with the gradient of its approximate sign.
 
     Returns:
         (B, O, H', W') feature map in the dtype of `weight`, or autocast's under autocast.
@@ -57,6 +60,7 @@ def lookup_conv2d(
     if _is_exporting():
         # the file must run without this package; and a trace would warn that it fixes the outcome of the checks
         with operators.no_autocast(levels):
+            codes = operators.bits_of(codes) if latent else codes
             compute = weight.dtype if weight.dtype == torch.float64 else torch.float32
             return convolve_codes(levels, codes, weight.to(compute), strides, pads, dilations).to(dtype)
     _check_levels(levels)
@@ -75,7 +79,7 @@ def lookup_conv2d(
     _refuse_forward_mode(codes, weight)
     borders = _borders(pads)
     _check_window(levels, weight.shape[2:], strides, borders, dilations)
-    return operators.lookup_conv2d(levels, codes, weight, strides, borders, dilations, dtype)
+    return operators.lookup_conv2d(levels, codes, weight, strides, borders, dilations, dtype, latent)
 
 
 def table_conv2d(

@@ -37,6 +37,17 @@ def taps_of(weight: Tensor, in_chans: int) -> Tensor:
     return weight.unflatten(1, (-1, in_chans)).permute(3, 2, 4, 1, 0)
 
 
+def bits_of(latents: Tensor) -> Tensor:
+    """Return the codes of latents (Eq. 4 and 5 of the paper)."""
+    return (latents >= 0).to(latents.dtype)
+
+
+def _through_sign(grad: Tensor, latents: Tensor) -> Tensor:
+    """Return the gradient of latents for that of their codes: 1 - |w| of it inside (-1, 1), else 0 (Eq. 5 and 6)."""
+    twice = grad * latents.abs().clamp(max=1)
+    return grad.sub(twice, alpha=0.5).sub(twice, alpha=0.5)  # rounded as back-propagation through `binarize` does
+
+
 def code_table(codes: Tensor, weight: Tensor, in_chans: int) -> Tensor:
     """Return what each level adds to an output pixel at each tap of the kernel: T[j, k, :] = W_j^T e_k.
 
@@ -55,20 +66,22 @@ def lookup_conv2d(
     padding: Sequence[int],
     dilation: Sequence[int],
     dtype: torch.dtype,
+    latent: bool,
 ) -> Tensor:
     """Return `timm_p2be.lookup.lookup_conv2d` in `dtype`."""
     geometry = list(stride), list(padding), list(dilation)
     codes, weight = codes.detach(), weight.detach()
     with no_autocast(levels):
         kernels = _kernels(levels, weight.shape[0], dtype)
+        if kernels is not None and hasattr(kernels, 'convolve'):  # Triton's make the table, or none too large
+            window = slide(levels, weight.shape[2:], *geometry)
+            features = levels.new_empty(len(levels), window.rows, window.columns, len(weight), dtype=dtype)
+            kernels.convolve(window, codes, weight, features, latent)
+            return features.permute(0, 3, 1, 2)
+        codes = bits_of(codes) if latent else codes
         if kernels is None:
             return _channels_last(plain.lookup_conv2d(levels, codes, weight, *geometry, dtype))
         chans = levels.shape[1]
-        if hasattr(kernels, 'convolve'):  # Triton's make their table themselves, or none if it would be too large
-            window = slide(levels, weight.shape[2:], *geometry)
-            features = levels.new_empty(len(levels), window.rows, window.columns, len(weight), dtype=dtype)
-            kernels.convolve(window, codes, weight, features)
-            return features.permute(0, 3, 1, 2)
 
         def part(channels: slice) -> Tensor:
             return code_table(codes, weight[channels], chans)
@@ -86,12 +99,18 @@ def lookup_conv2d_backward(
     padding: Sequence[int],
     dilation: Sequence[int],
     needs_codes: bool,
+    latent: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of codes (zeros unless `needs_codes`) and weight for that of the feature map."""
     geometry = list(stride), list(padding), list(dilation)
     codes, weight = codes.detach(), weight.detach()
     with no_autocast(levels):
         kernels = _kernels(levels, weight.shape[0], grad.dtype)
+        if latent:
+            arguments = grad, levels, bits_of(codes), weight, *geometry, needs_codes, False
+            codes_grad, weight_grad = lookup_conv2d_backward(*arguments)
+            through_sign = getattr(kernels, 'through_sign', _through_sign)
+            return through_sign(codes_grad, codes) if needs_codes else codes_grad, weight_grad
         if kernels is None:
             return plain.lookup_conv2d_backward(grad, levels, codes, weight, *geometry, needs_codes)
         window = slide(levels, weight.shape[2:], *geometry)
@@ -125,7 +144,9 @@ def table_conv2d(
 
 
 @lookup_conv2d.register_fake
-def _(levels: Any, codes: Any, weight: Any, stride: Any, padding: Any, dilation: Any, dtype: torch.dtype) -> Tensor:
+def _(
+    levels: Any, codes: Any, weight: Any, stride: Any, padding: Any, dilation: Any, dtype: torch.dtype, latent: bool
+) -> Tensor:
     rows, columns = output_size(levels.shape, weight.shape[2:], stride, padding, dilation)
     return levels.new_empty(levels.shape[0], rows, columns, weight.shape[0], dtype=dtype).permute(0, 3, 1, 2)
 
@@ -142,15 +163,15 @@ def _(levels: Any, table: Any, stride: Any, padding: Any, dilation: Any, dtype: 
 
 
 def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    levels, codes, weight, *geometry, _ = inputs
+    levels, codes, weight, *geometry, _, latent = inputs
     ctx.save_for_backward(levels, codes, weight)
-    ctx.geometry = geometry
+    ctx.geometry, ctx.latent = geometry, latent
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     needs_codes = ctx.needs_input_grad[1]
-    codes_grad, weight_grad = lookup_conv2d_backward(grad, *ctx.saved_tensors, *ctx.geometry, needs_codes)
-    return None, codes_grad, weight_grad, None, None, None, None  # torch drops what nobody needs
+    codes_grad, weight_grad = lookup_conv2d_backward(grad, *ctx.saved_tensors, *ctx.geometry, needs_codes, ctx.latent)
+    return None, codes_grad, weight_grad, None, None, None, None, None  # torch drops what nobody needs
 
 
 lookup_conv2d.register_autograd(_differentiate, setup_context=_save_inputs)

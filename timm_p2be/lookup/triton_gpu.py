@@ -43,19 +43,32 @@ class Kernels:
         step = max(1, _TABLE_BYTES // (taps * 256 * self.block * 4)) * self.block
         return [slice(first, first + step) for first in range(0, self.channels, step)]
 
-    def convolve(self, window: Window, codes: Tensor, weight: Tensor, features: Tensor) -> None:
-        """Write to `features` the convolution of the planes of (256, M) codes with `weight` (O, M C, kh, kw)."""
+    def convolve(self, window: Window, codes: Tensor, weight: Tensor, features: Tensor, latent: bool) -> None:
+        """Write to `features` the convolution of the planes of (256, M) codes with `weight` (O, M C, kh, kw).
+
+        Codes may be `latent`: their bits are whether they are at least 0.
+        """
         taps, chans = window.taps, window.pixels.shape[1]
         if taps * 257 * self.channels * self.dtype.itemsize > LARGEST_TABLE:
-            self._code_product(window, F.pad(codes.to(self.dtype), (0, 0, 0, 1)), weight, features)
+            bits = (codes >= 0 if latent else codes).to(self.dtype)
+            self._code_product(window, F.pad(bits, (0, 0, 0, 1)), weight, features)
             return
         table = codes.new_empty(window.kernel[0], chans, window.kernel[1], 257, self.channels, dtype=self.dtype)
         with _on_device(table):
             triton_kernels.code_table[taps, triton.cdiv(257, 32), triton.cdiv(self.channels, self.block)](
                 codes.contiguous(), weight, table, chans, *weight.stride(), window.kernel[1], codes.shape[1],
-                self.channels, 32, 32, self.block,
+                self.channels, 32, 32, self.block, latent,
             )  # fmt: skip
         self.gather_sum(window, table, features)
+
+    def through_sign(self, grad: Tensor, latents: Tensor) -> Tensor:
+        """Return the gradient of latents for that of their codes (Eq. 5 and 6 of the paper)."""
+        found = torch.empty_like(latents)
+        with _on_device(grad):
+            triton_kernels.through_sign[(triton.cdiv(found.numel(), 1024),)](
+                grad.contiguous(), latents.contiguous(), found, found.numel(), 1024
+            )
+        return found
 
     def _code_product(self, window: Window, codes: Tensor, weight: Tensor, features: Tensor) -> None:
         pixels, bits, block = features.shape[:3].numel(), codes.shape[1], self.product_block
@@ -129,7 +142,7 @@ def check(device: torch.device, dtype: torch.dtype) -> None:
     kernels = Kernels(16, dtype)
     window = slide(torch.zeros(1, 1, 1, 1, dtype=torch.uint8, device=device), (1, 1), (1, 1), (0, 0, 0, 0), (1, 1))
     features = torch.zeros(1, 1, 1, 16, dtype=dtype, device=device)
-    kernels.convolve(window, torch.zeros(256, 1, device=device), features.reshape(16, 1, 1, 1), features)
+    kernels.convolve(window, torch.zeros(256, 1, device=device), features.reshape(16, 1, 1, 1), features, True)
     kernels.scatter_add(window, features)
 
 

@@ -17,8 +17,9 @@ PARTITION = ('HS', 'WS', 'chunks', 'per_group')
 def code_table(
     codes, weight, table, C, so, sm, sy, sx,
     KW: tl.constexpr, M: tl.constexpr, OUT: tl.constexpr, BK: tl.constexpr, BM: tl.constexpr, BO: tl.constexpr,
+    LATENT: tl.constexpr,
 ):  # fmt: skip
-    """Write BK of the 257 rows of one tap: the products of (256, M) codes with the weights of BO channels."""
+    """Write BK of the 257 rows of one tap: products of (256, M) codes, or latents, with the weights of BO channels."""
     tap = tl.program_id(0)
     k = tl.program_id(1) * BK + tl.arange(0, BK)
     o = tl.program_id(2) * BO + tl.arange(0, BO)
@@ -26,11 +27,24 @@ def code_table(
     total = tl.zeros((BK, BO), dtype=tl.float32)
     for first in range(0, M, BM):
         m = first + tl.arange(0, BM)
-        code = tl.load(codes + k[:, None] * M + m[None, :], mask=(k < 256)[:, None] & (m < M)[None, :], other=0)
+        code_ok = (k < 256)[:, None] & (m < M)[None, :]
+        code = tl.load(codes + k[:, None] * M + m[None, :], mask=code_ok, other=0)
+        if LATENT:
+            code = (code >= 0) & code_ok
         taps = tl.load(weights[None, :] + (m * C * sm)[:, None], mask=(m < M)[:, None] & (o < OUT)[None, :], other=0)
         total = tl.dot(code.to(tl.float32), taps.to(tl.float32), total, input_precision='ieee')
     where = table + (tap * 257 + k)[:, None] * OUT + o[None, :]
     tl.store(where, total.to(table.dtype.element_ty), mask=(k < 257)[:, None] & (o < OUT)[None, :])
+
+
+@triton.jit
+def through_sign(grad, latents, found, numbers, N: tl.constexpr):
+    """Write (1 - |w|) grad where |w| < 1, else 0."""
+    i = tl.program_id(0) * N + tl.arange(0, N)
+    w = tl.load(latents + i, mask=i < numbers, other=0)
+    upstream = tl.load(grad + i, mask=i < numbers, other=0)
+    slope = tl.maximum(1 - tl.abs(w), 0.0)
+    tl.store(found + i, upstream * slope, mask=i < numbers)
 
 
 @triton.jit(do_not_specialize=SHAPE)
