@@ -1,14 +1,18 @@
 """Triton's kernels without a GPU: in the interpreter and in the compiler, and what runs where they cannot."""
 
+import importlib
 import logging
 import os
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from timm_p2be.lookup import lookup_conv2d, operators
 
@@ -96,6 +100,51 @@ def test_a_gpu_without_triton_convolves_planes_and_says_so_once(
     assert ('ModuleNotFoundError' if missing else 'compute capability 7.5; 8.0 is needed') in message
 
 
+class _Launches:
+    """In place of the module of kernels: notes what would be launched."""
+
+    def __init__(self, seen: list[str]) -> None:
+        self.seen = seen
+
+    def __getattr__(self, name: str) -> Any:
+        return defaultdict(lambda: lambda *arguments, **options: self.seen.append(name))
+
+
+class _Operations(TorchDispatchMode):
+    def __init__(self, seen: list[str]) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function.overloadpacket.__name__
+        if not function.is_view and name not in ('detach', '_unsafe_view') and 'empty' not in name:
+            self.seen.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+def test_what_a_call_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No number is read back and none is sent: _local_scalar_dense, nonzero, lift_fresh or a copy would show."""
+    triton_gpu = pytest.importorskip('triton') and importlib.import_module('timm_p2be.lookup.triton_gpu')
+    seen: list[str] = []
+    monkeypatch.setattr(triton_gpu, 'triton_kernels', _Launches(seen))
+    monkeypatch.setattr(triton_gpu, 'is_interpreted', lambda: True)
+    monkeypatch.setenv(operators.SWITCH, 'triton')
+    levels, latents, weight = torch.zeros(2, 3, 5, 5, dtype=torch.uint8), torch.zeros(256, 4), torch.zeros(16, 12, 3, 3)
+    geometry = [2, 2], [1, 1, 1, 1], [1, 1]
+    triton_gpu.check(levels.device, torch.bfloat16)
+    seen.clear()
+    with _Operations(seen):
+        grad = operators.lookup_conv2d._init_fn(levels, latents, weight, *geometry, torch.bfloat16, True)
+    assert seen == ['code_table', 'gather_sum']
+    seen.clear()
+    with _Operations(seen):
+        operators.lookup_conv2d_backward._init_fn(grad, levels, latents, weight, *geometry, True, True)
+    sums = ['partition', 'bucket_sum', 'sum']
+    products = ['bmm', 'clone', 'copy_', 'clone', 'clone', 'clone', 'bmm', 'add_']
+    assert seen == ['ge', '_to_copy', 'zeros_like', *sums, *products, 'through_sign']
+    triton_gpu.check.cache_clear()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('target', [80, 90, 100, 120])
 def test_kernels_compile_ahead_of_time(target: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +154,8 @@ def test_kernels_compile_ahead_of_time(target: int, monkeypatch: pytest.MonkeyPa
     import triton_compile
 
     for dtype in ('float32', 'bfloat16'):
-        for name, case in triton_compile.cases(dtype, 64, 7).items():
-            usage = triton_compile.compile_kernel(name, target, *case)
+        patches = {'code_product, 16x16': triton_compile.cases(dtype, 768, 16)['code_product']}
+        for name, case in {**triton_compile.cases(dtype, 64, 7), **patches}.items():
+            usage = triton_compile.compile_kernel(name.split(',')[0], target, *case)
             assert usage.shared <= 99 * 1024
             assert usage.spills <= 16, name

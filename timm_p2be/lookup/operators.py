@@ -106,24 +106,11 @@ def lookup_conv2d_backward(
     codes, weight = codes.detach(), weight.detach()
     with no_autocast(levels):
         kernels = _kernels(levels, weight.shape[0], grad.dtype)
-        if latent:
-            arguments = grad, levels, bits_of(codes), weight, *geometry, needs_codes, False
-            codes_grad, weight_grad = lookup_conv2d_backward(*arguments)
-            through_sign = getattr(kernels, 'through_sign', _through_sign)
-            return through_sign(codes_grad, codes) if needs_codes else codes_grad, weight_grad
-        if kernels is None:
-            return plain.lookup_conv2d_backward(grad, levels, codes, weight, *geometry, needs_codes)
-        window = slide(levels, weight.shape[2:], *geometry)
-        rows = grad.to(kernels.dtype).permute(0, 2, 3, 1).contiguous()
-        codes_grad, weight_grad = torch.zeros_like(codes, dtype=torch.float32), torch.empty_like(weight)
-        for channels in kernels.parts(window.taps):
-            table_grad = kernels.scatter_add(window, rows[..., channels])[:, :PADDING_LEVEL]
-            taps = taps_of(weight[channels].float(), levels.shape[1])  # the table is E W_j for each tap j
-            taps_grad = torch.matmul(codes.float().T, table_grad).unflatten(0, taps.shape[:3])
-            weight_grad[channels] = taps_grad.permute(4, 3, 1, 0, 2).reshape(weight[channels].shape)
-            if needs_codes:
-                codes_grad += torch.einsum('jko,jmo->km', table_grad, taps.flatten(0, 2))
-        return codes_grad.to(codes.dtype), weight_grad
+        bits = bits_of(codes) if latent else codes
+        codes_grad, weight_grad = _gradients(kernels, grad, levels, bits, weight, *geometry, needs_codes)
+        if latent and needs_codes:
+            codes_grad = getattr(kernels, 'through_sign', _through_sign)(codes_grad, codes)
+        return codes_grad, weight_grad
 
 
 @torch.library.custom_op('timm_p2be::table_conv2d', mutates_args=())
@@ -175,6 +162,33 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 lookup_conv2d.register_autograd(_differentiate, setup_context=_save_inputs)
+
+
+def _gradients(
+    kernels: 'Kernels | None',
+    grad: Tensor,
+    levels: Tensor,
+    codes: Tensor,
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    needs_codes: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of codes and weight."""
+    if kernels is None:
+        return plain.lookup_conv2d_backward(grad, levels, codes, weight, stride, padding, dilation, needs_codes)
+    window = slide(levels, weight.shape[2:], stride, padding, dilation)
+    rows = grad.to(kernels.dtype).permute(0, 2, 3, 1).contiguous()
+    codes_grad, weight_grad = torch.zeros_like(codes, dtype=torch.float32), torch.empty_like(weight)
+    for channels in kernels.parts(window.taps):
+        table_grad = kernels.scatter_add(window, rows[..., channels])[:, :PADDING_LEVEL]
+        taps = taps_of(weight[channels].float(), levels.shape[1])  # the table is E W_j for each tap j
+        taps_grad = torch.matmul(codes.float().T, table_grad).unflatten(0, taps.shape[:3])
+        weight_grad[channels] = taps_grad.permute(4, 3, 1, 0, 2).reshape(weight[channels].shape)
+        if needs_codes:
+            codes_grad += torch.einsum('jko,jmo->km', table_grad, taps.flatten(0, 2))
+    return codes_grad.to(codes.dtype), weight_grad
 
 
 def _channels_last(features: Tensor) -> Tensor:
