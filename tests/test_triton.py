@@ -159,3 +159,44 @@ def test_kernels_compile_ahead_of_time(target: int, monkeypatch: pytest.MonkeyPa
             usage = triton_compile.compile_kernel(name.split(',')[0], target, *case)
             assert usage.shared <= 99 * 1024
             assert usage.spills <= 16, name
+
+
+class _Hopper:
+    """What Triton asks its driver before it compiles, answered as for an H100 or H200."""
+
+    def get_current_target(self) -> Any:
+        return importlib.import_module('triton.backends.compiler').GPUTarget('cuda', 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+@pytest.mark.slow
+def test_a_new_batch_or_image_size_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of a launch but the launch, with the arguments and options of `Kernels`."""
+    triton = pytest.importorskip('triton')
+    from timm_p2be.lookup import triton_gpu, triton_kernels
+
+    def compile_only(kernel: Any, grid: Any) -> Any:
+        return lambda *arguments, **options: kernel.warmup(*arguments, grid=grid, **options)
+
+    monkeypatch.setattr(triton.runtime.driver, '_active', _Hopper())
+    monkeypatch.setattr(triton.JITFunction, '__getitem__', compile_only)
+    monkeypatch.setattr(triton_gpu, 'description', lambda device: 'no launch')
+    monkeypatch.setenv(operators.SWITCH, 'triton')
+    names = ('code_table', 'gather_sum', 'partition', 'bucket_sum', 'through_sign')
+    counts = []
+    latents, weight = torch.zeros(256, 64), torch.zeros(16, 192, 3, 3)
+    for batch, size in ((2, 32), (3, 32), (16, 17), (1, 5)):
+        levels = torch.zeros(batch, 3, size, size, dtype=torch.uint8)
+        geometry = [1, 1], [1, 1, 1, 1], [1, 1]
+        grad = operators.lookup_conv2d(levels, latents, weight, *geometry, torch.bfloat16, True)
+        operators.lookup_conv2d_backward(grad, levels, latents, weight, *geometry, True, True)
+        kernels = [getattr(triton_kernels, name) for name in names]
+        counts.append([sum(len(cache[0]) for cache in kernel.device_caches.values()) for kernel in kernels])
+    assert min(counts[0]) >= 1
+    assert counts[1:] == counts[:1] * 3
+    triton_gpu.check.cache_clear()
