@@ -25,12 +25,17 @@ def _in_two_groups_of_small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _example(
-    channels: int, geometry: dict[str, int | tuple[int, ...]], levels: int = 256, batch: int = 2, size: int = 4
+    channels: int,
+    geometry: dict[str, int | tuple[int, ...]],
+    levels: int = 256,
+    batch: int = 2,
+    size: int = 4,
+    bits: int = 5,
 ) -> Example:
     """Return images of one color and size x (size + 1) pixels with the highest `levels` levels, and a 2x2 kernel."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256 - levels, 256, (batch, 1, size, size + 1), generator=generator, dtype=torch.uint8)
-    codes, weight = (torch.randn(shape, generator=generator) for shape in ((256, 5), (channels, 5, 2, 2)))
+    codes, weight = (torch.randn(shape, generator=generator) for shape in ((256, bits), (channels, bits, 2, 2)))
     grad = torch.randn(lookup_conv2d(pixels, codes.double(), weight.double(), **geometry).shape, generator=generator)
     return Example(pixels, codes, weight, geometry, grad)
 
@@ -55,11 +60,11 @@ def test_values_and_gradients_of_examples(name: str) -> None:
     _check(EXAMPLES[name])
 
 
-@pytest.mark.parametrize('name', ['channels beside the blocks'])
-def test_codes_are_multiplied_where_the_table_would_be_too_large(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize('bits', [5, 40])
+def test_codes_are_multiplied_where_the_table_would_be_too_large(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_gpu, 'LARGEST_TABLE', 0)
     monkeypatch.setattr(triton_gpu.Kernels, 'gather_sum', None)  # a call would fail
-    example = EXAMPLES[name]
+    example = _example(70, {'stride': (2, 1), 'padding': (0, 2, 1, 0), 'dilation': (1, 2)}, bits=bits)
     features = lookup_conv2d(example.levels, example.codes, example.weight, **example.geometry)
     _assert_close(features, _differentiate(example.double())[0], _differentiate(example.terms())[0], FLOAT32)
 
