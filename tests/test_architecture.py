@@ -37,7 +37,7 @@ LATE = {'encodings': {'hub'}}  # inside functions only: a table saves and publis
 # what the core needs beside the standard library
 THIRD_PARTY = {
     'encodings': {'torch', 'safetensors', 'huggingface_hub'},
-    'lookup': {'torch', 'llvmlite'},
+    'lookup': {'torch', 'llvmlite', 'triton'},
     'stem': {'torch', 'timm'},
     'losses': {'torch'},
     'optim': {'torch', 'timm'},

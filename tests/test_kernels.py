@@ -286,8 +286,8 @@ def test_without_a_compiler_planes_are_convolved(break_it, reason, nothing_compi
 
 
 def test_an_unknown_choice_is_an_error(monkeypatch):
-    monkeypatch.setenv(operators.SWITCH, 'triton')
-    with pytest.raises(ValueError, match=r"TIMM_P2BE_LOOKUP='triton'.*allowed are 'auto' and 'plain'"):
+    monkeypatch.setenv(operators.SWITCH, 'cuda')
+    with pytest.raises(ValueError, match=r"TIMM_P2BE_LOOKUP='cuda'.*allowed are \('auto', 'plain', 'triton'\)"):
         lookup_conv2d(*_example())
 
 
@@ -418,8 +418,8 @@ def _arguments(name: str, levels: Tensor, codes: Tensor, weight: Tensor) -> tupl
     learned = codes.clone().requires_grad_(), weight.clone().requires_grad_()
     features = lookup_conv2d(levels, codes, weight, *GEOMETRY)
     return {
-        'lookup_conv2d': (levels, *learned, *GEOMETRY, torch.float32),
-        'lookup_conv2d_backward': (features, levels, codes, weight, *GEOMETRY, True),
+        'lookup_conv2d': (levels, *learned, *GEOMETRY, torch.float32, True),
+        'lookup_conv2d_backward': (features, levels, codes, weight, *GEOMETRY, True, True),
         'table_conv2d': (levels, code_table(codes, weight, levels.shape[1]), *GEOMETRY, torch.bfloat16),
     }[name]
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from timm_p2be.encodings import onehot_codes, thermometer_codes
+from timm_p2be.encodings import binarize, onehot_codes, thermometer_codes
 from timm_p2be.lookup import lookup_conv2d
+from timm_p2be.lookup.operators import SWITCH
 from timm_p2be.lookup.plain import convolve_codes
 
 
@@ -198,3 +199,21 @@ def test_gray_model_from_a_color_checkpoint_sees_gray_images_alike(encoding, tmp
         expected = color(images.expand(-1, 3, -1, -1))
         torch.testing.assert_close(gray(images), expected, rtol=1e-4, atol=1e-5)
         assert not torch.allclose(color(images.expand(-1, 3, -1, -1).flip(3)), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize('path', ['auto', 'plain'])
+def test_latents_are_read_as_binarize_reads_them(path, monkeypatch):
+    """Bit for bit, gradients included; latents on the edges of the approximate sign among them."""
+    monkeypatch.setenv(SWITCH, path)
+    levels, codes, weight = _example(2, 3, (6, 7), bits=9, kernel=3)
+    start = torch.randn(codes.shape, generator=torch.Generator().manual_seed(1))
+    start[:8, :7] = torch.tensor([-1.0, 1.0, 0.0, -0.0, 1.5, -1.5, 1e-12])
+    results = []
+    for latent in (True, False):
+        latents, kernel = start.clone().requires_grad_(), weight.clone().requires_grad_()
+        table = latents if latent else binarize(latents)
+        features = lookup_conv2d(levels, table, kernel, padding=1, latent=latent)
+        features.sin().sum().backward()
+        results.append((features.detach(), latents.grad, kernel.grad))
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+    assert results[0][1].count_nonzero() > 0

@@ -114,13 +114,14 @@ def _grad(draw: st.DrawFn, shape: torch.Size, generator: torch.Generator) -> Ten
 
 
 @st.composite
-def examples(draw: st.DrawFn, min_batch: int = 0) -> Example:
+def examples(draw: st.DrawFn, min_batch: int = 0, tiny: bool = False) -> Example:
+    """Draw a call; a tiny one has at most 12 taps."""
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
-    batch, chans = draw(st.integers(min_batch, 4)), draw(st.integers(1, 4))
+    batch, chans = draw(st.integers(min_batch, 2 if tiny else 4)), draw(st.integers(1, 2 if tiny else 4))
     channels = draw(st.sampled_from(CHANNELS) | st.integers(1, 130))
     bits = draw(st.integers(1, 70))
     small, pair = st.integers(1, 3), st.tuples(st.integers(1, 3), st.integers(1, 3))
-    kernel = draw(st.tuples(st.integers(1, 4), st.integers(1, 5)))
+    kernel = draw(st.tuples(st.integers(1, 2 if tiny else 4), st.integers(1, 3 if tiny else 5)))
     stride, dilation = draw(small | pair), draw(small | pair)
     border = st.integers(0, 4)
     padding = draw(border | st.tuples(border, border) | st.tuples(border, border, border, border))

@@ -4,8 +4,9 @@ A code is a row of the 256 x M table E, so its product with the kernel can be ta
 once for every pixel: T[j, k, :] = W_j^T e_k for each tap j (kernel row, color, kernel column) and level k. The
 convolution is then a sum of rows of T, whose cost does not depend on M.
 
-On the CPU the sums run in loops that LLVM compiles (`llvm_cpu`); everywhere else, and while TorchScript or ONNX is
-being written, or with TIMM_P2BE_LOOKUP=plain in the environment, the planes are built and convolved (`plain`).
+On the CPU the sums run in loops that LLVM compiles (`llvm_cpu`), on an NVIDIA GPU in Triton's (`triton_gpu`);
+everywhere else, and while TorchScript or ONNX is being written, or with TIMM_P2BE_LOOKUP=plain in the environment, the
+planes are built and convolved (`plain`). TIMM_P2BE_LOOKUP=triton makes Triton's kernels a must.
 """
 
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ def lookup_conv2d(
     stride: int | Sequence[int] = 1,
     padding: int | Sequence[int] = 0,
     dilation: int | Sequence[int] = 1,
+    latent: bool = False,
 ) -> Tensor:
     """Convolve the binary code planes of an image (Algorithm 1 of the paper followed by the first convolution).
 
@@ -42,6 +44,8 @@ def lookup_conv2d(
         stride: int or (height, width), at least 1.
         padding: int, (height, width), or (left, right, top, bottom) as of `torch.nn.functional.pad`; at least 0.
         dilation: int or (height, width), at least 1.
+        latent: whether `codes` are the latents w of learned codes, as `timm_p2be.encodings.binarize` reads them: bits
+            w >= 0, with the gradient of its approximate sign.
 
     Returns:
         (B, O, H', W') feature map in the dtype of `weight`, or autocast's under autocast.
@@ -56,6 +60,7 @@ def lookup_conv2d(
     if _is_exporting():
         # the file must run without this package; and a trace would warn that it fixes the outcome of the checks
         with operators.no_autocast(levels):
+            codes = operators.bits_of(codes) if latent else codes
             compute = weight.dtype if weight.dtype == torch.float64 else torch.float32
             return convolve_codes(levels, codes, weight.to(compute), strides, pads, dilations).to(dtype)
     _check_levels(levels)
@@ -74,7 +79,7 @@ def lookup_conv2d(
     _refuse_forward_mode(codes, weight)
     borders = _borders(pads)
     _check_window(levels, weight.shape[2:], strides, borders, dilations)
-    return operators.lookup_conv2d(levels, codes, weight, strides, borders, dilations, dtype)
+    return operators.lookup_conv2d(levels, codes, weight, strides, borders, dilations, dtype, latent)
 
 
 def table_conv2d(

@@ -17,11 +17,14 @@ from timm_p2be.lookup import plain
 from timm_p2be.lookup.window import PADDING_LEVEL, output_size, slide
 
 if TYPE_CHECKING:
-    from timm_p2be.lookup.llvm_cpu import Kernels
+    from timm_p2be.lookup import llvm_cpu, triton_gpu
+
+    Kernels = llvm_cpu.Kernels | triton_gpu.Kernels
 
 _logger = logging.getLogger(__name__)
 
-SWITCH = 'TIMM_P2BE_LOOKUP'  # environment variable: 'auto' or 'plain'
+SWITCH = 'TIMM_P2BE_LOOKUP'  # environment variable
+CHOICES = ('auto', 'plain', 'triton')
 
 
 def no_autocast(tensor: Tensor) -> torch.autocast:
@@ -32,6 +35,17 @@ def no_autocast(tensor: Tensor) -> torch.autocast:
 def taps_of(weight: Tensor, in_chans: int) -> Tensor:
     """Return the kernel (O, M C, kh, kw) as one M x O matrix for each tap, (kh, C, kw, M, O)."""
     return weight.unflatten(1, (-1, in_chans)).permute(3, 2, 4, 1, 0)
+
+
+def bits_of(latents: Tensor) -> Tensor:
+    """Return the codes of latents (Eq. 4 and 5 of the paper)."""
+    return (latents >= 0).to(latents.dtype)
+
+
+def _through_sign(grad: Tensor, latents: Tensor) -> Tensor:
+    """Return the gradient of latents for that of their codes: 1 - |w| of it inside (-1, 1), else 0 (Eq. 5 and 6)."""
+    twice = grad * latents.abs().clamp(max=1)
+    return grad.sub(twice, alpha=0.5).sub(twice, alpha=0.5)  # rounded as back-propagation through `binarize` does
 
 
 def code_table(codes: Tensor, weight: Tensor, in_chans: int) -> Tensor:
@@ -52,12 +66,19 @@ def lookup_conv2d(
     padding: Sequence[int],
     dilation: Sequence[int],
     dtype: torch.dtype,
+    latent: bool,
 ) -> Tensor:
     """Return `timm_p2be.lookup.lookup_conv2d` in `dtype`."""
     geometry = list(stride), list(padding), list(dilation)
     codes, weight = codes.detach(), weight.detach()
     with no_autocast(levels):
         kernels = _kernels(levels, weight.shape[0], dtype)
+        if kernels is not None and hasattr(kernels, 'convolve'):  # Triton's make the table, or none too large
+            window = slide(levels, weight.shape[2:], *geometry)
+            features = levels.new_empty(len(levels), window.rows, window.columns, len(weight), dtype=dtype)
+            kernels.convolve(window, codes, weight, features, latent)
+            return features.permute(0, 3, 1, 2)
+        codes = bits_of(codes) if latent else codes
         if kernels is None:
             return _channels_last(plain.lookup_conv2d(levels, codes, weight, *geometry, dtype))
         chans = levels.shape[1]
@@ -78,25 +99,18 @@ def lookup_conv2d_backward(
     padding: Sequence[int],
     dilation: Sequence[int],
     needs_codes: bool,
+    latent: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of codes (zeros unless `needs_codes`) and weight for that of the feature map."""
     geometry = list(stride), list(padding), list(dilation)
     codes, weight = codes.detach(), weight.detach()
     with no_autocast(levels):
         kernels = _kernels(levels, weight.shape[0], grad.dtype)
-        if kernels is None:
-            return plain.lookup_conv2d_backward(grad, levels, codes, weight, *geometry, needs_codes)
-        window = slide(levels, weight.shape[2:], *geometry)
-        rows = grad.to(kernels.dtype).permute(0, 2, 3, 1).contiguous()
-        codes_grad, weight_grad = torch.zeros_like(codes, dtype=torch.float32), torch.empty_like(weight)
-        for channels in kernels.parts(len(window.offsets)):
-            table_grad = kernels.scatter_add(window, rows[..., channels])[:, :PADDING_LEVEL]
-            taps = taps_of(weight[channels].float(), levels.shape[1])  # the table is E W_j for each tap j
-            taps_grad = torch.matmul(codes.float().T, table_grad).unflatten(0, taps.shape[:3])
-            weight_grad[channels] = taps_grad.permute(4, 3, 1, 0, 2).reshape(weight[channels].shape)
-            if needs_codes:
-                codes_grad += torch.einsum('jko,jmo->km', table_grad, taps.flatten(0, 2))
-        return codes_grad.to(codes.dtype), weight_grad
+        bits = bits_of(codes) if latent else codes
+        codes_grad, weight_grad = _gradients(kernels, grad, levels, bits, weight, *geometry, needs_codes)
+        if latent and needs_codes:
+            codes_grad = getattr(kernels, 'through_sign', _through_sign)(codes_grad, codes)
+        return codes_grad, weight_grad
 
 
 @torch.library.custom_op('timm_p2be::table_conv2d', mutates_args=())
@@ -117,7 +131,9 @@ def table_conv2d(
 
 
 @lookup_conv2d.register_fake
-def _(levels: Any, codes: Any, weight: Any, stride: Any, padding: Any, dilation: Any, dtype: torch.dtype) -> Tensor:
+def _(
+    levels: Any, codes: Any, weight: Any, stride: Any, padding: Any, dilation: Any, dtype: torch.dtype, latent: bool
+) -> Tensor:
     rows, columns = output_size(levels.shape, weight.shape[2:], stride, padding, dilation)
     return levels.new_empty(levels.shape[0], rows, columns, weight.shape[0], dtype=dtype).permute(0, 3, 1, 2)
 
@@ -134,18 +150,45 @@ def _(levels: Any, table: Any, stride: Any, padding: Any, dilation: Any, dtype: 
 
 
 def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    levels, codes, weight, *geometry, _ = inputs
+    levels, codes, weight, *geometry, _, latent = inputs
     ctx.save_for_backward(levels, codes, weight)
-    ctx.geometry = geometry
+    ctx.geometry, ctx.latent = geometry, latent
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     needs_codes = ctx.needs_input_grad[1]
-    codes_grad, weight_grad = lookup_conv2d_backward(grad, *ctx.saved_tensors, *ctx.geometry, needs_codes)
-    return None, codes_grad, weight_grad, None, None, None, None  # torch drops what nobody needs
+    codes_grad, weight_grad = lookup_conv2d_backward(grad, *ctx.saved_tensors, *ctx.geometry, needs_codes, ctx.latent)
+    return None, codes_grad, weight_grad, None, None, None, None, None  # torch drops what nobody needs
 
 
 lookup_conv2d.register_autograd(_differentiate, setup_context=_save_inputs)
+
+
+def _gradients(
+    kernels: 'Kernels | None',
+    grad: Tensor,
+    levels: Tensor,
+    codes: Tensor,
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    needs_codes: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of codes and weight."""
+    if kernels is None:
+        return plain.lookup_conv2d_backward(grad, levels, codes, weight, stride, padding, dilation, needs_codes)
+    window = slide(levels, weight.shape[2:], stride, padding, dilation)
+    rows = grad.to(kernels.dtype).permute(0, 2, 3, 1).contiguous()
+    codes_grad, weight_grad = torch.zeros_like(codes, dtype=torch.float32), torch.empty_like(weight)
+    for channels in kernels.parts(window.taps):
+        table_grad = kernels.scatter_add(window, rows[..., channels])[:, :PADDING_LEVEL]
+        taps = taps_of(weight[channels].float(), levels.shape[1])  # the table is E W_j for each tap j
+        taps_grad = torch.matmul(codes.float().T, table_grad).unflatten(0, taps.shape[:3])
+        weight_grad[channels] = taps_grad.permute(4, 3, 1, 0, 2).reshape(weight[channels].shape)
+        if needs_codes:
+            codes_grad += torch.einsum('jko,jmo->km', table_grad, taps.flatten(0, 2))
+    return codes_grad.to(codes.dtype), weight_grad
 
 
 def _channels_last(features: Tensor) -> Tensor:
@@ -165,7 +208,7 @@ def _sum_rows(
     """Return the sums of table rows, `table` giving the table for some of the output channels."""
     window = slide(levels, kernel, stride, padding, dilation)
     features = levels.new_empty(len(levels), window.rows, window.columns, kernels.channels, dtype=kernels.dtype)
-    for channels in kernels.parts(len(window.offsets)):
+    for channels in kernels.parts(window.taps):
         kernels.gather_sum(window, table(channels).to(kernels.dtype).contiguous(), features[..., channels])
     return features.permute(0, 3, 1, 2)
 
@@ -173,21 +216,46 @@ def _sum_rows(
 def _kernels(levels: Tensor, channels: int, dtype: torch.dtype) -> 'Kernels | None':
     """Return the compiled kernels for these arguments, or None for the plain path."""
     choice = os.environ.get(SWITCH, 'auto')
-    if choice not in ('auto', 'plain'):
-        raise ValueError(f"Got {SWITCH}={choice!r} in the environment; allowed are 'auto' and 'plain'.")
+    if choice not in CHOICES:
+        raise ValueError(f'Got {SWITCH}={choice!r} in the environment; allowed are {CHOICES}.')
     if choice == 'plain':
         _say_once(logging.INFO, f'lookup_conv2d convolves code planes: {SWITCH}=plain')
         return None
+    if dtype == torch.float64:
+        return None
+    if choice == 'triton' or levels.device.type == 'cuda':
+        return _triton_kernels(levels.device, channels, dtype, choice == 'triton')
     if levels.device.type != 'cpu':
         _say_once(logging.INFO, f'lookup_conv2d convolves code planes on {levels.device.type}')
-        return None
-    if dtype == torch.float64:
         return None
     return _compiled_kernels(channels, torch.bfloat16 if dtype == torch.bfloat16 else torch.float32)
 
 
 @functools.cache
-def _compiled_kernels(channels: int, dtype: torch.dtype) -> 'Kernels | None':
+def _triton_kernels(device: torch.device, channels: int, dtype: torch.dtype, forced: bool) -> 'Kernels | None':
+    try:
+        from timm_p2be.lookup import triton_gpu
+
+        triton_gpu.check(device, dtype)
+    except Exception as error:  # whatever Triton, its compiler, a linker or the driver raises
+        reason = f'{type(error).__name__}: {error}'
+        if forced:
+            raise ValueError(
+                f'Got {SWITCH}=triton in the environment, but Triton does not run on {device} ({reason}). Triton needs '
+                'an NVIDIA GPU of compute capability 8.0, or TRITON_INTERPRET=1 from the start to run on a CPU, '
+                f'slowly. Unset {SWITCH} to use what there is.'
+            ) from error
+        _say_once(
+            logging.WARNING,
+            f'lookup_conv2d convolves code planes on {device}: Triton kernels are not available ({reason}).',
+        )
+        return None
+    _say_once(logging.INFO, f'lookup_conv2d sums table rows in kernels of {triton_gpu.description(device)}')
+    return triton_gpu.Kernels(channels, dtype)
+
+
+@functools.cache
+def _compiled_kernels(channels: int, dtype: torch.dtype) -> 'llvm_cpu.Kernels | None':
     try:
         from timm_p2be.lookup import llvm_cpu, llvm_jit
 

@@ -15,16 +15,20 @@ _PLANE_BYTES = 2**28  # of code planes, or of looked-up rows, that exist at once
 def convolve_codes(
     levels: Tensor, codes: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int]
 ) -> Tensor:
-    """Look codes up, pad the planes, convolve them: `lookup_conv2d` for checked arguments, the obvious way.
+    """Look codes up and convolve their planes: `lookup_conv2d` for checked arguments, the obvious way.
 
     The planes are laid out color-major in channels_last memory, where a lookup writes them, and the kernel's input
     channels, far fewer bytes, are permuted to match. `padding` is (height, width) or (left, right, top, bottom).
     """
-    planes = _code_planes(levels, codes, weight.dtype)
     if len(padding) == 4:
-        planes = F.pad(planes, padding)
-        padding = [0, 0]
+        levels, codes, padding = _pad_levels(levels, padding), F.pad(codes, (0, 0, 0, 1)), [0, 0]
+    planes = _code_planes(levels, codes, weight.dtype)
     return F.conv2d(planes, _color_major(weight, codes.shape[1]), None, stride, padding, dilation)
+
+
+def _pad_levels(levels: Tensor, padding: list[int]) -> Tensor:
+    """Return int32 levels with 256, the row after the codes', around them: planes, M times larger, are not copied."""
+    return F.pad(levels.int(), padding, value=256.0)
 
 
 def _code_planes(levels: Tensor, codes: Tensor, dtype: torch.dtype) -> Tensor:
@@ -76,17 +80,17 @@ def lookup_conv2d_backward(
     # sums over chunks, at least in float32
     codes_grad = torch.zeros_like(codes, dtype=torch.promote_types(codes.dtype, torch.float32))
     kernel_grad = torch.zeros_like(kernel, dtype=torch.promote_types(weight.dtype, torch.float32))
-    left, _, top, _ = padding
-    for some_levels, some_grad in zip(levels.split(chunk), grad.to(dtype).split(chunk), strict=True):
-        planes = F.pad(_code_planes(some_levels, codes, dtype), padding)
+    rows = F.pad(codes, (0, 0, 0, 1))
+    padded = _pad_levels(levels, padding)
+    for some_levels, some_grad in zip(padded.split(chunk), grad.to(dtype).split(chunk), strict=True):
+        planes = _code_planes(some_levels, rows, dtype)
         kernel_grad += conv_grad.conv2d_weight(planes, kernel.shape, some_grad, stride, 0, dilation)
         if needs_codes:
             planes_grad = conv_grad.conv2d_input(planes.shape, kernel, some_grad, stride, 0, dilation)
-            inside = planes_grad[:, :, top : top + levels.shape[2], left : left + levels.shape[3]]
-            rows = inside.permute(0, 2, 3, 1).unflatten(3, (-1, codes.shape[1])).to(codes_grad.dtype)
+            rows_grad = planes_grad.permute(0, 2, 3, 1).unflatten(3, (-1, codes.shape[1])).to(codes_grad.dtype)
             index = some_levels.permute(0, 2, 3, 1).long()
             # what back-propagation through F.embedding calls; unlike index_add it sums in a fixed order on a GPU
-            codes_grad += torch.ops.aten.embedding_dense_backward(rows, index, 256, -1, False)
+            codes_grad += torch.ops.aten.embedding_dense_backward(rows_grad, index, 257, 256, False)[:256]
     colors = weight.shape[1] // codes.shape[1]
     return codes_grad.to(codes.dtype), torch.empty_like(weight).copy_(_color_major(kernel_grad, colors))
 
@@ -103,7 +107,7 @@ def _images_at_once(levels: Tensor, numbers: int, like: Tensor) -> int:
 
 def sum_rows(levels: Tensor, table: Tensor, stride: list[int], padding: list[int], dilation: list[int]) -> Tensor:
     """Sum table rows in float32 (float64 for a float64 table): `table_conv2d`, the obvious way."""
-    index = F.pad(levels.int(), padding, value=256.0)
+    index = _pad_levels(levels, padding)
     kh, chans, kw = table.shape[0], table.shape[1], table.shape[2]
     height = index.shape[2] - (kh - 1) * dilation[0]
     width = index.shape[3] - (kw - 1) * dilation[1]

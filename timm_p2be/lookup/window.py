@@ -1,11 +1,12 @@
 """Where a convolution's kernel lies over an image of levels, for backends that look rows up.
 
-Levels are padded with a 257th level, whose table rows hold no code, so that no backend has to know borders.
+What lies outside the image has a 257th level, whose table rows hold no code, so borders are no case of their own.
 """
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -17,14 +18,41 @@ LOADED_IN = os.getpid()  # a process with another number was forked off, without
 
 @dataclass(frozen=True)
 class Window:
-    """The padded levels, and where the kernel's window lies in them for every output pixel."""
+    """Levels, and where the kernel's window lies in them for every output pixel."""
 
-    levels: Tensor  # (B, C, H, W) int16, with 256 around them; distances below are in its elements
+    pixels: Tensor  # (B, C, H, W) uint8, of any strides
+    kernel: Sequence[int]  # height, width; so stride and dilation
+    stride: Sequence[int]
+    padding: Sequence[int]  # left, right, top, bottom
+    dilation: Sequence[int]
     rows: int  # of the feature map
     columns: int
-    row_stride: int  # from an output row to the next
-    column_stride: int
-    offsets: Tensor  # (taps,) int64, from the start of a window to each tap: kernel row, color, kernel column
+
+    @property
+    def taps(self) -> int:
+        return self.kernel[0] * self.pixels.shape[1] * self.kernel[1]
+
+    @cached_property
+    def levels(self) -> Tensor:
+        """The padded levels, (B, C, H, W) int16, with 256 around them; distances below are in its elements."""
+        return F.pad(self.pixels.to(torch.int16), list(self.padding), value=PADDING_LEVEL).contiguous()
+
+    @property
+    def row_stride(self) -> int:
+        """From an output row to the next."""
+        return self.stride[0] * self.levels.shape[3]
+
+    @property
+    def column_stride(self) -> int:
+        return self.stride[1]
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        """(taps,) int64, from the start of a window to each tap: kernel row, color, kernel column."""
+        _, chans, height, width = self.levels.shape
+        down, color, right = (torch.arange(n, device='cpu') for n in (self.kernel[0], chans, self.kernel[1]))
+        down, color, right = down * self.dilation[0] * width, color * height * width, right * self.dilation[1]
+        return (down[:, None, None] + color[:, None] + right).flatten()
 
 
 def output_size(
@@ -41,10 +69,6 @@ def slide(
     levels: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> Window:
     """Return the window of a (height, width) kernel over uint8 levels padded by (left, right, top, bottom)."""
-    padded = F.pad(levels.to(torch.int16), list(padding), value=PADDING_LEVEL).contiguous()
-    _, chans, height, width = padded.shape
-    rows, columns = output_size(levels.shape, kernel, stride, padding, dilation)
-    down, color, right = (torch.arange(size, device='cpu') for size in (kernel[0], chans, kernel[1]))
-    down, color, right = down * dilation[0] * width, color * height * width, right * dilation[1]
-    offsets = (down[:, None, None] + color[:, None] + right).flatten()
-    return Window(padded, rows, columns, stride[0] * width, stride[1], offsets)
+    return Window(
+        levels, kernel, stride, padding, dilation, *output_size(levels.shape, kernel, stride, padding, dilation)
+    )

@@ -144,7 +144,10 @@ class EncodedConv2d(LevelStem, nn.Conv2d):
             features = convolve_codes(levels, self.embedding.codes(), self.weight, stride, padding, dilation)
         else:
             self.check_range(images)
-            features = lookup_conv2d(levels, self.embedding.codes(), self.weight, stride, padding, dilation)
+            latents = self.embedding.weight
+            codes = self.embedding.codes() if latents is None else latents
+            latent = latents is not None
+            features = lookup_conv2d(levels, codes, self.weight, stride, padding, dilation, latent)
             features = self.refuse_image_gradient(features, images)
         bias = self.bias
         if bias is not None:
