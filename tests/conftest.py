@@ -141,6 +141,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope='session')
+def straight(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Output folder of an unbroken run with runs.WHOLE; nobody writes there."""
+    from runs import WHOLE, command
+
+    from timm_p2be.training.run import main
+
+    output = tmp_path_factory.mktemp('straight') / 'run'
+    assert main(command(data, output, *WHOLE)) == 0
+    return output
+
+
+@pytest.fixture(scope='session')
 def train_parser() -> argparse.ArgumentParser:
     """The argument parser of train.py."""
     from timm_p2be.training.arguments import build_parser

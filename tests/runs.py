@@ -17,6 +17,8 @@ SHORT = ('--num-classes', '2', '--batch-size', '8', '--epochs', '1', '--warmup-e
 CPU = ('--device', 'cpu')
 SGD = ('--opt', 'sgdp2be', '--lr', '0.05')
 VIEWS = ('--p2be-augmix', '3', '--aug-splits', '3', '--jsd-loss', '--p2be-crop-padding', '4')
+# two epochs, with a recovery file after every update
+WHOLE = (*VIEWS, '--epochs', '2', '--sched-on-updates', '--recovery-interval', '1')
 # timm's readers leave images open
 OPEN_FILES = [
     pytest.mark.filterwarnings('ignore:unclosed file:ResourceWarning'),

@@ -1,22 +1,19 @@
 import json
-import os
 import shlex
-import subprocess
-import sys
-import time
+import signal
 from pathlib import Path
 
 import published
 import pytest
 import torch
 from hub_server import HubServer
-from runs import CPU, OPEN_FILES, SHORT, write_images
+from runs import CPU, OPEN_FILES, SHORT, at_call
 
 from timm_p2be import PixelEmbedding
 from timm_p2be.checkpoints import read_checkpoint
 from timm_p2be.reproduce import transfer
+from timm_p2be.training.epoch import Trainer
 
-SCRIPT = Path(__file__).parents[1] / 'train_scripts' / 'transfer.py'
 pytestmark = OPEN_FILES
 
 
@@ -36,10 +33,10 @@ def _argv(data: Path, table: Path, output: Path, *flags: str, more: str = '') ->
 
 
 def test_a_fixed_table_stays_and_a_learned_one_moves(
-    tmp_path: Path, table: Path, capsys: pytest.CaptureFixture[str]
+    data: Path, tmp_path: Path, table: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / 'out'
-    argv = _argv(write_images(tmp_path / 'data'), table, output, '--seeds', '1')
+    argv = _argv(data, table, output, '--seeds', '1')
     assert transfer.main(argv) == 0, capsys.readouterr().err
     source = PixelEmbedding.from_pretrained(table).weight
     assert source is not None
@@ -61,43 +58,19 @@ def test_a_fixed_table_stays_and_a_learned_one_moves(
     assert '| table | noise, learned, clean | noise, fixed, clean |' in (output / 'report.md').read_text()
     assert 'data:image/svg+xml' in (output / 'report.html').read_text()
 
-    # finished runs are kept: the second call trains nothing
+    # finished runs are kept: the second call trains nothing, and measures what it is asked for
     files = {file: file.stat().st_mtime_ns for file in output.glob('*/last.pth.tar')}
     assert len(files) == 4
-    assert transfer.main(argv) == 0
+    assert transfer.main([*argv, '--corruptions', '1']) == 0
     assert {file: file.stat().st_mtime_ns for file in output.glob('*/last.pth.tar')} == files
+    runs = json.loads((output / 'results.json').read_text())['runs']
+    assert all(0 <= run['figures']['corrupted'] <= 100 for run in runs)
+    assert '| noise, learned, clean | noise, learned, corrupted |' in (output / 'report.md').read_text()
 
     # other flags do not mix with them
     with pytest.raises(SystemExit, match='2'):
         transfer.main([argv[0], f'{argv[1]} --hflip 0', *argv[2:]])
     assert 'holds a run with other flags (hflip: 0.5, not 0.0)' in capsys.readouterr().err
-
-
-def test_an_interrupted_run_is_resumed_from_a_whole_checkpoint(tmp_path: Path, table: Path) -> None:
-    argv = _argv(write_images(tmp_path / 'data'), table, tmp_path / 'out', '--mode', 'fixed', more='--epochs 2')
-    assert transfer.main(argv) == 0
-    run = tmp_path / 'out' / 'noise-given-fixed-42'
-    whole = read_checkpoint(run / 'last.pth.tar').state_dict
-    for name in ('outcome.json', 'last.pth.tar', 'checkpoint-1.pth.tar', 'model_best.pth.tar'):
-        (run / name).unlink(missing_ok=True)
-    (run / 'tmp.pth.tar').write_bytes(b'half a file')  # timm's, of a kill while saving
-    assert transfer.main(argv) == 0
-    assert f'resume: {run / "checkpoint-0.pth.tar"}' in (run / 'args.yaml').read_text()
-    resumed = read_checkpoint(run / 'last.pth.tar').state_dict
-    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
-
-
-def test_corruptions_are_measured_of_runs_that_are_there(tmp_path: Path, table: Path) -> None:
-    output = tmp_path / 'out'
-    argv = _argv(write_images(tmp_path / 'data'), table, output, '--mode', 'fixed')
-    argv = [*argv[:2], *argv[4:]]  # no table
-    assert transfer.main(argv) == 0
-    trained = (output / 'noise-own-fixed-42' / 'last.pth.tar').stat().st_mtime_ns
-    assert transfer.main([*argv, '--corruptions', '1']) == 0
-    assert (output / 'noise-own-fixed-42' / 'last.pth.tar').stat().st_mtime_ns == trained
-    (run,) = json.loads((output / 'results.json').read_text())['runs']
-    assert 0 <= run['figures']['corrupted'] <= 100
-    assert '| table | noise, fixed, clean | noise, fixed, corrupted |' in (output / 'report.md').read_text()
 
 
 def test_flags_of_the_table_go_to_the_runs_that_they_apply_to(tmp_path: Path, table: Path) -> None:
@@ -138,29 +111,19 @@ def test_flags_are_checked_before_the_first_run(
 
 
 def test_sigterm_stops_the_run_where_the_same_command_goes_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = tmp_path / 'out'
-    run = output / 'noise-own-learned-42'
-    more = '--epochs 20 --checkpoint-hist 1'
-    argv = _argv(write_images(tmp_path / 'data'), tmp_path, output, '--mode', 'learned', more=more)
-    command = [sys.executable, str(SCRIPT), *argv[:2], *argv[4:]]  # no table
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        while process.poll() is None and not (run / 'last.pth.tar').exists():
-            time.sleep(0.05)
-        process.terminate()
-        _, complaints = process.communicate(timeout=120)
-    assert process.returncode == 130, complaints
-    assert complaints.endswith('transfer.py: interrupted. The same command goes on from here.\n')
+    run = tmp_path / 'out' / 'noise-own-fixed-42'
+    target, text, _, _, *rest = _argv(data, tmp_path, tmp_path / 'out', '--mode', 'fixed', more='--epochs 2')
+    argv = [target, text, *rest]  # no table
+    at_call(monkeypatch, Trainer, '_batch', 5, lambda: signal.raise_signal(signal.SIGTERM))
+    assert transfer.main(argv) == 130
+    assert capsys.readouterr().err.endswith('transfer.py: interrupted. The same command goes on from here.\n')
     assert 'Stopped by SIGTERM; go on with --resume' in (run / 'log.txt').read_text()
     (recovery,) = run.glob('recovery-*.pth.tar')
-    assert transfer.main(command[2:]) == 0
-    assert '[1/1] noise-own-learned-42: ' in capsys.readouterr().out
+    assert transfer.main(argv) == 0
     assert f'resume: {recovery}' in (run / 'args.yaml').read_text()
-    assert json.loads((run / 'outcome.json').read_text())['epochs'] == 20
+    assert json.loads((run / 'outcome.json').read_text())['epochs'] == 2
 
 
 def test_a_table_of_the_hub_is_one_commit_for_all_runs(hub: HubServer, tmp_path: Path) -> None:
