@@ -125,15 +125,13 @@ def test_training_is_started_both_ways(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 
 def test_script_sees_what_python_gives_it(report_script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its folder first, which for a link is the real one."""
     monkeypatch.chdir(tmp_path)
     args = ['--help', '--version', '-x', '--', 'run', '--name=a b', '']
     seen = _report(tmp_path, report_script.name, *args)
     assert seen['argv'] == [str(report_script), str(tmp_path / 'report.json'), *args]
     assert (seen['name'], seen['file'], seen['main']) == ('__main__', str(report_script), str(report_script))
     assert seen['path'] == [str(tmp_path), *sys.path[1:]]
-
-
-def test_linked_script_imports_from_its_real_folder(report_script: Path, tmp_path: Path) -> None:
     link = tmp_path / 'bin' / 'link.py'
     link.parent.mkdir()
     link.symlink_to(report_script)
@@ -153,16 +151,9 @@ def test_this_process_is_as_it_was(report_script: Path, tmp_path: Path) -> None:
     before = sys.argv, sys.path[:], sys.modules['__main__']
     _report(tmp_path, report_script)
     assert (sys.argv, sys.path, sys.modules['__main__']) == before
-    with pytest.raises(SystemExit):
-        main(['run', str(_script(tmp_path, 'raise SystemExit(1)'))])
+    with pytest.raises(SystemExit, match='no'):  # a code that is passed on
+        main(['run', str(_script(tmp_path, 'raise SystemExit("no")'))])
     assert (sys.argv, sys.path, sys.modules['__main__']) == before
-
-
-@pytest.mark.parametrize(('statement', 'code'), [('sys.exit(7)', 7), ('sys.exit("no")', 'no'), ('sys.exit()', None)])
-def test_exit_code_passes_through(statement: str, code: object, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(['run', str(_script(tmp_path, f'import sys; {statement}'))])
-    assert stop.value.code == code
 
 
 def test_timms_flags_know_the_papers_augmentation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -180,15 +171,9 @@ def test_scripts_run_with_a_timm_that_it_does_not_fit(
     assert (said.out, 'timm-p2be run: ' in said.err) == ('validated\n', True)
 
 
-def test_an_error_of_the_script_stays_its_own(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match='theirs'):
-        main(['run', str(_script(tmp_path, 'raise ValueError("theirs")'))])
-
-
-@pytest.mark.parametrize('launcher', ['console', pytest.param('module', marks=pytest.mark.slow)])
-def test_spawned_processes_find_the_scripts_functions(launcher: str, tmp_path: Path) -> None:
+def test_spawned_processes_find_the_scripts_functions(tmp_path: Path) -> None:
     """And the models and optimizers are registered."""
-    done = _start(sys.executable, *LAUNCHERS[launcher], 'run', str(_script(tmp_path, SPAWN_POOL)), '--help')
+    done = _start(sys.executable, *LAUNCHERS['console'], 'run', str(_script(tmp_path, SPAWN_POOL)), '--help')
     assert done.returncode == 5, done.stderr
     *loaded, pooled, names = done.stdout.splitlines()
     assert sorted(loaded) == ['loaded as __main__', 'loaded as __mp_main__']
