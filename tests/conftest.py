@@ -140,6 +140,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_images(tmp_path_factory.mktemp('images'))
 
 
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    """A run's folder that is not there yet, nor is the one it lies in."""
+    return tmp_path / 'out' / 'run'
+
+
 @pytest.fixture(scope='session')
 def straight(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Output folder of an unbroken run with runs.WHOLE; nobody writes there."""

@@ -12,6 +12,10 @@ import torch
 from PIL import Image
 from timm.utils.checkpoint_saver import load_checkpoint_metadata
 
+from timm_p2be.training.arguments import parse_args
+from timm_p2be.training.run import Run
+from timm_p2be.training.stopping import StopSignal
+
 TINY = ('--img-size', '32', '--model', 'encoded', '--model-kwargs', 'backbone=test_resnet', 'num_bits=8')
 SHORT = ('--num-classes', '2', '--batch-size', '8', '--epochs', '1', '--warmup-epochs', '0', '--workers', '0')
 CPU = ('--device', 'cpu')
@@ -42,6 +46,11 @@ def command(data: Path, output: Path, *flags: str, model: Sequence[str] = TINY, 
     """Return the words of a short run on the CPU whose results land in `output`."""
     where = ('--data-dir', str(data), '--output', str(output.parent), '--experiment', output.name)
     return [*where, *model, *SHORT, *CPU, *opt, *flags]
+
+
+def build(*words: str) -> Run:
+    """Return a run that is ready to train."""
+    return Run(parse_args(words), StopSignal())
 
 
 def at_call(patch: pytest.MonkeyPatch, owner: Any, name: str, number: int, action: Callable[[], None]) -> None:

@@ -12,7 +12,7 @@ import timm
 import torch
 import yaml
 from hub_server import HubServer
-from runs import OPEN_FILES, VIEWS, assert_same_state, checkpoint, command
+from runs import OPEN_FILES, VIEWS, assert_same_state, build, checkpoint, command
 from timm.models import list_models, model_entrypoint, save_for_hf
 from torch import Tensor, nn
 
@@ -20,7 +20,6 @@ from timm_p2be.encodings import EmbeddingParameter, PixelEmbedding
 from timm_p2be.stem import find_embedding
 from timm_p2be.training import run as train
 from timm_p2be.training.arguments import parse_args
-from timm_p2be.training.stopping import StopSignal
 
 ROOT = Path(__file__).parents[1]
 ID = 'someone/table'
@@ -48,11 +47,6 @@ def frozen(data: Path, table: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return output
 
 
-@pytest.fixture
-def output(tmp_path: Path) -> Path:
-    return tmp_path / 'out' / 'run'
-
-
 def latents(model: nn.Module) -> Tensor:
     weight = find_embedding(model).weight
     assert weight is not None
@@ -61,10 +55,6 @@ def latents(model: nn.Module) -> Tensor:
 
 def same_bytes(one: Tensor, other: Tensor) -> bool:
     return one.detach().numpy().tobytes() == other.detach().numpy().tobytes()
-
-
-def build(*words: str) -> train.Run:
-    return train.Run(parse_args(words), StopSignal())
 
 
 def saved_table(path: Path, key: str = 'state_dict') -> Tensor:

@@ -67,10 +67,9 @@ def test_after_an_epoch(data: Path, tmp_path: Path, flags: str) -> None:
 @pytest.mark.parametrize(('name', 'update'), [('recovery-1-1', 2), ('recovery-1-2', 3)])
 def test_inside_an_epoch(data: Path, straight: Path, tmp_path: Path, name: str, update: int) -> None:
     """After two of its three updates, and after the last, where only validation is left; the file says which."""
-    copy, output = tmp_path / 'mine.pth.tar', tmp_path / 'run'
-    copy.write_bytes((straight / f'{name}.pth.tar').read_bytes())
-    assert checkpoint(copy)['args'].position['update'] == update
-    words = command(data, output, *TWO_EPOCHS, '--sched-on-updates', '--resume', str(copy))
+    copy, output = copied(straight, tmp_path, f'{name}.pth.tar'), tmp_path / 'run'
+    assert checkpoint(Path(copy))['args'].position['update'] == update
+    words = command(data, output, *TWO_EPOCHS, '--sched-on-updates', '--resume', copy)
     assert train.main(words) == 0
     assert_same_state(straight / 'last.pth.tar', output / 'last.pth.tar')
     assert summary(straight)[1:] == summary(output)
@@ -80,9 +79,8 @@ def test_inside_an_epoch_of_accumulated_batches(data: Path, tmp_path: Path) -> N
     """After the first of two updates, which took two of the three batches."""
     flags, whole = ('--grad-accum-steps', '2', '--recovery-interval', '1'), tmp_path / 'whole'
     assert train.main(command(data, whole, *flags)) == 0
-    copy = tmp_path / 'mine.pth.tar'
-    copy.write_bytes((whole / 'recovery-0-0.pth.tar').read_bytes())
-    assert train.main(command(data, tmp_path / 'run', *flags, '--resume', str(copy))) == 0
+    copy = copied(whole, tmp_path, 'recovery-0-0.pth.tar')
+    assert train.main(command(data, tmp_path / 'run', *flags, '--resume', copy)) == 0
     assert_same_state(whole / 'last.pth.tar', tmp_path / 'run' / 'last.pth.tar')
 
 

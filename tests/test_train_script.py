@@ -2,9 +2,7 @@
 
 import itertools
 import logging
-import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,29 +11,18 @@ import pytest
 import timm
 import torch
 import yaml
-from runs import CPU, OPEN_FILES, TINY, VIEWS, assert_same_state, checkpoint, command, summary, write_images
+from ranks import run_ranks
+from runs import CPU, OPEN_FILES, TINY, VIEWS, assert_same_state, build, checkpoint, command, summary, write_images
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from timm_p2be.data import MultiView
 from timm_p2be.stem import find_embedding
 from timm_p2be.training import run as train
-from timm_p2be.training.arguments import parse_args
 from timm_p2be.training.epoch import Trainer
-from timm_p2be.training.stopping import StopSignal
 
 RGB = ('--model', 'test_resnet', '--img-size', '32')
 pytestmark = OPEN_FILES
-
-
-@pytest.fixture
-def output(tmp_path: Path) -> Path:
-    return tmp_path / 'out' / 'run'
-
-
-def build(*words: str) -> train.Run:
-    """Return a run that is ready to train."""
-    return train.Run(parse_args(words), StopSignal())
 
 
 def batch(data: Path, output: Path, *flags: str, model: tuple[str, ...] = TINY) -> Tensor:
@@ -119,8 +106,6 @@ ERRORS = [
     ((*TINY[:-1], 'color=3'), '', 'Cannot create encoded'),
     (TINY, '--p2be-min-lr 1', 'min_lr'),
     (TINY, '--p2be-augmix 11', 'severity=11'),
-    (TINY, '--p2be-smoothness -1', 'smoothness=-1'),
-    (TINY, '--p2be-crop-padding -1', 'padding=-1'),
     (TINY, '--opt-kwargs color=3', '--opt-kwargs color'),
     (TINY, '--opt-kwargs embedding_lr=3', '--opt-kwargs --p2be-'),
     (TINY, '--opt-kwargs smoothness=2', 'smoothness=2 second time --p2be-smoothness 1.0'),
@@ -131,13 +116,11 @@ ERRORS = [
     (TINY, '--data-dir nowhere', '--data-dir nowhere no such folder'),
     (TINY, '--mean 0 0', '--mean each channel'),
     (TINY, '--in-chans 4', '--input-img-mode RGBA'),
-    (TINY, '--aa nonsense', '--aa nonsense'),
     (TINY, '--pretrained', '--pretrained --pretrained-path'),
     (TINY, '--pretrained --pretrained-path nowhere', 'Cannot create nowhere'),
     (TINY, '--initial-checkpoint nowhere', 'Cannot create nowhere'),
     (TINY, '--torchcompile nonsense', '--torchcompile nonsense'),
     (TINY, '--sync-bn', '--sync-bn GPUs'),
-    (TINY, '--device gpu', '--device gpu'),
     (TINY, '--dataset torch/cifar10', '--dataset-download'),
     (('--model', 'test_vit', '--img-size', '32'), '--grad-checkpointing --drop 0.5 --in-chans 5', '5 image channels'),
 ]
@@ -272,7 +255,9 @@ def plain(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ten
     return weights(output)
 
 
-@pytest.mark.parametrize('flags', ['--channels-last --grad-checkpointing', '--torchcompile eager'])
+@pytest.mark.parametrize(
+    'flags', ['--channels-last --grad-checkpointing', pytest.param('--torchcompile', marks=pytest.mark.slow)]
+)
 def test_speed_options_leave_the_function(data: Path, plain: dict[str, Tensor], output: Path, flags: str) -> None:
     assert train.main(command(data, output, *VIEWS, *flags.split())) == 0
     ours = weights(output)
@@ -380,38 +365,26 @@ def test_wrong_column_is_named(parquet: Path, output: Path, tmp_path: Path, caps
     assert 'coarse' in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_inductor_trains(data: Path, output: Path) -> None:
-    assert train.main(command(data, output, '--torchcompile')) == 0
+RANKS = """
+import sys, torch
+from timm_p2be.training import run
+seen, runs = [], []
+step, init = run.Trainer._batch, run.Run.__init__
+run.Trainer._batch = lambda self, images, *rest: seen.append(images.clone()) or step(self, images, *rest)
+run.Run.__init__ = lambda self, *args: runs.append(self) or init(self, *args)
+code = run.main(sys.argv[2:])
+state = runs[0].task.get_checkpoint_state()['state_dict']
+torch.save({'seen': seen, 'state': state}, f'{sys.argv[1]}/rank{runs[0].args.rank}.pt')
+sys.exit(code)
+"""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('flags', [(), ('--model-ema', '--grad-accum-steps', '2')], ids=' '.join)
-def test_two_processes(data: Path, output: Path, flags: tuple[str, ...]) -> None:
+def test_two_processes(data: Path, output: Path, tmp_path: Path, flags: tuple[str, ...]) -> None:
     """One writer, BatchNorm averaged, different augmentation on each process, weights alike."""
-    script = output.parent.parent / 'ranks.py'
-    script.write_text(
-        'import sys, torch\n'
-        'from timm_p2be.training import run\n'
-        'seen, runs = [], []\n'
-        'step, init = run.Trainer._batch, run.Run.__init__\n'
-        'run.Trainer._batch = lambda self, images, *rest: seen.append(images.clone()) or step(self, images, *rest)\n'
-        'run.Run.__init__ = lambda self, *args: runs.append(self) or init(self, *args)\n'
-        'code = run.main(sys.argv[2:])\n'
-        'state = runs[0].task.get_checkpoint_state()["state_dict"]\n'
-        'torch.save({"seen": seen, "state": state}, f"{sys.argv[1]}/rank{runs[0].args.rank}.pt")\n'
-        'sys.exit(code)\n'
-    )
-    folder = script.parent
-    words = command(data, output, *VIEWS, *flags, '--batch-size', '4', '--workers', '1')
-    launcher = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
-    result = subprocess.run(
-        [*launcher, str(script), str(folder), *words], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stderr.count('Validation:') == 1
-    one, other = (torch.load(folder / f'rank{rank}.pt', weights_only=True) for rank in range(2))
+    run_ranks(RANKS, tmp_path, *command(data, output, *VIEWS, *flags, '--batch-size', '4', '--workers', '1'))
+    one, other = (torch.load(tmp_path / f'rank{rank}.pt', weights_only=True) for rank in range(2))
     assert len(one['seen']) == len(other['seen']) == 3
     assert not torch.equal(one['seen'][0], other['seen'][0])
     for name, value in one['state'].items():
