@@ -35,9 +35,6 @@ def test_the_two_commands_stand_alone_on_the_first_screen() -> None:
     first_screen = README.splitlines()[:25]
     assert [line for line in first_screen if line.startswith('python3 ')] == list(TWO_COMMANDS)
     assert '```python' in first_screen, 'the example starts on the first screen'
-
-
-def test_readme_fits() -> None:
     assert len(README.splitlines()) <= 165
 
 
@@ -94,5 +91,4 @@ def test_subcommands_exist(words: str, capsys: pytest.CaptureFixture[str]) -> No
 
 def test_named_subcommands_exist() -> None:
     named = set(re.findall(r'timm-p2be ([a-z]+)', README))
-    assert named
-    assert named <= {words.split()[0] for words in COMMANDS}
+    assert set() < named <= {words.split()[0] for words in COMMANDS}
