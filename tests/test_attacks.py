@@ -107,7 +107,6 @@ def test_margin_is_negative_exactly_where_argmax_is_wrong() -> None:
     assert margins.tolist() == pytest.approx([1, -1, 0, 0])
     assert (margins < 0).tolist() == (logits.argmax(1) != labels).tolist() == [False, True, False, True]
     margins[3].backward()
-    assert logits.grad is not None
     assert logits.grad[3].tolist() == [-1, 1, 0]  # a lost tie still has a slope
 
 

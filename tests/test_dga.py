@@ -91,7 +91,6 @@ class _Rough(nn.Module):
         stem = timm_p2be.EncodedConv2d(3, 2, 1, num_bits=16)
         generator = torch.Generator().manual_seed(3)
         with torch.no_grad():
-            assert stem.embedding.weight is not None
             stem.embedding.weight.copy_(torch.randn(256, 16, generator=generator))
             stem.weight.zero_()
             stem.weight[1, :3] = 1  # bit 0 of each color

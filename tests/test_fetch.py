@@ -66,7 +66,7 @@ def assert_nothing_usable(revision: str | None = None) -> None:
         fetch(NAME, WANTED, revision, local_files_only=True)
 
 
-NAMES = ['', 'name', 'a/b/c', '../name', 'org/a..b', 'org/na me', 'org/name\n', '/etc/passwd', 'C:\\x', 'hf://org/name']
+NAMES = ['', 'name', 'a/b/c', '../name', 'org/a..b', 'org/na me', 'org/name\n', '/etc/passwd', 'hf://org/name']
 REVISIONS = ['', 'v1@v2', '../../x', '/main', 'a b', 'x.lock', 'a/.b', 'v1\n']
 
 
@@ -129,25 +129,23 @@ REFUSALS: list[tuple[int, dict[str, str], str]] = [
 
 
 @pytest.mark.parametrize('where', ['GET /api/models/', '(HEAD|GET) .*/resolve/.*model.safetensors'])
-@pytest.mark.parametrize(('status', 'headers', 'message'), REFUSALS)
-def test_refusals_are_clear_and_leave_nothing(
-    hub: HubServer, waits: list[float], where: str, status: int, headers: dict[str, str], message: str
-) -> None:
+def test_refusals_are_clear_and_leave_nothing(hub: HubServer, waits: list[float], where: str) -> None:
     sha = hub.put(NAME, FILES)
-    hub.fail(where, status, headers=headers)
-    with pytest.raises(FetchError, match=message) as error:
-        fetch(NAME, WANTED)
-    assert hub.token not in ''.join(traceback.format_exception(error.value))
-    assert_nothing_usable()
-    assert_nothing_usable(sha)
-    if where.startswith('GET /api'):
-        assert not waits  # nobody waits before the first answer
-    hub.heal()
+    for status, headers, message in REFUSALS:
+        hub.fail(where, status, headers=headers)
+        with pytest.raises(FetchError, match=message) as error:
+            fetch(NAME, WANTED)
+        assert hub.token not in ''.join(traceback.format_exception(error.value))
+        assert_nothing_usable()
+        assert_nothing_usable(sha)
+        if where.startswith('GET /api'):
+            assert not waits  # nobody waits before the first answer
+        hub.heal()
     assert contents(fetch(NAME, WANTED)) == {name: FILES[name] for name in WANTED}
 
 
 def test_what_does_not_exist(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub.put(NAME, FILES)
+    hub.put(NAME, FILES, private=True)
     for source, message in (('someone/nothing', r'no someone/nothing on .* \(404\)'), (f'{NAME}@v9', 'no such rev')):
         with pytest.raises(FetchError, match=message):
             fetch(source, WANTED)
@@ -157,29 +155,14 @@ def test_what_does_not_exist(hub: HubServer, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv('HF_TOKEN')
     with pytest.raises(FetchError, match=r'does not exist, or it is private.*`hf auth login`'):
         fetch('someone/nothing', WANTED)
-
-
-def test_private_and_gated_repositories(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub.put(NAME, FILES, private=True)
-    hub.put('someone/gated', FILES, gated=True)
-    for name, token, message in ((NAME, 'hf_wrong', '401'), (NAME, False, '401'), ('someone/gated', False, 'is gated')):
-        with pytest.raises(FetchError, match=message):
-            fetch(name, WANTED, token=token)
-    monkeypatch.delenv('HF_TOKEN')
     assert fetch(NAME, WANTED, token=hub.token)
-    assert fetch('someone/gated', WANTED, token=hub.token)
 
 
-@pytest.mark.parametrize('token', ['hf_secret\nX-Header: 1', 'hf_secret ', 'hf_secrét', ''])
-def test_impossible_tokens_are_refused_and_not_shown(
-    hub: HubServer, monkeypatch: pytest.MonkeyPatch, token: str
-) -> None:
+@pytest.mark.parametrize('token', ['hf_secret\nX-Header: 1', 'hf_secrét'])
+def test_impossible_tokens_are_refused_and_not_shown(hub: HubServer, token: str) -> None:
     with pytest.raises(FetchError, match=r'The token contains .*; log in') as error:
         fetch(NAME, WANTED, token=token)
-    monkeypatch.setenv('HF_TOKEN', 'hf_sec ret')
-    with pytest.raises(FetchError, match='The token contains') as second:
-        fetch(NAME, WANTED)
-    assert 'hf_sec' not in str(error.value) + str(second.value)
+    assert 'hf_sec' not in str(error.value)
     assert not hub.requests
 
 
@@ -199,17 +182,13 @@ def test_timeouts(
     assert_nothing_usable()
 
 
-def test_no_connection(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    with HubServer() as gone:
-        url = gone.url
-    monkeypatch.setattr(constants, 'ENDPOINT', url)
-    with pytest.raises(FetchError, match=r'cannot be reached for someone/table .*HF_ENDPOINT, and try again'):
-        fetch(NAME, WANTED)
-
-
-def test_what_is_no_hub(hub: HubServer) -> None:
+def test_what_is_no_hub(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.fail('GET /api/models/', 200, body=b'<html>Please log in</html>')
     with pytest.raises(FetchError, match=r'does not answer as a Hub.*Check HF_ENDPOINT'):
+        fetch(NAME, WANTED)
+    with HubServer() as gone:
+        monkeypatch.setattr(constants, 'ENDPOINT', gone.url)
+    with pytest.raises(FetchError, match=r'cannot be reached for someone/table .*HF_ENDPOINT, and try again'):
         fetch(NAME, WANTED)
 
 
@@ -279,10 +258,9 @@ def test_large_files_are_refused_before_the_download(hub: HubServer, folder: Pat
             fetch(NAME, names, optional=optional, max_bytes=LIMIT)
     assert not hub.count('resolve')
     fetch(NAME, WANTED)
-    places: list[tuple[Any, dict[str, Any]]] = [(NAME, {'local_files_only': True}), (NAME, {'revision': sha})]
-    for source, options in [*places, (folder, {})]:
+    for source in (f'{NAME}@{sha}', folder):
         with pytest.raises(FetchError, match=message):
-            fetch(source, WANTED, max_bytes=LIMIT, **options)
+            fetch(source, WANTED, max_bytes=LIMIT)
 
 
 def test_a_size_that_is_not_told_is_limited_while_it_comes(hub: HubServer) -> None:
@@ -333,10 +311,8 @@ def test_local_folders(hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyP
     refused: list[tuple[Any, dict[str, Any], str]] = [
         (folder, {'filenames': ['x.json']}, r"has no file 'x.json'. Is it the right folder"),
         (folder, {'revision': 'v1'}, r'folders have no revisions, leave it out'),
-        (Path('nowhere'), {}, 'There is no folder nowhere.*check the path'),
         ('local-dir:nowhere/at/all', {}, 'There is no folder nowhere.*check the path'),
         ('./nowhere', {}, 'no folder here and no repository'),
-        ('', {}, r"write the path of a folder, or 'org/name'"),
         ('local-dir:', {}, r"write the path of a folder, or 'org/name'"),
     ]
     for source, options, message in refused:
@@ -366,9 +342,8 @@ def test_links_that_leave_a_folder_are_refused(hub: HubServer, folder: Path, tmp
     config = folder / 'config.json'
     config.unlink()
     config.symlink_to(secret)
-    for source in (folder, str(folder)):
-        with pytest.raises(FetchError, match='link that leads out of its folder'):
-            fetch(source, WANTED)
+    with pytest.raises(FetchError, match='link that leads out of its folder'):
+        fetch(folder, WANTED)
     config.unlink()
     config.symlink_to('README.md')  # stays inside
     assert fetch(folder, WANTED)

@@ -48,9 +48,7 @@ def frozen(data: Path, table: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def latents(model: nn.Module) -> Tensor:
-    weight = find_embedding(model).weight
-    assert weight is not None
-    return weight
+    return find_embedding(model).weight
 
 
 def same_bytes(one: Tensor, other: Tensor) -> bool:

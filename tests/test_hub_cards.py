@@ -32,7 +32,6 @@ def test_a_card_describes_what_is_shipped(folder: Path) -> None:
     config = json.loads((folder / 'config.json').read_text())
     text = (folder / 'README.md').read_text()
     name = re.search(r"'(?:hf-hub:)?([\w.-]+/[\w.-]+@[\w.-]+)'", text)
-    assert name is not None
     if record.kind == 'embedding':
         table = PixelEmbedding.from_pretrained(folder)  # checks the whole folder
         assert text == embedding_card(config, name[1])

@@ -8,6 +8,8 @@ import pytest
 import torch
 from stepping import NETWORK, Tiny, assert_same, create, group_of, run, set_gradients
 from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.utils import NativeScaler, dispatch_clip_grad
 from torch import nn
 
 import timm_p2be.optim
@@ -193,3 +195,27 @@ def test_other_misuse_is_refused(model):
         timm_p2be.optim.SGDP2BE([{'params': set(model.parameters())}])
     with pytest.raises(ValueError, match='no parameter but a frozen table'):
         timm_p2be.optim.SGDP2BE(find_embedding(model).freeze().parameters())
+
+
+def test_layer_decay_does_not_scale_the_table(model):
+    optimizer = create(model, layer_decay=0.5)
+    table = group_of(optimizer, find_embedding(model).weight)
+    assert 'lr_scale' not in table
+    assert group_of(optimizer, model.stem.weight)['lr_scale'] == 0.5
+    create_scheduler_v2(optimizer, 'cosine', num_epochs=10)[0].step(0)
+    assert timm_p2be.optim.learning_rates(optimizer) == {'network': 0.1, 'embedding': 1e-4}
+
+
+def test_timm_scaler_unscales_and_clips_the_table_too(model):
+    twin = copy.deepcopy(model)
+    images = torch.rand(4, 3, 8, 8)
+    model(images).square().sum().backward()
+    free = find_embedding(model).weight.grad.clone()
+    model.zero_grad()
+    NativeScaler('cpu')(model(images).square().sum(), create(model), clip_grad=1e-3, parameters=model.parameters())
+    twin(images)
+    twin(images).square().sum().backward()
+    dispatch_clip_grad(twin.parameters(), 1e-3)
+    create(twin).step()
+    assert find_embedding(model).weight.grad.norm() < 0.9 * free.norm()
+    assert_same(model, twin)

@@ -5,6 +5,7 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import pytest
 import yaml
 from runs import CPU, OPEN_FILES, SHORT, write_images
 
-from timm_p2be.cli import main
 from timm_p2be.reproduce import page, planning, running
 from timm_p2be.reproduce.grid import TABLES, Claim, Grid, read_grid
 from timm_p2be.reproduce.verdicts import CONTRADICTED, REPRODUCED, UNDECIDED, Difference, decide, paired
@@ -21,6 +21,7 @@ from timm_p2be.robustness.corruptions import CORRUPTIONS
 from timm_p2be.training.arguments import parse_args
 from timm_p2be.training.run import main as train
 
+Said = Callable[..., str]
 pytestmark = OPEN_FILES
 SHIPPED = sorted(TABLES.glob('*.yaml'))
 TINY = ' '.join(['--img-size 32 --opt sgdp2be --lr 0.05', *SHORT, *CPU, '--model encoded --model-kwargs'])
@@ -86,9 +87,9 @@ def test_printed_figures_agree_with_each_other() -> None:
         assert float(cell['mce']) == pytest.approx(np.mean([float(cell[name]) for name in CORRUPTIONS]), abs=0.3)
 
 
-def test_table_two_of_the_paper_is_sixty_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(['reproduce', '--table', 'II', '--budget', 'paper', '--print-commands', '--output', 'out']) == 0
-    lines = capsys.readouterr().out.splitlines()
+def test_table_two_of_the_paper_is_sixty_commands(printed: Said) -> None:
+    words = ('--table', 'II', '--budget', 'paper', '--print-commands', '--output', 'out')
+    lines = printed('reproduce', *words).splitlines()
     assert len(lines) == len(set(lines)) == 60
     command, subcommand, *words = shlex.split(lines[-1])
     assert (command, subcommand) == ('timm-p2be', 'train')
@@ -134,13 +135,11 @@ def test_bad_grids(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
     ],
 )
 def test_wrong_usage_exits_2(
-    flags: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    flags: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Said
 ) -> None:
     monkeypatch.chdir(Path(__file__).parents[1])
-    words = ['--grid', str(_file(tmp_path)), '--output', str(tmp_path / 'out'), *shlex.split(flags)]
-    with pytest.raises(SystemExit, match='2'):
-        main(['reproduce', *words])
-    assert message in capsys.readouterr().err
+    output = tmp_path / 'out'
+    assert message in refused('reproduce', '--grid', _file(tmp_path), '--output', output, *shlex.split(flags))
     assert not (tmp_path / 'out').exists()
 
 
@@ -164,7 +163,7 @@ def test_other_data_take_the_place_of_the_tables() -> None:
     assert read_grid(TABLES / 'VII.yaml', 'paper', {'data_dir': 'elsewhere'}, embedding='a/b').scale == ''
 
 
-def test_a_grid_becomes_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_grid_becomes_a_page(tmp_path: Path, printed: Said, refused: Said) -> None:
     """One run was made by its printed command, and is kept; another grid does not mix with them."""
     path, output = _file(tmp_path), tmp_path / 'out'
     data = str(write_images(tmp_path / 'data'))
@@ -174,7 +173,7 @@ def test_a_grid_becomes_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str
     alone = (output / 'One_hot-1' / 'last.pth.tar').stat().st_mtime_ns
     stored = _corrupted(tmp_path / 'stored')
     words = ['reproduce', '--grid', str(path), '--data-dir', data, '--output', str(output), '--corrupted', str(stored)]
-    assert main(words) == 0, capsys.readouterr().err
+    printed(*words)
     assert (output / 'One_hot-1' / 'last.pth.tar').stat().st_mtime_ns == alone
     content = json.loads((output / 'results.json').read_text())
     assert [run['state'] for run in content['runs']] == ['finished'] * 2
@@ -192,13 +191,8 @@ def test_a_grid_becomes_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert part in text
     assert 'corrupted: the first 1 images of the validation split only.' in text
 
-    with pytest.raises(SystemExit, match='2'):
-        main([*words, '--budget', 'paper', '--limit', '3'])
-    error = capsys.readouterr().err
-    assert (
-        'holds another grid (scale: budget small -> first 3 images; corruption_images: 1 -> 3; attack_images: 2'
-        in error
-    )
+    changes = 'scale: budget small -> first 3 images; corruption_images: 1 -> 3; attack_images: 2'
+    assert f'holds another grid ({changes}' in refused(*words, '--budget', 'paper', '--limit', '3')
 
 
 def test_ours_stand_beside_the_papers(tmp_path: Path) -> None:
@@ -230,7 +224,6 @@ def test_a_run_that_another_process_makes_is_left_to_it(
     (output / 'P2BE-1').mkdir(parents=True)
     command = [sys.executable, '-c', CLAIM, str(output / 'P2BE-1' / 'claim')]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        assert other.stdout is not None
         assert other.stdout.readline() == b'claimed\n'
         assert running.carry_out(grid, output, {}, 'test') == 0
         said = capsys.readouterr().out
@@ -263,7 +256,6 @@ def test_differences_are_paired_by_seed() -> None:
     rows = [('w', 'r', '1', 10.0), ('w', 'p', '1', 9.0), ('w', 'r', '2', 20.0), ('w', 'p', '2', 17.0)]
     rows += [('w', 'r', '3', 30.0), ('w', 'p', '3', 28.0)]
     found = _paired(_outcomes(*rows))
-    assert found is not None
     assert found == pytest.approx((-2.0, -2 - 4.302653 / 3**0.5, -2 + 4.302653 / 3**0.5, 3))  # t of 2 degrees, 97.5 %
     assert _paired(_outcomes(*rows), network='d') is None
     assert _paired(_outcomes(*rows[:2])) == (-1.0, None, None, 1)

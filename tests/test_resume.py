@@ -24,6 +24,9 @@ from runs import (
 from timm_p2be.training import run as train
 from timm_p2be.training.checkpoints import _EPOCH_SETTINGS, Position, fit_position
 
+Capture = pytest.CaptureFixture[str]
+Log = pytest.LogCaptureFixture
+
 pytestmark = OPEN_FILES
 TWO_EPOCHS = (*VIEWS, '--epochs', '2')
 
@@ -103,9 +106,7 @@ def test_no_resume_opt_starts_the_optimizer_afresh(data: Path, straight: Path, t
     assert group['initial_lr'] == 0.01
 
 
-def test_a_finished_run_has_nothing_to_do(
-    data: Path, straight: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_finished_run_has_nothing_to_do(data: Path, straight: Path, tmp_path: Path, caplog: Log) -> None:
     with caplog.at_level(logging.INFO):
         words = command(data, tmp_path / 'run', *TWO_EPOCHS, '--resume', str(straight / 'last.pth.tar'))
         assert train.main(words) == 0
@@ -158,7 +159,7 @@ def copied(straight: Path, folder: Path, name: str) -> str:
     ],
 )
 def test_inside_an_epoch_nothing_changes_which_images_come(
-    data: Path, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], words: str
+    data: Path, straight: Path, tmp_path: Path, capsys: Capture, flags: tuple[str, ...], words: str
 ) -> None:
     inside = copied(straight, tmp_path, 'recovery-1-1.pth.tar')
     assert train.main(command(data, tmp_path / 'run', *TWO_EPOCHS, *flags, '--resume', inside)) == 2
@@ -169,9 +170,7 @@ def test_inside_an_epoch_nothing_changes_which_images_come(
     assert not (tmp_path / 'run').exists()
 
 
-def test_other_data_is_told_by_the_number_of_updates(
-    straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_data_is_told_by_the_number_of_updates(straight: Path, tmp_path: Path, capsys: Capture) -> None:
     more = write_images(tmp_path / 'images', training=32)
     inside = copied(straight, tmp_path, 'recovery-1-1.pth.tar')
     assert train.main(command(more, tmp_path / 'run', *TWO_EPOCHS, '--resume', inside)) == 2
@@ -179,9 +178,7 @@ def test_other_data_is_told_by_the_number_of_updates(
 
 
 @pytest.mark.parametrize('name', ['checkpoint-0', 'recovery-1-2'])
-def test_between_epochs_settings_may_change(
-    data: Path, straight: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
-) -> None:
+def test_between_epochs_settings_may_change(data: Path, straight: Path, tmp_path: Path, caplog: Log, name: str) -> None:
     """Also in validation, when all updates of an epoch are done: none is made a second time."""
     path = copied(straight, tmp_path, f'{name}.pth.tar')
     flags = ('--batch-size', '4', '--seed', '7', '--resume', path)
@@ -256,7 +253,7 @@ def _unfit(kind: str, straight: Path, folder: Path) -> Path:
     ],
 )
 def test_unfit_files_are_refused(
-    data: Path, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, words: str
+    data: Path, straight: Path, tmp_path: Path, capsys: Capture, kind: str, words: str
 ) -> None:
     path = _unfit(kind, straight, tmp_path)
     output = tmp_path / 'out' / 'run'
@@ -279,7 +276,7 @@ def test_unfit_files_are_refused(
 def test_other_runs_are_refused(
     data: Path,
     straight: Path,
-    capsys: pytest.CaptureFixture[str],
+    capsys: Capture,
     model: tuple[str, ...],
     flags: tuple[str, ...],
     words: str,

@@ -102,9 +102,7 @@ def test_gradient_is_that_of_the_planes_times_the_slope(name: str, surrogate: st
     planes = network.table()[levels.permute(0, 2, 3, 1).long()].requires_grad_()
     network(planes).square().sum().backward()
     slopes = code_slopes(network.table(), surrogate)[levels.permute(0, 2, 3, 1).long()]
-    assert planes.grad is not None
     expected = 255 * (planes.grad * slopes).sum(-1).permute(0, 3, 1, 2)
-    assert images.grad is not None
     # an activation on the kink of a ReLU may fall on either side, hence not element by element
     assert (images.grad - expected).norm() < 0.01 * expected.norm()
     assert expected.abs().max() > 0

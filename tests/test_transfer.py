@@ -39,7 +39,6 @@ def test_a_fixed_table_stays_and_a_learned_one_moves(
     argv = _argv(data, table, output, '--seeds', '1')
     assert transfer.main(argv) == 0, capsys.readouterr().err
     source = PixelEmbedding.from_pretrained(table).weight
-    assert source is not None
 
     def trained(cell: str) -> torch.Tensor:
         state = read_checkpoint(output / cell / 'last.pth.tar').state_dict

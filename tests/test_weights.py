@@ -145,7 +145,7 @@ def test_damaged_shipped_weights_are_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize('kind', ['alone', 'beside', 'named in the config'])
-@pytest.mark.parametrize(('name', 'place'), [('wrn10_2', 'folder'), ('wrn10_2', 'hub'), ('wrn10_2_p2be', 'hub')])
+@pytest.mark.parametrize(('name', 'place'), [('wrn10_2', 'folder'), ('wrn10_2_p2be', 'hub')])
 def test_a_pickle_is_never_opened(hub: HubServer, tmp_path: Path, name: str, kind: str, place: str) -> None:
     where, trace = tmp_path / 'net', tmp_path / 'trace'
     published.model(where, name)
@@ -169,10 +169,11 @@ def test_a_pickle_is_never_opened(hub: HubServer, tmp_path: Path, name: str, kin
     assert not hub.count(r'\.(bin|pth)$')
 
 
-@pytest.mark.parametrize('name', ['wrn10_2', 'wrn10_2_p2be'])
-def test_revisions_are_pinned_to_the_commit_that_was_checked(hub: HubServer, tmp_path: Path, name: str) -> None:
-    first = hub.put(NAME, published.model(tmp_path / 'one', name), tag='v1')
-    published.model(tmp_path / 'two', name)
+def test_revisions_are_pinned_to_the_commit_that_was_checked(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = hub.put(NAME, published.model(tmp_path / 'one'), tag='v1')
+    published.model(tmp_path / 'two')
     second = hub.put(NAME, published.edit(tmp_path / 'two', lambda state: {k: v + 1 for k, v in state.items()}))
     for revision, commit, where in (('@v1', first, 'one'), ('', second, 'two'), (f'@{first}', first, 'one')):
         model = timm.create_model(f'hf-hub:{NAME}{revision}', pretrained=True)
@@ -180,18 +181,11 @@ def test_revisions_are_pinned_to_the_commit_that_was_checked(hub: HubServer, tmp
         assert all(torch.equal(value, saved[key]) for key, value in model.state_dict().items())
         assert model.pretrained_cfg['hf_hub_id'] == f'{NAME}@{commit}'  # type: ignore[index]
     assert hub.count(f'GET .*{first}/model.safetensors') == 1
-
-
-def test_what_was_downloaded_is_there_offline(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import constants
-
-    hub.put(NAME, published.model(tmp_path / 'net'), tag='v1')
-    online = timm.create_model(f'hf-hub:{NAME}@v1', pretrained=True)
     asked = len(hub.requests)
-    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
     offline = timm.create_model(f'hf-hub:{NAME}@v1', pretrained=True)
+    assert torch.equal(offline.state_dict()[TABLE], load_file(tmp_path / 'one' / 'model.safetensors')[TABLE])
     assert len(hub.requests) == asked
-    assert all(torch.equal(value, offline.state_dict()[key]) for key, value in online.state_dict().items())
 
 
 @pytest.mark.parametrize(
@@ -201,7 +195,6 @@ def test_what_was_downloaded_is_there_offline(hub: HubServer, tmp_path: Path, mo
         ('NaN', r'layer1.0.conv1.weight holds values that are not finite'),
         ('half table', r'embedding.weight is .*float16, \[256, 8\].; allowed is .*float32, \[256, 8\]'),
         ('many bits', r'num_bits is 2000000; allowed is an integer in 1..4096'),
-        ('other bits', r'embedding.weight is .*\[256, 8\].; allowed is .*\[256, 9\]'),
     ],
 )
 def test_damaged_weights_are_refused(hub: HubServer, tmp_path: Path, damage: str, message: str) -> None:
@@ -212,9 +205,9 @@ def test_damaged_weights_are_refused(hub: HubServer, tmp_path: Path, damage: str
         published.poison(where)
     elif damage == 'half table':
         published.edit(where, lambda state: state | {TABLE: state[TABLE].half()})
-    elif damage in ('many bits', 'other bits'):
+    elif damage == 'many bits':
         content = json.loads(config.read_text())
-        content['model_args']['num_bits'] = 2_000_000 if damage == 'many bits' else 9
+        content['model_args']['num_bits'] = 2_000_000
         config.write_text(json.dumps(content))
     hub.put(NAME, published.contents(where))
     for source in (f'local-dir:{where}', f'hf-hub:{NAME}'):
@@ -243,15 +236,14 @@ def test_weights_of_another_network_are_refused(tmp_path: Path, classes: int, st
         timm.create_model(f'local-dir:{tmp_path / "net"}', pretrained=True, num_classes=classes, **strict)
 
 
-@pytest.mark.parametrize('name', ['wrn10_2', 'wrn10_2_p2be'])
 @pytest.mark.parametrize(
     ('tensor', 'shape', 'classes'),
     [('conv1.weight', (16, 5, 3, 3), 10), ('layer2.0.conv1.weight', (8, 8, 3, 3), 7), ('fc.weight', (100, 128), 10)],
 )
 def test_the_tensor_that_does_not_fit_is_named(
-    tmp_path: Path, name: str, tensor: str, shape: tuple[int, ...], classes: int
+    tmp_path: Path, tensor: str, shape: tuple[int, ...], classes: int
 ) -> None:
-    published.model(tmp_path / 'net', name)
+    published.model(tmp_path / 'net')
     published.edit(tmp_path / 'net', lambda state: state | {tensor: torch.zeros(shape)})
     with pytest.raises(RuntimeError, match=tensor.removesuffix('.weight')):
         timm.create_model(f'local-dir:{tmp_path / "net"}', pretrained=True, num_classes=classes)
