@@ -71,17 +71,17 @@ REVISIONS = ['', 'v1@v2', '../../x', '/main', 'a b', 'x.lock', 'a/.b', 'v1\n']
 
 
 @pytest.mark.parametrize('name', NAMES + [f'org/name@{revision}' for revision in REVISIONS])
-def test_malformed_names_are_refused(name: str) -> None:
+def test_malformed_names_are_refused(name):
     with pytest.raises(FetchError, match=r"^Got .*(write 'org/name'|name a branch)"):
         split_revision(name)
 
 
 @pytest.mark.parametrize(('name', 'revision'), [('my_org/a.b-c', None), ('o/n', 'refs/pr/1'), ('o/n', 'v1.0+cpu')])
-def test_well_formed_names(name: str, revision: str | None) -> None:
+def test_well_formed_names(name, revision):
     assert split_revision(f'{name}@{revision}' if revision else name) == (name, revision)
 
 
-def test_files_come_from_one_commit_into_one_folder(hub: HubServer) -> None:
+def test_files_come_from_one_commit_into_one_folder(hub):
     first = hub.put(NAME, FILES, tag='v1')
     second = hub.put(NAME, {'config.json': b'{"a": 2}'})
     where = fetch(NAME, WANTED)
@@ -95,7 +95,7 @@ def test_files_come_from_one_commit_into_one_folder(hub: HubServer) -> None:
         fetch(f'{NAME}@v1', WANTED, 'main')
 
 
-def test_nothing_is_fetched_twice(hub: HubServer) -> None:
+def test_nothing_is_fetched_twice(hub):
     sha = hub.put(NAME, FILES, tag='v1')
     fetch(NAME, WANTED)
     assert hub.count('/resolve/') == 4  # HEAD and GET of two files
@@ -108,7 +108,7 @@ def test_nothing_is_fetched_twice(hub: HubServer) -> None:
     assert hub.count('GET .*model.safetensors') == 2
 
 
-def test_optional_files(hub: HubServer, waits: list[float]) -> None:
+def test_optional_files(hub, waits):
     sha = hub.put(NAME, FILES)
     found = contents(fetch(NAME, WANTED[:1], optional=('README.md', 'results.json')))
     assert sorted(found) == ['README.md', 'config.json']
@@ -129,7 +129,7 @@ REFUSALS: list[tuple[int, dict[str, str], str]] = [
 
 
 @pytest.mark.parametrize('where', ['GET /api/models/', '(HEAD|GET) .*/resolve/.*model.safetensors'])
-def test_refusals_are_clear_and_leave_nothing(hub: HubServer, waits: list[float], where: str) -> None:
+def test_refusals_are_clear_and_leave_nothing(hub, waits, where):
     sha = hub.put(NAME, FILES)
     for status, headers, message in REFUSALS:
         hub.fail(where, status, headers=headers)
@@ -144,7 +144,7 @@ def test_refusals_are_clear_and_leave_nothing(hub: HubServer, waits: list[float]
     assert contents(fetch(NAME, WANTED)) == {name: FILES[name] for name in WANTED}
 
 
-def test_what_does_not_exist(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_exist(hub, monkeypatch):
     hub.put(NAME, FILES, private=True)
     for source, message in (('someone/nothing', r'no someone/nothing on .* \(404\)'), (f'{NAME}@v9', 'no such rev')):
         with pytest.raises(FetchError, match=message):
@@ -159,7 +159,7 @@ def test_what_does_not_exist(hub: HubServer, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize('token', ['hf_secret\nX-Header: 1', 'hf_secrét'])
-def test_impossible_tokens_are_refused_and_not_shown(hub: HubServer, token: str) -> None:
+def test_impossible_tokens_are_refused_and_not_shown(hub, token):
     with pytest.raises(FetchError, match=r'The token contains .*; log in') as error:
         fetch(NAME, WANTED, token=token)
     assert 'hf_sec' not in str(error.value)
@@ -170,9 +170,7 @@ def test_impossible_tokens_are_refused_and_not_shown(hub: HubServer, token: str)
     ('limit', 'match', 'after'),
     [('HF_HUB_ETAG_TIMEOUT', 'GET /api/models/', None), ('HF_HUB_DOWNLOAD_TIMEOUT', 'GET .*model.safetensors', 1000)],
 )
-def test_timeouts(
-    hub: HubServer, waits: list[float], monkeypatch: pytest.MonkeyPatch, limit: str, match: str, after: int | None
-) -> None:
+def test_timeouts(hub, waits, monkeypatch, limit, match, after):
     hub.put(NAME, FILES)
     hub.slow(match, 30, after=after)
     monkeypatch.setattr(constants, limit, 0.5)
@@ -182,7 +180,7 @@ def test_timeouts(
     assert_nothing_usable()
 
 
-def test_what_is_no_hub(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_hub(hub, monkeypatch):
     hub.fail('GET /api/models/', 200, body=b'<html>Please log in</html>')
     with pytest.raises(FetchError, match=r'does not answer as a Hub.*Check HF_ENDPOINT'):
         fetch(NAME, WANTED)
@@ -192,7 +190,7 @@ def test_what_is_no_hub(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None
         fetch(NAME, WANTED)
 
 
-def test_offline(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline(hub, monkeypatch):
     hub.put(NAME, FILES, tag='v1')
     with pytest.raises(FetchError, match=r'Run `timm-p2be pull someone/table` while online, or use a local folder'):
         fetch(NAME, WANTED, local_files_only=True)
@@ -214,9 +212,7 @@ def test_offline(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(hub.requests) == count
 
 
-def test_a_hub_out_of_order_leaves_the_cache(
-    hub: HubServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_hub_out_of_order_leaves_the_cache(hub, monkeypatch, caplog):
     hub.put(NAME, FILES)
     where = fetch(NAME, WANTED)
     hub.put(NAME, {'config.json': b'new'})
@@ -232,7 +228,7 @@ def test_a_hub_out_of_order_leaves_the_cache(
         fetch(NAME, WANTED)
 
 
-def test_cut_downloads(hub: HubServer, waits: list[float]) -> None:
+def test_cut_downloads(hub, waits):
     hub.put(NAME, FILES)
     hub.truncate('GET .*model.safetensors', 1000, times=1)
     hub.truncate('GET .*model.safetensors', 0)
@@ -250,7 +246,7 @@ def test_cut_downloads(hub: HubServer, waits: list[float]) -> None:
     assert (fetch(NAME, WANTED) / 'model.safetensors').read_bytes() == WEIGHTS  # resumed where it broke off
 
 
-def test_large_files_are_refused_before_the_download(hub: HubServer, folder: Path) -> None:
+def test_large_files_are_refused_before_the_download(hub, folder):
     sha = hub.put(NAME, FILES)
     message = rf'has {len(WEIGHTS)} bytes .*at most {LIMIT} are accepted'
     for names, optional in ((WANTED, ()), (WANTED[:1], WANTED)):
@@ -263,7 +259,7 @@ def test_large_files_are_refused_before_the_download(hub: HubServer, folder: Pat
             fetch(source, WANTED, max_bytes=LIMIT)
 
 
-def test_a_size_that_is_not_told_is_limited_while_it_comes(hub: HubServer) -> None:
+def test_a_size_that_is_not_told_is_limited_while_it_comes(hub):
     sha = hub.put(NAME, FILES)
     listed = json.dumps({'id': NAME, 'sha': sha, 'siblings': [{'rfilename': name} for name in FILES]}).encode()
     hub.fail('GET /api/models/', 200, body=listed)
@@ -273,7 +269,7 @@ def test_a_size_that_is_not_told_is_limited_while_it_comes(hub: HubServer) -> No
     assert fetch(NAME, WANTED, max_bytes=len(WEIGHTS))
 
 
-def test_the_cache(hub: HubServer, tmp_path: Path) -> None:
+def test_the_cache(hub, tmp_path):
     hub.put(NAME, FILES)
     (tmp_path / 'file').touch()
     with pytest.raises(FetchError, match=r'someone/table: .*make room there, or name another cache with HF_HOME'):
@@ -283,7 +279,7 @@ def test_the_cache(hub: HubServer, tmp_path: Path) -> None:
     assert_nothing_usable()
 
 
-def test_a_killed_download_is_never_taken_for_whole(hub: HubServer, tmp_path: Path) -> None:
+def test_a_killed_download_is_never_taken_for_whole(hub, tmp_path):
     weights = bytes(22 * 2**20)  # the client writes pieces of 10 MiB
     sha = hub.put(NAME, {**FILES, 'model.safetensors': weights})
     hub.slow('GET .*model.safetensors', 60, after=12 * 2**20, times=1)
@@ -300,7 +296,7 @@ def test_a_killed_download_is_never_taken_for_whole(hub: HubServer, tmp_path: Pa
     assert contents(where) == {'config.json': FILES['config.json'], 'model.safetensors': weights}
 
 
-def test_local_folders(hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_folders(hub, folder, monkeypatch):
     for source in (folder, str(folder), f'local-dir:{folder}'):
         assert fetch(source, WANTED, optional=['results.json']) == folder
     assert resolved_commit(folder) is None
@@ -321,9 +317,7 @@ def test_local_folders(hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyP
     assert not hub.requests
 
 
-def test_a_folder_goes_before_a_repository_if_it_has_a_config(
-    hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_goes_before_a_repository_if_it_has_a_config(hub, folder, monkeypatch):
     sha = hub.put(NAME, FILES)
     monkeypatch.chdir(folder.parent)
     Path('someone').mkdir()
@@ -336,7 +330,7 @@ def test_a_folder_goes_before_a_repository_if_it_has_a_config(
         fetch(f'local-dir:{NAME}', WANTED)
 
 
-def test_links_that_leave_a_folder_are_refused(hub: HubServer, folder: Path, tmp_path: Path) -> None:
+def test_links_that_leave_a_folder_are_refused(hub, folder, tmp_path):
     secret = tmp_path / 'secret'
     secret.write_bytes(b'secret')
     config = folder / 'config.json'

@@ -4,14 +4,12 @@ import json
 import logging
 import shutil
 from pathlib import Path
-from typing import Any
 
 import published
 import pytest
 import timm
 import torch
 import yaml
-from hub_server import HubServer
 from runs import OPEN_FILES, VIEWS, assert_same_state, build, checkpoint, command
 from timm.models import list_models, model_entrypoint, save_for_hf
 from torch import Tensor, nn
@@ -66,7 +64,7 @@ def saved_table(path: Path, key: str = 'state_dict') -> Tensor:
 @pytest.mark.parametrize(
     'name', ['encoded', *(n if n.startswith('wrn10') else pytest.param(n, marks=pytest.mark.slow) for n in LEARNED)]
 )
-def test_every_learned_model_takes_a_table(table: Path, name: str) -> None:
+def test_every_learned_model_takes_a_table(table, name):
     backbone = {'backbone': 'resnet10t'} if name == 'encoded' else {}
     model = timm.create_model(name, embedding=str(table), freeze_embedding=True, **backbone)
     embedding = find_embedding(model)
@@ -77,7 +75,7 @@ def test_every_learned_model_takes_a_table(table: Path, name: str) -> None:
     assert latents(timm.create_model(name, embedding=str(table), num_bits=BITS, **backbone)).requires_grad
 
 
-def test_the_rest_of_the_network_starts_as_without_a_table(table: Path) -> None:
+def test_the_rest_of_the_network_starts_as_without_a_table(table):
     states = []
     for kwargs in ({'embedding': str(table)}, {'num_bits': BITS}):
         torch.manual_seed(0)
@@ -86,7 +84,7 @@ def test_the_rest_of_the_network_starts_as_without_a_table(table: Path) -> None:
     assert differing == {'conv1.embedding.weight'}
 
 
-def test_hub_table_is_fetched_once_and_pinned(hub: HubServer, tmp_path: Path) -> None:
+def test_hub_table_is_fetched_once_and_pinned(hub, tmp_path):
     hub.put(ID, published.embedding(tmp_path / 'one', BITS), tag='v1')
     hub.put(ID, published.embedding(tmp_path / 'two', 8, seed=1))
     for _ in range(2):
@@ -108,27 +106,27 @@ def test_hub_table_is_fetched_once_and_pinned(hub: HubServer, tmp_path: Path) ->
         ('wrn10_2_p2be', {'pretrained': True}, 'whose weights bring their own table. Leave out embedding'),
     ],
 )
-def test_bad_arguments(table: Path, name: str, kwargs: dict[str, Any], message: str) -> None:
+def test_bad_arguments(table, name, kwargs, message):
     with pytest.raises(ValueError, match=message):
         timm.create_model(name, embedding=str(table), **kwargs)
 
 
 @pytest.mark.parametrize('embedding', ['', True, 3, b'table'])
-def test_what_is_no_name_is_refused(embedding: Any, table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_name_is_refused(embedding, table, monkeypatch):
     monkeypatch.chdir(table)  # '' is not the current folder
     with pytest.raises(ValueError, match=r"Got embedding=.*; write the path of a folder, 'org/name\[@revision\]'"):
         timm.create_model('wrn10_2_p2be', embedding=embedding)
     assert same_bytes(latents(timm.create_model('wrn10_2_p2be', embedding=table)), published.latents(BITS))
 
 
-def test_fixed_table_is_refused(tmp_path: Path) -> None:
+def test_fixed_table_is_refused(tmp_path):
     published.embedding(tmp_path / 'table', 8, encoding='onehot')
     with pytest.raises(ValueError, match='holds a fixed onehot table; a p2be model takes a p2be table'):
         timm.create_model('wrn10_2_p2be', embedding=str(tmp_path / 'table'))
 
 
 @pytest.mark.parametrize('features_only', [False, True])
-def test_saved_model_does_not_need_its_table(hub: HubServer, tmp_path: Path, features_only: bool) -> None:
+def test_saved_model_does_not_need_its_table(hub, tmp_path, features_only):
     """timm records `embedding` among the model's arguments; with the weights it is never fetched again."""
     hub.put(ID, published.embedding(tmp_path / 'table', BITS))
     model = timm.create_model('encoded', backbone='wrn10_2', embedding=ID, freeze_embedding=True)
@@ -149,7 +147,7 @@ def test_saved_model_does_not_need_its_table(hub: HubServer, tmp_path: Path, fea
 # training
 
 
-def test_frozen_table_does_not_move(data: Path, frozen: Path, output: Path) -> None:
+def test_frozen_table_does_not_move(data, frozen, output):
     """Through weight decay, moving average, half precision, views and a resumed run, which need not name it again."""
     resumed = ('--resume', str(frozen / 'checkpoint-0.pth.tar'))
     assert train.main(command(data, output, *FROZEN, *resumed, model=NET)) == 0
@@ -161,14 +159,7 @@ def test_frozen_table_does_not_move(data: Path, frozen: Path, output: Path) -> N
     assert sum(len(group['params']) for group in state['optimizer']['param_groups']) == len(names) - 1
 
 
-def test_run_records_the_commit_and_repeats_it(
-    hub: HubServer,
-    data: Path,
-    output: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_run_records_the_commit_and_repeats_it(hub, data, output, tmp_path, monkeypatch, capsys):
     """From args.yaml the same table comes again, even after the branch has moved on; --resume asks nobody."""
     first = hub.put(ID, published.embedding(tmp_path / 'one', BITS))
     monkeypatch.setattr(logging.root, 'handlers', [])  # as in a process of its own
@@ -206,7 +197,7 @@ def test_run_records_the_commit_and_repeats_it(
     assert same_bytes(latents(model), published.latents(BITS))
 
 
-def test_resume_when_the_folder_is_gone(data: Path, table: Path, output: Path, tmp_path: Path) -> None:
+def test_resume_when_the_folder_is_gone(data, table, output, tmp_path):
     """A table that is trained on: the checkpoint's, not the published one."""
     copy = shutil.copytree(table, tmp_path / 'table')
     flags = ('--p2be-embedding', str(copy), '--p2be-lr', '0.01', '--epochs', '2')
@@ -219,7 +210,7 @@ def test_resume_when_the_folder_is_gone(data: Path, table: Path, output: Path, t
     assert_same_state(output / 'last.pth.tar', parts / 'last.pth.tar')
 
 
-def test_model_kwargs_say_the_same(data: Path, table: Path, output: Path) -> None:
+def test_model_kwargs_say_the_same(data, table, output):
     """As timm's own train.py has them; here they become the flags, with all that follows from these."""
     run = build(*command(data, output, model=(*NET, f'embedding={table}', 'freeze_embedding=True')))
     assert (run.args.p2be_embedding, run.args.p2be_freeze) == (str(table), True)
@@ -228,7 +219,7 @@ def test_model_kwargs_say_the_same(data: Path, table: Path, output: Path) -> Non
     assert run.args.p2be_smoothness is None
 
 
-def test_a_name_that_is_a_table_says_the_same(data: Path, output: Path) -> None:
+def test_a_name_that_is_a_table_says_the_same(data, output):
     """Its table is loaded and frozen, whatever start the recipe has, and may be trained on if the command says so."""
     model = ('--img-size', '32', '--model', 'wrn10_2_p2be.table_m64_digits', '--pretrained')
     shipped = PixelEmbedding.from_pretrained(ROOT / 'hub_cards' / 'p2be-m64-digits').weight
@@ -243,9 +234,7 @@ def test_a_name_that_is_a_table_says_the_same(data: Path, output: Path) -> None:
     assert latents(run.task.trainable_module).requires_grad
 
 
-def test_frozen_random_table_is_an_ablation_that_is_logged(
-    data: Path, output: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_frozen_random_table_is_an_ablation_that_is_logged(data, output, caplog):
     with caplog.at_level(logging.INFO):
         run = build(*command(data, output, '--p2be-freeze', '--p2be-init', 'thermometer', model=NET))
     assert 0.4 < latents(run.task.trainable_module).abs().mean() < 0.6
@@ -253,9 +242,7 @@ def test_frozen_random_table_is_an_ablation_that_is_logged(
     assert (run.args.p2be_init, run.args.p2be_lr) == ('thermometer', None)
 
 
-def test_recipe_gives_way(
-    data: Path, table: Path, output: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_recipe_gives_way(data, table, output, tmp_path, caplog):
     """To the model, which may have no table; to the command line: test_arguments.py."""
     recipe = tmp_path / 'recipe.yaml'
     recipe.write_text(f'p2be_embedding: {table}\np2be_freeze: true\n')
@@ -267,9 +254,7 @@ def test_recipe_gives_way(
     assert why in caplog.messages
 
 
-def test_saved_models_are_known_by_their_config(
-    data: Path, table: Path, output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_saved_models_are_known_by_their_config(data, table, output, tmp_path, capsys):
     """Their architecture, and whether they were saved frozen."""
     for name, kwargs in (('wrn10_2_p2be', {'freeze_embedding': True}), ('wrn10_2', {})):
         save_for_hf(timm.create_model(name, **kwargs), tmp_path / name, safe_serialization=True)
@@ -292,24 +277,14 @@ ERRORS = [
 
 
 @pytest.mark.parametrize(('model', 'flags', 'message'), ERRORS)
-def test_errors_come_before_anything_is_written(
-    data: Path,
-    table: Path,
-    output: Path,
-    capsys: pytest.CaptureFixture[str],
-    model: tuple[str, ...],
-    flags: tuple[str, ...],
-    message: str,
-) -> None:
+def test_errors_come_before_anything_is_written(data, table, output, capsys, model, flags, message):
     words = [flag.format(table=table) for flag in flags]
     assert train.main(command(data, output, *words, model=model)) == 2
     assert message in capsys.readouterr().err
     assert not output.parent.exists()
 
 
-def test_resume_with_another_table_is_refused(
-    data: Path, table: Path, frozen: Path, straight: Path, output: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_resume_with_another_table_is_refused(data, table, frozen, straight, output, capsys):
     source, fresh = ('--p2be-embedding', str(table)), straight
     for run, flags, message in (
         (frozen, ('--p2be-embedding', 'a/b', '--p2be-freeze'), f'started from {table}. Leave the flag as it was.'),

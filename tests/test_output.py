@@ -21,8 +21,6 @@ from timm_p2be.training.epoch import Trainer
 from timm_p2be.training.output import OutputFolder
 
 pytestmark = OPEN_FILES
-Patch = pytest.MonkeyPatch
-Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
@@ -35,7 +33,7 @@ def ages(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
 
 
-def test_a_run_does_not_overwrite_another(data: Path, straight: Path, copy: Path, capsys: Capture) -> None:
+def test_a_run_does_not_overwrite_another(data, straight, copy, capsys):
     before = ages(copy)
     for flags in ((), ('--resume', str(straight / 'last.pth.tar'))):
         assert train.main(command(data, copy, *WHOLE, *flags)) == 2
@@ -48,7 +46,7 @@ def test_a_run_does_not_overwrite_another(data: Path, straight: Path, copy: Path
     assert ages(copy) == before
 
 
-def test_overwrite_starts_anew(data: Path, copy: Path) -> None:
+def test_overwrite_starts_anew(data, copy):
     (copy / 'mine.txt').write_text('kept')
     assert train.main(command(data, copy, '--overwrite', '--epochs', '1')) == 0
     names = {f'{name}.pth.tar' for name in ('last', 'model_best', 'checkpoint-0')}
@@ -67,9 +65,7 @@ def hold(folder: Path, told: Connection) -> None:
 
 
 @pytest.mark.filterwarnings('ignore:This process .* is multi-threaded:DeprecationWarning')  # from Python 3.12 on
-def test_the_lock_keeps_others_out_until_its_process_is_gone(
-    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: Capture
-) -> None:
+def test_the_lock_keeps_others_out_until_its_process_is_gone(data, tmp_path, caplog, capsys):
     output, fork = tmp_path / 'run', multiprocessing.get_context('fork')
     told, tells = fork.Pipe()
     holder = fork.Process(target=hold, args=(output, tells))
@@ -89,7 +85,7 @@ def test_the_lock_keeps_others_out_until_its_process_is_gone(
     assert not (output / 'run.lock').exists()
 
 
-def test_a_removed_lock_is_not_taken_for_ones_own(tmp_path: Path) -> None:
+def test_a_removed_lock_is_not_taken_for_ones_own(tmp_path):
     first = OutputFolder(tmp_path)
     (tmp_path / 'run.lock').unlink()
     second = OutputFolder(tmp_path)
@@ -101,9 +97,7 @@ def test_a_removed_lock_is_not_taken_for_ones_own(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_auto_starts_where_nothing_is_and_goes_on_where_something_is(
-    data: Path, straight: Path, tmp_path: Path, monkeypatch: Patch
-) -> None:
+def test_auto_starts_where_nothing_is_and_goes_on_where_something_is(data, straight, tmp_path, monkeypatch):
     output = tmp_path / 'run'
     words = command(data, output, *WHOLE, '--resume', 'auto')
     at_call(monkeypatch, Trainer, '_batch', 5, lambda: signal.raise_signal(signal.SIGTERM))
@@ -135,9 +129,7 @@ def poison(path: Path) -> None:
     ('damage', 'why'),
     [(flip, 'its sha256 is not'), (cut, 'its sha256 is not'), (poison, 'state_dict/fc.bias is not finite')],
 )
-def test_a_damaged_file_is_passed_over(
-    data: Path, straight: Path, copy: Path, caplog: pytest.LogCaptureFixture, capsys: Capture, damage: Any, why: str
-) -> None:
+def test_a_damaged_file_is_passed_over(data, straight, copy, caplog, capsys, damage, why):
     for name in ('last', 'checkpoint-1', 'recovery-1-2'):
         path = copy / f'{name}.pth.tar'
         age = path.stat()
@@ -156,7 +148,7 @@ def test_a_damaged_file_is_passed_over(
     assert_same_state(straight / 'last.pth.tar', copy / 'last.pth.tar')
 
 
-def test_auto_does_not_start_over_what_it_cannot_read(data: Path, copy: Path, capsys: Capture) -> None:
+def test_auto_does_not_start_over_what_it_cannot_read(data, copy, capsys):
     for path in copy.glob('*.pth.tar'):
         path.write_bytes(b'')
     before = ages(copy)
@@ -176,16 +168,14 @@ def test_auto_does_not_start_over_what_it_cannot_read(data: Path, copy: Path, ca
     ],
     ids=str,
 )
-def test_flags_that_cannot_be_meant(flags: tuple[str, ...], words: str, capsys: Capture) -> None:
+def test_flags_that_cannot_be_meant(flags, words, capsys):
     with pytest.raises(SystemExit) as stop:
         parse_args(['--data-dir', 'x', *flags])
     assert stop.value.code == 2
     assert words in capsys.readouterr().err
 
 
-def test_a_full_disk_has_an_exit_code_of_its_own(
-    data: Path, straight: Path, tmp_path: Path, capsys: Capture, monkeypatch: Patch
-) -> None:
+def test_a_full_disk_has_an_exit_code_of_its_own(data, straight, tmp_path, capsys, monkeypatch):
     """A limit on the size of files stands for it."""
     output = tmp_path / 'run'
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -205,9 +195,7 @@ def test_a_full_disk_has_an_exit_code_of_its_own(
 
 
 @pytest.mark.parametrize('interval', ['1', '0'])
-def test_a_removed_folder_is_not_made_again(
-    data: Path, tmp_path: Path, capsys: Capture, monkeypatch: Patch, interval: str
-) -> None:
+def test_a_removed_folder_is_not_made_again(data, tmp_path, capsys, monkeypatch, interval):
     output = tmp_path / 'run'
     at_call(monkeypatch, Trainer, '_batch', 2, lambda: shutil.rmtree(output))
     assert train.main(command(data, output, '--recovery-interval', interval)) == 74
@@ -215,7 +203,7 @@ def test_a_removed_folder_is_not_made_again(
     assert not output.exists()
 
 
-def test_recovery_by_the_clock(data: Path, tmp_path: Path) -> None:
+def test_recovery_by_the_clock(data, tmp_path):
     for minutes, names in (('1e-9', ['recovery-0-1.pth.tar', 'recovery-0-2.pth.tar']), ('60', [])):
         output = tmp_path / minutes
         assert train.main(command(data, output, '--recovery-minutes', minutes)) == 0

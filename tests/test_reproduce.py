@@ -5,7 +5,6 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from timm_p2be.robustness.corruptions import CORRUPTIONS
 from timm_p2be.training.arguments import parse_args
 from timm_p2be.training.run import main as train
 
-Said = Callable[..., str]
 pytestmark = OPEN_FILES
 SHIPPED = sorted(TABLES.glob('*.yaml'))
 TINY = ' '.join(['--img-size 32 --opt sgdp2be --lr 0.05', *SHORT, *CPU, '--model encoded --model-kwargs'])
@@ -70,7 +68,7 @@ def _corrupted(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize('path', SHIPPED, ids=lambda path: path.stem)
-def test_shipped_grids_are_accepted_by_train_py(path: Path) -> None:
+def test_shipped_grids_are_accepted_by_train_py(path):
     for budget in ('minutes', 'hours', 'paper'):
         grid = read_grid(path, budget, {'data_dir': 'data'}, embedding=None, seeds=[1])  # a plan needs no table
         running.check(grid)
@@ -81,13 +79,13 @@ def test_shipped_grids_are_accepted_by_train_py(path: Path) -> None:
             assert all('RGB' in cell for cell in cells - grid.printed.keys())
 
 
-def test_printed_figures_agree_with_each_other() -> None:
+def test_printed_figures_agree_with_each_other():
     """The paper's mCE is the mean of its 15 columns, up to rounding and one misprint (docs/protocol.md)."""
     for cell in read_grid(TABLES / 'III.yaml', 'paper').printed.values():
         assert float(cell['mce']) == pytest.approx(np.mean([float(cell[name]) for name in CORRUPTIONS]), abs=0.3)
 
 
-def test_table_two_of_the_paper_is_sixty_commands(printed: Said) -> None:
+def test_table_two_of_the_paper_is_sixty_commands(printed):
     words = ('--table', 'II', '--budget', 'paper', '--print-commands', '--output', 'out')
     lines = printed('reproduce', *words).splitlines()
     assert len(lines) == len(set(lines)) == 60
@@ -116,7 +114,7 @@ def test_table_two_of_the_paper_is_sixty_commands(printed: Said) -> None:
         ({'flags': '--p2be-embedding {embedding} {seed} {encoding}'}, 'name it by --embedding'),
     ],
 )
-def test_bad_grids(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+def test_bad_grids(changes, words, tmp_path):
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         read_grid(_file(tmp_path, **changes))
     assert not [word for word in words.split() if word not in str(caught.value)], caught.value
@@ -134,16 +132,14 @@ def test_bad_grids(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
         ('--embedding hub_cards/p2be-m64-digits', 'leave out --embedding hub_cards/p2be-m64-digits'),
     ],
 )
-def test_wrong_usage_exits_2(
-    flags: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Said
-) -> None:
+def test_wrong_usage_exits_2(flags, message, tmp_path, monkeypatch, refused):
     monkeypatch.chdir(Path(__file__).parents[1])
     output = tmp_path / 'out'
     assert message in refused('reproduce', '--grid', _file(tmp_path), '--output', output, *shlex.split(flags))
     assert not (tmp_path / 'out').exists()
 
 
-def test_flags_that_train_py_refuses_are_found_before_the_first_run(tmp_path: Path) -> None:
+def test_flags_that_train_py_refuses_are_found_before_the_first_run(tmp_path):
     grid = read_grid(_file(tmp_path, flags='--hflop {seed} {encoding}'))
     with pytest.raises(ValueError, match=r'Run One_hot-1: train\.py refuses'):
         running.check(grid)
@@ -152,7 +148,7 @@ def test_flags_that_train_py_refuses_are_found_before_the_first_run(tmp_path: Pa
         running.check(grid)
 
 
-def test_other_data_take_the_place_of_the_tables() -> None:
+def test_other_data_take_the_place_of_the_tables():
     data = {'dataset': 'hfds/folder', 'val_split': 'test', 'num_classes': 10}
     grid = read_grid(TABLES / 'VII.yaml', 'paper', data, embedding='a/b')
     assert grid.scale == 'folder instead of CIFAR-10 and CIFAR-100'
@@ -163,7 +159,7 @@ def test_other_data_take_the_place_of_the_tables() -> None:
     assert read_grid(TABLES / 'VII.yaml', 'paper', {'data_dir': 'elsewhere'}, embedding='a/b').scale == ''
 
 
-def test_a_grid_becomes_a_page(tmp_path: Path, printed: Said, refused: Said) -> None:
+def test_a_grid_becomes_a_page(tmp_path, printed, refused):
     """One run was made by its printed command, and is kept; another grid does not mix with them."""
     path, output = _file(tmp_path), tmp_path / 'out'
     data = str(write_images(tmp_path / 'data'))
@@ -195,7 +191,7 @@ def test_a_grid_becomes_a_page(tmp_path: Path, printed: Said, refused: Said) -> 
     assert f'holds another grid ({changes}' in refused(*words, '--budget', 'paper', '--limit', '3')
 
 
-def test_ours_stand_beside_the_papers(tmp_path: Path) -> None:
+def test_ours_stand_beside_the_papers(tmp_path):
     grid = read_grid(TABLES / 'II.yaml', 'paper')
     outcomes = [
         {**run.cell, 'state': 'finished', 'figures': {'clean': 20.0 + int(run.cell['seed']), 'corrupted': 30.0}}
@@ -214,9 +210,7 @@ def test_ours_stand_beside_the_papers(tmp_path: Path) -> None:
     assert verdicts == [REPRODUCED] * 3 + [UNDECIDED] * 2 + [REPRODUCED, UNDECIDED]  # the sixth allows a point
 
 
-def test_a_run_that_another_process_makes_is_left_to_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_that_another_process_makes_is_left_to_it(tmp_path, monkeypatch, capsys):
     """And one that diverges is listed, and in no mean."""
     monkeypatch.setattr(running, 'train', lambda words: 1)
     grid = read_grid(_file(tmp_path), 'small', {'data_dir': 'data'})
@@ -234,7 +228,7 @@ def test_a_run_that_another_process_makes_is_left_to_it(
     assert 'Diverged, and in no mean: One-hot-1, P2BE-1.' in (output / 'report.md').read_text()
 
 
-def test_ranks_are_processes_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_are_processes_of_their_own(monkeypatch):
     for name in ('WORLD_SIZE', 'SLURM_NTASKS'):
         monkeypatch.setenv(name, '4')
     running.leave_ranks()
@@ -252,7 +246,7 @@ def _paired(outcomes: list[dict[str, Any]], **where: str) -> Difference | None:
     return paired(outcomes, ('network', 'encoding', 'seed'), 'encoding', 'p', 'r', 'clean', where)
 
 
-def test_differences_are_paired_by_seed() -> None:
+def test_differences_are_paired_by_seed():
     rows = [('w', 'r', '1', 10.0), ('w', 'p', '1', 9.0), ('w', 'r', '2', 20.0), ('w', 'p', '2', 17.0)]
     rows += [('w', 'r', '3', 30.0), ('w', 'p', '3', 28.0)]
     found = _paired(_outcomes(*rows))
@@ -261,7 +255,7 @@ def test_differences_are_paired_by_seed() -> None:
     assert _paired(_outcomes(*rows[:2])) == (-1.0, None, None, 1)
 
 
-def test_a_seed_that_lacks_a_pair_is_left_out() -> None:
+def test_a_seed_that_lacks_a_pair_is_left_out():
     """A seed counts by the mean over its networks."""
     rows: list[tuple[str, str, str, float | None]] = [
         (network, encoding, seed, 10.0 - (encoding == 'p') * (2 if network == 'w' else 4))
@@ -283,7 +277,7 @@ def test_a_seed_that_lacks_a_pair_is_left_out() -> None:
         (None, None, 0.0, UNDECIDED),
     ],
 )
-def test_the_interval_decides(low: float | None, high: float | None, within: float, verdict: str) -> None:
+def test_the_interval_decides(low, high, within, verdict):
     claim = Claim('', '', 'p', 'r', 'clean', within)
     assert decide(claim, Difference(-1.0, low, high, 3)) == verdict
 
@@ -292,7 +286,7 @@ def _numbers(grid: Grid) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in planning.plan(grid).rows}
 
 
-def test_a_plan_adds_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_adds_up(tmp_path, monkeypatch):
     monkeypatch.setattr(planning, 'measure', lambda run, seconds: planning.Speed(3.6, 0.36, 0.72))
     changes = {'axes': {**_content()['axes'], 'seed': [1, 2, 3]}}
     plan = _numbers(read_grid(_file(tmp_path, **changes), 'small', {'data_dir': 'data'}))
@@ -302,6 +296,6 @@ def test_a_plan_adds_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert plan['all'] == ['6', '6,000', '-', '-', f'{6 * hours:.3f}']
 
 
-def test_speed_is_measured_on_synthetic_batches(tmp_path: Path) -> None:
+def test_speed_is_measured_on_synthetic_batches(tmp_path):
     grid = read_grid(_file(tmp_path), 'small', {'data_dir': str(tmp_path / 'nowhere')})
     assert all(0 < seconds < 60 for seconds in planning.measure(grid.runs[1], 0.0))

@@ -4,7 +4,6 @@ import argparse
 import logging
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -23,9 +22,6 @@ from runs import (
 
 from timm_p2be.training import run as train
 from timm_p2be.training.checkpoints import _EPOCH_SETTINGS, Position, fit_position
-
-Capture = pytest.CaptureFixture[str]
-Log = pytest.LogCaptureFixture
 
 pytestmark = OPEN_FILES
 TWO_EPOCHS = (*VIEWS, '--epochs', '2')
@@ -56,7 +52,7 @@ def in_two_parts(data: Path, output: Path, *flags: str) -> None:
         '--opt adamwp2be --p2be-sched follow --warmup-epochs 1 --grad-accum-steps 2 --sched step --decay-epochs 1',
     ],
 )
-def test_after_an_epoch(data: Path, tmp_path: Path, flags: str) -> None:
+def test_after_an_epoch(data, tmp_path, flags):
     whole, parts = tmp_path / 'whole', tmp_path / 'parts'
     assert train.main(command(data, whole, *TWO_EPOCHS, *flags.split())) == 0
     in_two_parts(data, parts, *TWO_EPOCHS, *flags.split())
@@ -68,7 +64,7 @@ def test_after_an_epoch(data: Path, tmp_path: Path, flags: str) -> None:
 
 
 @pytest.mark.parametrize(('name', 'update'), [('recovery-1-1', 2), ('recovery-1-2', 3)])
-def test_inside_an_epoch(data: Path, straight: Path, tmp_path: Path, name: str, update: int) -> None:
+def test_inside_an_epoch(data, straight, tmp_path, name, update):
     """After two of its three updates, and after the last, where only validation is left; the file says which."""
     copy, output = copied(straight, tmp_path, f'{name}.pth.tar'), tmp_path / 'run'
     assert checkpoint(Path(copy))['args'].position['update'] == update
@@ -78,7 +74,7 @@ def test_inside_an_epoch(data: Path, straight: Path, tmp_path: Path, name: str, 
     assert summary(straight)[1:] == summary(output)
 
 
-def test_inside_an_epoch_of_accumulated_batches(data: Path, tmp_path: Path) -> None:
+def test_inside_an_epoch_of_accumulated_batches(data, tmp_path):
     """After the first of two updates, which took two of the three batches."""
     flags, whole = ('--grad-accum-steps', '2', '--recovery-interval', '1'), tmp_path / 'whole'
     assert train.main(command(data, whole, *flags)) == 0
@@ -87,7 +83,7 @@ def test_inside_an_epoch_of_accumulated_batches(data: Path, tmp_path: Path) -> N
     assert_same_state(whole / 'last.pth.tar', tmp_path / 'run' / 'last.pth.tar')
 
 
-def test_into_the_same_folder_history_goes_on(data: Path, straight: Path, tmp_path: Path) -> None:
+def test_into_the_same_folder_history_goes_on(data, straight, tmp_path):
     """Back to the first epoch: rows after it are written anew."""
     output = shutil.copytree(straight, tmp_path / 'run')
     assert train.main(command(data, output, *WHOLE, '--resume', str(output / 'checkpoint-0.pth.tar'))) == 0
@@ -97,7 +93,7 @@ def test_into_the_same_folder_history_goes_on(data: Path, straight: Path, tmp_pa
     assert (output / 'summary.csv').read_text().count('epoch') == 1
 
 
-def test_no_resume_opt_starts_the_optimizer_afresh(data: Path, straight: Path, tmp_path: Path) -> None:
+def test_no_resume_opt_starts_the_optimizer_afresh(data, straight, tmp_path):
     path = str(straight / 'checkpoint-0.pth.tar')
     flags = ['--epochs', '2', '--resume', path, '--lr', '0.01']
     assert train.main(command(data, tmp_path / 'run', *flags)) == 2
@@ -106,14 +102,14 @@ def test_no_resume_opt_starts_the_optimizer_afresh(data: Path, straight: Path, t
     assert group['initial_lr'] == 0.01
 
 
-def test_a_finished_run_has_nothing_to_do(data: Path, straight: Path, tmp_path: Path, caplog: Log) -> None:
+def test_a_finished_run_has_nothing_to_do(data, straight, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         words = command(data, tmp_path / 'run', *TWO_EPOCHS, '--resume', str(straight / 'last.pth.tar'))
         assert train.main(words) == 0
     assert any('Nothing to do: --epochs 2 are done already' in message for message in caplog.messages)
 
 
-def test_ema_from_a_checkpoint_without_one(data: Path, straight: Path, tmp_path: Path) -> None:
+def test_ema_from_a_checkpoint_without_one(data, straight, tmp_path):
     path = str(straight / 'last.pth.tar')
     words = command(data, tmp_path / 'run', *VIEWS, '--epochs', '3', '--model-ema', '--resume', path)
     assert train.main(words) == 0
@@ -122,7 +118,7 @@ def test_ema_from_a_checkpoint_without_one(data: Path, straight: Path, tmp_path:
     torch.testing.assert_close(average['fc.weight'], start['fc.weight'], rtol=0, atol=1e-2)
 
 
-def test_a_file_deletes_no_other(data: Path, straight: Path, tmp_path: Path) -> None:
+def test_a_file_deletes_no_other(data, straight, tmp_path):
     """timm's saver joins its folder and the names in a checkpoint's history, and removes what is no longer ranked."""
     victim, output = tmp_path / 'victim.txt', tmp_path / 'out' / 'run'
     victim.write_text('mine')
@@ -158,9 +154,7 @@ def copied(straight: Path, folder: Path, name: str) -> str:
         (('--train-split', 'validation', '--batch-size', '2'), "--train-split validation, was 'train'"),
     ],
 )
-def test_inside_an_epoch_nothing_changes_which_images_come(
-    data: Path, straight: Path, tmp_path: Path, capsys: Capture, flags: tuple[str, ...], words: str
-) -> None:
+def test_inside_an_epoch_nothing_changes_which_images_come(data, straight, tmp_path, capsys, flags, words):
     inside = copied(straight, tmp_path, 'recovery-1-1.pth.tar')
     assert train.main(command(data, tmp_path / 'run', *TWO_EPOCHS, *flags, '--resume', inside)) == 2
     said = capsys.readouterr().err
@@ -170,7 +164,7 @@ def test_inside_an_epoch_nothing_changes_which_images_come(
     assert not (tmp_path / 'run').exists()
 
 
-def test_other_data_is_told_by_the_number_of_updates(straight: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_other_data_is_told_by_the_number_of_updates(straight, tmp_path, capsys):
     more = write_images(tmp_path / 'images', training=32)
     inside = copied(straight, tmp_path, 'recovery-1-1.pth.tar')
     assert train.main(command(more, tmp_path / 'run', *TWO_EPOCHS, '--resume', inside)) == 2
@@ -178,7 +172,7 @@ def test_other_data_is_told_by_the_number_of_updates(straight: Path, tmp_path: P
 
 
 @pytest.mark.parametrize('name', ['checkpoint-0', 'recovery-1-2'])
-def test_between_epochs_settings_may_change(data: Path, straight: Path, tmp_path: Path, caplog: Log, name: str) -> None:
+def test_between_epochs_settings_may_change(data, straight, tmp_path, caplog, name):
     """Also in validation, when all updates of an epoch are done: none is made a second time."""
     path = copied(straight, tmp_path, f'{name}.pth.tar')
     flags = ('--batch-size', '4', '--seed', '7', '--resume', path)
@@ -207,7 +201,7 @@ SHARED = {'seed': 42, 'world_size': 4, 'batch_size': 8, 'grad_accum_steps': 1, '
     ],
     ids=str,
 )
-def test_another_number_of_processes_goes_on_where_the_images_fit(now: dict[str, Any], update: int | None) -> None:
+def test_another_number_of_processes_goes_on_where_the_images_fit(now, update):
     args = argparse.Namespace(**{**dict.fromkeys(_EPOCH_SETTINGS), **SHARED, 'dataset': '', 'resume': 'x', 'rank': 0})
     saved = {**vars(args)}
     vars(args).update(now)
@@ -252,9 +246,7 @@ def _unfit(kind: str, straight: Path, folder: Path) -> Path:
         ('position', 'does not fit'),
     ],
 )
-def test_unfit_files_are_refused(
-    data: Path, straight: Path, tmp_path: Path, capsys: Capture, kind: str, words: str
-) -> None:
+def test_unfit_files_are_refused(data, straight, tmp_path, capsys, kind, words):
     path = _unfit(kind, straight, tmp_path)
     output = tmp_path / 'out' / 'run'
     assert train.main(command(data, output, *TWO_EPOCHS, '--resume', str(path))) == 2
@@ -273,14 +265,7 @@ def test_unfit_files_are_refused(
         (TINY, ('--p2be-lr', '0.5'), '--p2be-lr 0.5 goes on with the optimizer'),
     ],
 )
-def test_other_runs_are_refused(
-    data: Path,
-    straight: Path,
-    capsys: Capture,
-    model: tuple[str, ...],
-    flags: tuple[str, ...],
-    words: str,
-) -> None:
+def test_other_runs_are_refused(data, straight, capsys, model, flags, words):
     before = {path: path.stat().st_mtime_ns for path in straight.iterdir()}
     argv = command(data, straight, *VIEWS, *flags, '--resume', str(straight / 'last.pth.tar'), model=model)
     assert train.main(argv) == 2
@@ -298,9 +283,7 @@ def test_other_runs_are_refused(
         ({'backbone': 'test_resnet', 'embedding': 'someone/table'}, TINY[:-1]),
     ],
 )
-def test_timms_own_checkpoints_resume(
-    data: Path, straight: Path, tmp_path: Path, recorded: dict[str, Any] | None, model: tuple[str, ...]
-) -> None:
+def test_timms_own_checkpoints_resume(data, straight, tmp_path, recorded, model):
     """Without the fields that are ours, and with arguments of another script."""
     state = checkpoint(straight / 'checkpoint-0.pth.tar')
     state['args'] = argparse.Namespace(model='encoded', opt='sgdp2be', lr=0.05)

@@ -93,7 +93,7 @@ def resumed_run(scripts: Path, digits: Path, first_run: Path) -> Path:
     return _train(scripts, digits, first_run.with_name('resumed'), *flags)
 
 
-def test_our_flags_have_timms_names_and_defaults(scripts: Path, train_parser: argparse.ArgumentParser) -> None:
+def test_our_flags_have_timms_names_and_defaults(scripts, train_parser):
     """Of timm 1.0.31; -c is in a parser of its own there."""
     parsers = train_parser, runpy.run_path(str(scripts / 'train.py'))['parser']
     ours, theirs = ({action.dest: action.default for action in parser._actions} for parser in parsers)
@@ -102,7 +102,7 @@ def test_our_flags_have_timms_names_and_defaults(scripts: Path, train_parser: ar
 
 
 @pytest.mark.parametrize('name', ['cifar10', 'cifar100', 'imagenet'])
-def test_recipes_for_it_have_its_flags(scripts: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recipes_for_it_have_its_flags(scripts, name, monkeypatch):
     """timm takes any key from a file and ignores what it does not know."""
     file = RECIPES / 'timm' / f'{name}.yaml'
     train = runpy.run_path(str(scripts / 'train.py'))
@@ -113,7 +113,7 @@ def test_recipes_for_it_have_its_flags(scripts: Path, name: str, monkeypatch: py
     assert {key: getattr(args, key) for key in recipe} == recipe
 
 
-def test_recipes_of_ours_are_refused(scripts: Path, digits: Path, tmp_path: Path) -> None:
+def test_recipes_of_ours_are_refused(scripts, digits, tmp_path):
     command = (*RUN, 'train.py', '-c', RECIPES / 'quickstart.yaml', '--device-modules', 'timm_p2be')
     words = [str(word) for word in (*command, '--data-dir', digits, '--output', tmp_path / 'output')]
     done = subprocess.run(words, cwd=scripts, capture_output=True, text=True)
@@ -139,7 +139,7 @@ def _table_state(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return checkpoint['optimizer']['state'][index]
 
 
-def test_training_resumes(first_run: Path, resumed_run: Path) -> None:
+def test_training_resumes(first_run, resumed_run):
     assert [row['epoch'] for row in _summary(first_run)] == ['0', '1', '2']
     assert [row['epoch'] for row in _summary(resumed_run)] == ['3']
     losses = [float(row['train_loss']) for run in (first_run, resumed_run) for row in _summary(run)]
@@ -166,7 +166,7 @@ def _by_recipe(scripts: Path, digits: Path, output: Path, recipe: Path, *flags: 
     return _checkpoint(output)['state_dict']['conv1.embedding.weight']
 
 
-def test_its_recipe_trains_as_ours(scripts: Path, digits: Path, tmp_path: Path) -> None:
+def test_its_recipe_trains_as_ours(scripts, digits, tmp_path):
     """All images in a batch: each script draws their order for itself. benchmarks/compare_scripts.py is exact."""
     recipe = yaml.safe_load((RECIPES / 'timm' / 'cifar10.yaml').read_text(encoding='utf-8'))
     del recipe['aug_splits'], recipe['jsd_loss']  # there is no flag to take them back
@@ -185,14 +185,14 @@ def test_its_recipe_trains_as_ours(scripts: Path, digits: Path, tmp_path: Path) 
     assert distances[0] < 0.1 * distances[1]
 
 
-def test_its_recipe_trains_with_augmentation(scripts: Path, digits: Path, tmp_path: Path) -> None:
+def test_its_recipe_trains_with_augmentation(scripts, digits, tmp_path):
     recipe = RECIPES / 'timm' / 'cifar10.yaml'
     tables = [_by_recipe(scripts, digits, tmp_path / epochs, recipe, '--epochs', epochs) for epochs in '12']
     assert not torch.equal(*tables)
     assert [len(_summary(tmp_path / epochs)) for epochs in '12'] == [1, 2]
 
 
-def test_validation_sees_the_trained_network(scripts: Path, digits: Path, resumed_run: Path) -> None:
+def test_validation_sees_the_trained_network(scripts, digits, resumed_run):
     (summary,) = _summary(resumed_run)
     common = (*MODEL, '--checkpoint', resumed_run / 'last.pth.tar', '--device', 'cpu', '--workers', '1', '-b', '30')
     result = json.loads(_start(scripts, *RUN, 'validate.py', *common, '--data-dir', digits).split('--result\n')[1])
@@ -210,9 +210,7 @@ def released(hub: HubServer, tmp_path: Path) -> dict[str, str]:
     return hub.environment(tmp_path / 'cache')
 
 
-def test_a_published_network_is_fine_tuned(
-    scripts: Path, digits: Path, hub: HubServer, released: dict[str, str], tmp_path: Path
-) -> None:
+def test_a_published_network_is_fine_tuned(scripts, digits, hub, released, tmp_path):
     model = ('--model', 'hf-hub:tester/net@v1', '--pretrained', '--num-classes', '12')
     flags = (*model, '--epochs', '1', '--lr', '1e-4', '--opt-kwargs', 'embedding_lr=1e-4')
     run = _train(scripts, digits, tmp_path / 'tuned', *flags, environment=released)
@@ -226,9 +224,7 @@ def test_a_published_network_is_fine_tuned(
     assert hub.count('GET .*/model.safetensors') == 1
 
 
-def test_a_published_table_stays_frozen(
-    scripts: Path, digits: Path, hub: HubServer, released: dict[str, str], tmp_path: Path
-) -> None:
+def test_a_published_table_stays_frozen(scripts, digits, hub, released, tmp_path):
     table = ('--model-kwargs', 'embedding=tester/table@v1', 'freeze_embedding=True')
     flags = (*table, '--weight-decay', '0.5', '--model-ema', '--model-ema-decay', '0.5', '--epochs')
     run = _train(scripts, digits, tmp_path / 'frozen', *flags, '1', environment=released)

@@ -34,7 +34,7 @@ def weights(output: Path) -> dict[str, Tensor]:
     return checkpoint(output / 'last.pth.tar')['state_dict']
 
 
-def test_a_part_of_the_images_is_evenly_spaced(tmp_path: Path, output: Path) -> None:
+def test_a_part_of_the_images_is_evenly_spaced(tmp_path, output):
     """Image folders are sorted by class, so that the first half would be one class."""
     data = write_images(tmp_path / 'data')
     loaders = build(*command(data, output, '--train-num-samples', '8', '--val-num-samples', '4')).loaders
@@ -50,7 +50,7 @@ def handlers() -> list[Any]:
     return [*(signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)), *logging.root.handlers]
 
 
-def test_output_folder_is_timms(data: Path, output: Path) -> None:
+def test_output_folder_is_timms(data, output):
     """Signal and log handlers are left as found: quickstart.py calls main twice and goes on afterwards."""
     before = handlers()
     assert train.main(command(data, output, *VIEWS, '--epochs', '2', '--checkpoint-hist', '1')) == 0
@@ -75,7 +75,7 @@ def test_output_folder_is_timms(data: Path, output: Path) -> None:
     assert find_embedding(model).weight is not None
 
 
-def test_args_yaml_repeats_the_run(data: Path, output: Path) -> None:
+def test_args_yaml_repeats_the_run(data, output):
     assert train.main(command(data, output, '--lr-base', '0.3', opt=('--opt', 'sgdp2be'))) == 0
     flags = yaml.safe_load((output / 'args.yaml').read_text())
     assert flags['p2be_lr'] == 1e-4
@@ -86,9 +86,7 @@ def test_args_yaml_repeats_the_run(data: Path, output: Path) -> None:
     assert summary(output) == summary(again)
 
 
-def test_recipe_flags_of_the_table_are_dropped_without_one(
-    data: Path, output: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_recipe_flags_of_the_table_are_dropped_without_one(data, output, tmp_path, caplog):
     recipe = tmp_path / 'recipe.yaml'
     recipe.write_text('p2be_lr: 0.01\np2be_smoothness: 2.0\np2be_init: thermometer\n')
     with caplog.at_level(logging.INFO):
@@ -127,9 +125,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize(('model', 'flags', 'words'), ERRORS)
-def test_errors_come_before_anything_is_written(
-    data: Path, output: Path, capsys: pytest.CaptureFixture[str], model: tuple[str, ...], flags: str, words: str
-) -> None:
+def test_errors_come_before_anything_is_written(data, output, capsys, model, flags, words):
     assert train.main(command(data, output, *flags.split(), model=model)) == 2
     said = capsys.readouterr().err
     assert said.startswith('train.py: error: ') or '\ntrain.py: error: ' in said
@@ -137,7 +133,7 @@ def test_errors_come_before_anything_is_written(
     assert not output.parent.exists()
 
 
-def test_cuda_is_used_only_where_it_is(data: Path, output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cuda_is_used_only_where_it_is(data, output, capsys):
     if torch.cuda.is_available():
         pytest.skip('has CUDA')
     words = [word for word in command(data, output) if word not in CPU]
@@ -147,7 +143,7 @@ def test_cuda_is_used_only_where_it_is(data: Path, output: Path, capsys: pytest.
     assert '--device cuda, but this PyTorch finds no CUDA device' in capsys.readouterr().err
 
 
-def test_flat_folder_only_without_validation(data: Path, output: Path) -> None:
+def test_flat_folder_only_without_validation(data, output):
     """timm would take the same images for training and validation."""
     flat = data / 'train'
     assert train.main(command(flat, output)) == 2
@@ -156,7 +152,7 @@ def test_flat_folder_only_without_validation(data: Path, output: Path) -> None:
     assert checkpoint(output / 'last.pth.tar')['args'].eval_metric == 'loss'  # which picks the best
 
 
-def test_folders_and_weights_that_do_not_fit(tmp_path: Path, output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folders_and_weights_that_do_not_fit(tmp_path, output, capsys):
     folder, other = write_images(tmp_path / 'data'), tmp_path / 'other.pth'
     torch.save({'state_dict': {'x': torch.zeros(1)}}, other)
     assert train.main(command(folder, output, '--initial-checkpoint', str(other))) == 2
@@ -170,7 +166,7 @@ def test_folders_and_weights_that_do_not_fit(tmp_path: Path, output: Path, capsy
     assert 'different classes (a, c' in capsys.readouterr().err
 
 
-def test_validation_may_be_rarer_and_the_start_later(data: Path, output: Path) -> None:
+def test_validation_may_be_rarer_and_the_start_later(data, output):
     flags = ('--epochs', '5', '--start-epoch', '2', '--val-interval', '2', '--sched-on-updates')
     assert train.main(command(data, output, *flags)) == 0
     rows = summary(output)
@@ -182,18 +178,18 @@ def test_validation_may_be_rarer_and_the_start_later(data: Path, output: Path) -
     assert run.optimizer.param_groups[0]['lr'] < 0.05
 
 
-def test_img_size_sets_the_data_of_convolutional_networks(data: Path, output: Path) -> None:
+def test_img_size_sets_the_data_of_convolutional_networks(data, output):
     assert batch(data, output, '--img-size', '24').shape == (8, 3, 24, 24)
     assert build(*command(data, output, '--img-size', '64', model=('--model', 'test_vit'))).loaders
 
 
 @pytest.mark.parametrize('flags', [('--in-chans', '1', '--img-size', '32'), ('--input-size', '1', '32', '32')])
-def test_gray_images(data: Path, output: Path, flags: tuple[str, ...]) -> None:
+def test_gray_images(data, output, flags):
     model = ('--model', 'encoded', '--model-kwargs', 'backbone=test_resnet', 'num_bits=8')
     assert batch(data, output, *VIEWS, '--mean', '0', '--std', '1', *flags, model=model).shape[:2] == (24, 1)
 
 
-def test_transforms_follow_the_flags(data: Path, output: Path) -> None:
+def test_transforms_follow_the_flags(data, output):
     def transform(*flags: str) -> Any:
         return build(*command(data, output, *flags)).loaders.training.dataset.transform
 
@@ -209,12 +205,12 @@ def test_transforms_follow_the_flags(data: Path, output: Path) -> None:
     assert 'AugMixAugment' in repr(views)
 
 
-def test_random_erasing_works_on_views(data: Path, output: Path) -> None:
+def test_random_erasing_works_on_views(data, output):
     images = batch(data, output, *VIEWS, '--reprob', '1', '--remode', 'const', '--recount', '2')
     assert ((images == 0).all(dim=1).flatten(1).sum(dim=1) > 0).all()
 
 
-def test_table_starts_as_p2be_init_says(data: Path, output: Path) -> None:
+def test_table_starts_as_p2be_init_says(data, output):
     def latents(*flags: str) -> Tensor:
         weight = find_embedding(build(*command(data, output, *flags)).task.trainable_module).weight
         return weight
@@ -228,7 +224,7 @@ def test_table_starts_as_p2be_init_says(data: Path, output: Path) -> None:
 
 
 @pytest.mark.parametrize('sched', ['cosine', 'follow'])
-def test_schedules_of_the_table(data: Path, output: Path, sched: str) -> None:
+def test_schedules_of_the_table(data, output, sched):
     flags = ['--epochs', '2', '--p2be-sched', sched, '--p2be-lr', '0.01', '--min-lr', '0.001']
     assert train.main(command(data, output, *flags)) == 0
     rates = [float(row['train_lr_embedding']) for row in summary(output)]
@@ -237,7 +233,7 @@ def test_schedules_of_the_table(data: Path, output: Path, sched: str) -> None:
     assert rates == pytest.approx(expected[sched])
 
 
-def test_pretrained_path_adapts_the_head(data: Path, straight: Path, output: Path) -> None:
+def test_pretrained_path_adapts_the_head(data, straight, output):
     saved = weights(straight)
     words = ('--pretrained', '--pretrained-path', str(straight / 'last.pth.tar'), '--num-classes', '5')
     tuned = build(*command(data, output, *words)).task.trainable_module.state_dict()
@@ -257,7 +253,7 @@ def plain(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ten
 @pytest.mark.parametrize(
     'flags', ['--channels-last --grad-checkpointing', pytest.param('--torchcompile', marks=pytest.mark.slow)]
 )
-def test_speed_options_leave_the_function(data: Path, plain: dict[str, Tensor], output: Path, flags: str) -> None:
+def test_speed_options_leave_the_function(data, plain, output, flags):
     assert train.main(command(data, output, *VIEWS, *flags.split())) == 0
     ours = weights(output)
     assert ours.keys() == plain.keys()
@@ -274,7 +270,7 @@ def test_speed_options_leave_the_function(data: Path, plain: dict[str, Tensor], 
         '--layer-decay 0.5',
     ],
 )
-def test_other_options_change_the_result(data: Path, plain: dict[str, Tensor], output: Path, flags: str) -> None:
+def test_other_options_change_the_result(data, plain, output, flags):
     assert train.main(command(data, output, *VIEWS, *flags.split())) == 0
     ours = weights(output)
     assert ours.keys() == plain.keys()
@@ -284,7 +280,7 @@ def test_other_options_change_the_result(data: Path, plain: dict[str, Tensor], o
     assert (ours['fc.weight'].dtype == torch.bfloat16) == ('--model-dtype' in flags)
 
 
-def test_grad_accumulation_equals_a_big_batch(data: Path, output: Path) -> None:
+def test_grad_accumulation_equals_a_big_batch(data, output):
     """With BatchNorm in eval mode, which otherwise sees the parts of a batch."""
 
     def update(*flags: str) -> dict[str, Tensor]:
@@ -304,7 +300,7 @@ def test_grad_accumulation_equals_a_big_batch(data: Path, output: Path) -> None:
         torch.testing.assert_close(small[name], big[name], rtol=1e-4, atol=1e-6)
 
 
-def test_last_update_of_an_epoch_takes_the_rest(data: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_last_update_of_an_epoch_takes_the_rest(data, output, monkeypatch):
     accumulated, batch = [], Trainer._batch
     monkeypatch.setattr(Trainer, '_batch', lambda *args: accumulated.append(args[3:]) or batch(*args))
     assert train.main(command(data, output, '--grad-accum-steps', '2', '--sched-on-updates', '--epochs', '2')) == 0
@@ -312,9 +308,7 @@ def test_last_update_of_an_epoch_takes_the_rest(data: Path, output: Path, monkey
     assert accumulated == [(2, False), (2, True), (1, True)] * 2  # the loss is divided by as many
 
 
-def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(
-    data: Path, output: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: Any
-) -> None:
+def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(data, output, monkeypatch, capsys, caplog):
     with caplog.at_level(logging.INFO):
         assert train.main(command(data, output, '--log-interval', '2')) == 0
     lines = [message for message in caplog.messages if message.startswith('Train: ')]
@@ -345,7 +339,7 @@ def parquet(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
 
 
 @pytest.mark.parametrize('reader', ['hfds', 'hfids'])
-def test_hugging_face_data_with_three_views(parquet: Path, output: Path, tmp_path: Path, reader: str) -> None:
+def test_hugging_face_data_with_three_views(parquet, output, tmp_path, reader):
     """'hfids' streams: views that come from indexing the data set, as timm's AugMixDataset makes them, cannot."""
     flags = ['--dataset', f'{reader}/{parquet}', '--input-key', 'img', '--target-key', 'fine']
     if reader == 'hfids':
@@ -358,7 +352,7 @@ def test_hugging_face_data_with_three_views(parquet: Path, output: Path, tmp_pat
     assert torch.equal(labels[:8], labels[8:16])
 
 
-def test_wrong_column_is_named(parquet: Path, output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_column_is_named(parquet, output, tmp_path, capsys):
     flags = ['--dataset', f'hfds/{parquet}', '--input-key', 'img', '--target-key', 'coarse']
     assert train.main(command(tmp_path / 'cache', output, *flags)) == 2
     assert 'coarse' in capsys.readouterr().err
@@ -380,7 +374,7 @@ sys.exit(code)
 
 @pytest.mark.slow
 @pytest.mark.parametrize('flags', [(), ('--model-ema', '--grad-accum-steps', '2')], ids=' '.join)
-def test_two_processes(data: Path, output: Path, tmp_path: Path, flags: tuple[str, ...]) -> None:
+def test_two_processes(data, output, tmp_path, flags):
     """One writer, BatchNorm averaged, different augmentation on each process, weights alike."""
     run_ranks(RANKS, tmp_path, *command(data, output, *VIEWS, *flags, '--batch-size', '4', '--workers', '1'))
     one, other = (torch.load(tmp_path / f'rank{rank}.pt', weights_only=True) for rank in range(2))
@@ -392,7 +386,7 @@ def test_two_processes(data: Path, output: Path, tmp_path: Path, flags: tuple[st
     assert len(summary(output)) == 1
 
 
-def test_the_moving_average_moves(data: Path, output: Path) -> None:
+def test_the_moving_average_moves(data, output):
     """With a decay of 0 it is the weights, after every update."""
     assert train.main(command(data, output, '--model-ema', '--model-ema-decay', '0')) == 0
     saved = checkpoint(output / 'last.pth.tar')

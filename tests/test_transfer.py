@@ -6,7 +6,6 @@ from pathlib import Path
 import published
 import pytest
 import torch
-from hub_server import HubServer
 from runs import CPU, OPEN_FILES, SHORT, at_call
 
 from timm_p2be import PixelEmbedding
@@ -32,9 +31,7 @@ def _argv(data: Path, table: Path, output: Path, *flags: str, more: str = '') ->
     return ['--target', target, '--table', f'given={table}', '--model', 'encoded', '--output', str(output), *flags]
 
 
-def test_a_fixed_table_stays_and_a_learned_one_moves(
-    data: Path, tmp_path: Path, table: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_fixed_table_stays_and_a_learned_one_moves(data, tmp_path, table, capsys):
     output = tmp_path / 'out'
     argv = _argv(data, table, output, '--seeds', '1')
     assert transfer.main(argv) == 0, capsys.readouterr().err
@@ -72,7 +69,7 @@ def test_a_fixed_table_stays_and_a_learned_one_moves(
     assert 'holds a run with other flags (hflip: 0.5, not 0.0)' in capsys.readouterr().err
 
 
-def test_flags_of_the_table_go_to_the_runs_that_they_apply_to(tmp_path: Path, table: Path) -> None:
+def test_flags_of_the_table_go_to_the_runs_that_they_apply_to(tmp_path, table):
     target = shlex.split('--data-dir data --opt sgdp2be --p2be-init normal --p2be-lr 0.01 --p2be-betas 0.9 0.99')
     tables = transfer.load_tables([f'given={table}'], {}, tmp_path)
     runs = transfer.plan({'noise': target}, tables, 'wrn10_2_p2be', ['learned', 'fixed'], [1])
@@ -96,9 +93,7 @@ def test_flags_of_the_table_go_to_the_runs_that_they_apply_to(tmp_path: Path, ta
         ("--val-split ''", '', 'give it a --val-split'),
     ],
 )
-def test_flags_are_checked_before_the_first_run(
-    flags: str, more: str, message: str, tmp_path: Path, table: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_flags_are_checked_before_the_first_run(flags, more, message, tmp_path, table, capsys):
     (tmp_path / 'freeze.yaml').write_text('p2be_freeze: true\n')
     flags = flags.replace('freeze.yaml', str(tmp_path / 'freeze.yaml'))
     argv = _argv(tmp_path, table, tmp_path / 'out', *more.split(), more=flags)
@@ -109,9 +104,7 @@ def test_flags_are_checked_before_the_first_run(
     assert not (tmp_path / 'out').exists()
 
 
-def test_sigterm_stops_the_run_where_the_same_command_goes_on(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_sigterm_stops_the_run_where_the_same_command_goes_on(data, tmp_path, monkeypatch, capsys):
     run = tmp_path / 'out' / 'noise-own-fixed-42'
     target, text, _, _, *rest = _argv(data, tmp_path, tmp_path / 'out', '--mode', 'fixed', more='--epochs 2')
     argv = [target, text, *rest]  # no table
@@ -125,7 +118,7 @@ def test_sigterm_stops_the_run_where_the_same_command_goes_on(
     assert json.loads((run / 'outcome.json').read_text())['epochs'] == 2
 
 
-def test_a_table_of_the_hub_is_one_commit_for_all_runs(hub: HubServer, tmp_path: Path) -> None:
+def test_a_table_of_the_hub_is_one_commit_for_all_runs(hub, tmp_path):
     first = hub.put('someone/table', published.embedding(tmp_path / 'one', 8))
     texts = ['given=hf-hub:someone/table']
     tables = transfer.load_tables(texts, {}, tmp_path)
@@ -138,7 +131,7 @@ def test_a_table_of_the_hub_is_one_commit_for_all_runs(hub: HubServer, tmp_path:
     assert [words[words.index('--p2be-embedding') + 1] for words in given] == [f'someone/table@{first}'] * 2
 
 
-def test_a_name_stays_with_its_table(tmp_path: Path) -> None:
+def test_a_name_stays_with_its_table(tmp_path):
     for seed, name in enumerate('ab'):
         published.embedding(tmp_path / name, 8, seed=seed)
     one, two = ([f'given={tmp_path / name}'] for name in 'ab')
@@ -149,7 +142,7 @@ def test_a_name_stays_with_its_table(tmp_path: Path) -> None:
             transfer.load_tables(texts, known, tmp_path)
 
 
-def test_a_failing_run_names_its_log(tmp_path: Path, table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failing_run_names_its_log(tmp_path, table, capsys):
     assert transfer.main(_argv(tmp_path / 'nothing', table, tmp_path / 'out', '--mode', 'learned')) == 1
     assert 'log.txt' in capsys.readouterr().err
 
@@ -169,13 +162,13 @@ def test_a_failing_run_names_its_log(tmp_path: Path, table: Path, capsys: pytest
         (['a-b=x'], 'letters digits'),  # a-b, c and a, b-c would share a folder
     ],
 )
-def test_bad_targets_and_tables(texts: list[str], words: str, tmp_path: Path) -> None:
+def test_bad_targets_and_tables(texts, words, tmp_path):
     is_table = '=' in texts[0].partition(':')[0] or words.endswith('FOLDER')
     with pytest.raises(ValueError, match='.*'.join(words.split())):
         transfer.load_tables(texts, {}, tmp_path) if is_table else transfer.parse_targets(texts)
 
 
-def test_a_table_that_is_none_is_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_that_is_none_is_wrong_usage(tmp_path, capsys):
     with pytest.raises(SystemExit, match='2'):
         transfer.main(['--target', 'a: --epochs 1', '--table', f'b={tmp_path}'])
     assert 'transfer.py: error:' in capsys.readouterr().err
