@@ -82,7 +82,8 @@ def test_parameter_counts_and_cfg(name: str) -> None:
         params += (3 * 64 - 3) * per_plane + (256 * 64 if name.endswith('_p2be') else 0)
     with torch.device('meta'):
         model = timm.create_model(name)
-        assert sum(p.numel() for p in timm.create_model(name, num_classes=num_classes).parameters()) == params
+    classifier = (num_classes - model.num_classes) * (model.num_features + 1)
+    assert sum(p.numel() for p in model.parameters()) + classifier == params
     cfg = model.pretrained_cfg
     state = model.state_dict()
     assert cfg['architecture'] == name
