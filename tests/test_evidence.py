@@ -43,3 +43,17 @@ def test_a_smooth_table_flips_as_many_bits_as_its_length_says() -> None:
         assert figures['neighbor_distance'] == pytest.approx(14.4 / length, rel=0.15)
         assert figures['moved'] == 0
     assert torch.equal(build_table('smooth', length=4, seed=1).weight, build_table('smooth', length=4, seed=1).weight)
+
+
+def test_a_control_reads_real_numbers_where_the_sign_was() -> None:
+    import timm
+    from controls import RealConv2d  # type: ignore[import-not-found]
+
+    images = torch.rand(1, 3, 8, 8)
+    model = timm.create_model('wrn10_2_real_p2be', num_classes=10).eval()
+    assert isinstance(model.conv1, RealConv2d)
+    with torch.no_grad():
+        before = model.conv1(images)
+        model.conv1.embedding.weight.mul_(2)
+        assert torch.allclose(model.conv1(images), 2 * before, rtol=1e-5)
+    assert timm.create_model('wrn10_2_pointwise', num_classes=10)(images).shape == (1, 10)
