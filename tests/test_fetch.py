@@ -309,6 +309,7 @@ def test_local_folders(hub, folder, monkeypatch):
         (folder, {'revision': 'v1'}, r'folders have no revisions, leave it out'),
         ('local-dir:nowhere/at/all', {}, 'There is no folder nowhere.*check the path'),
         ('./nowhere', {}, 'no folder here and no repository'),
+        ('', {}, r"write the path of a folder, or 'org/name'"),
         ('local-dir:', {}, r"write the path of a folder, or 'org/name'"),
     ]
     for source, options, message in refused:

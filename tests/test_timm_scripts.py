@@ -25,7 +25,7 @@ from hub_server import HubServer
 from safetensors.torch import load
 
 from timm_p2be.data.digits import write_digits
-from timm_p2be.training.arguments import RECIPES
+from timm_p2be.training.arguments import RECIPES, build_parser
 
 pytestmark = pytest.mark.slow
 
@@ -93,9 +93,9 @@ def resumed_run(scripts: Path, digits: Path, first_run: Path) -> Path:
     return _train(scripts, digits, first_run.with_name('resumed'), *flags)
 
 
-def test_our_flags_have_timms_names_and_defaults(scripts, train_parser):
+def test_our_flags_have_timms_names_and_defaults(scripts):
     """Of timm 1.0.31; -c is in a parser of its own there."""
-    parsers = train_parser, runpy.run_path(str(scripts / 'train.py'))['parser']
+    parsers = build_parser(), runpy.run_path(str(scripts / 'train.py'))['parser']
     ours, theirs = ({action.dest: action.default for action in parser._actions} for parser in parsers)
     shared = [name for name in ours if not name.startswith('p2be_') and name != 'config']
     assert {name: theirs[name] for name in shared} == {name: ours[name] for name in shared}
