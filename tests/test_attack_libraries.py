@@ -1,4 +1,4 @@
-"""Libraries attack encoded networks, unchanged; AutoAttack's figures are recorded, and ours reach them."""
+"""Libraries attack and certify encoded networks, unchanged; AutoAttack's figures are recorded, and ours reach them."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from planted import random_levels, standing_after
+from planted import Corner, random_levels, standing_after
 from torch import Tensor, nn
 
 import timm_p2be
@@ -50,6 +50,24 @@ def test_autoattack() -> None:
     attack = autoattack.AutoAttack(robustbench_model(network), norm='Linf', eps=8 / 255, device='cpu', seed=0)
     attack.attacks_to_run = ['apgd-ce']
     assert _all_fell(network, attack.run_standard_evaluation(levels / 255, labels)[0], levels, labels)
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_randomized_smoothing() -> None:
+    """Rounding comes after the noise, so the radius holds: a sure class, and none where the noise decides."""
+    pytest.importorskip('statsmodels')  # of the toolbox's confidence bounds
+    smoothing = pytest.importorskip('art.estimators.certification.randomized_smoothing')
+    classifier = pytest.importorskip('art.estimators.classification').PyTorchClassifier
+    model = PixelModel(Corner())
+    smooth = smoothing.NumpyRandomizedSmoothing(
+        classifier=classifier(model, nn.CrossEntropyLoss(), (3, 8, 8), 2, device_type='cpu'),
+        sample_size=20, scale=0.05, alpha=0.01,
+    )  # fmt: skip
+    images = torch.tensor([0, 255, 120]).view(-1, 1, 1, 1).expand(3, 3, 8, 8)
+    classes, radii = smooth.certify((images / 255).numpy(), n=100)
+    assert classes[:2].tolist() == [0, 1]
+    assert (radii[:2] > 0.05).all()
+    assert radii[2] < 0.02
 
 
 def _trained(name: str, folder: Path, count: int) -> tuple[PixelModel, Tensor, Tensor]:
