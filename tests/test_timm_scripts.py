@@ -1,4 +1,4 @@
-"""timm's own scripts, unmodified, train and test a P2BE network.
+"""timm's own scripts, unmodified, train, test and export a P2BE network.
 
 They are not in timm's wheel: TIMM_SCRIPTS names a checkout of https://github.com/huggingface/pytorch-image-models, of
 which only the scripts are used.
@@ -29,7 +29,7 @@ from timm_p2be.training.arguments import RECIPES, build_parser
 
 pytestmark = pytest.mark.slow
 
-SCRIPTS = ('train.py', 'validate.py')
+SCRIPTS = ('train.py', 'validate.py', 'onnx_export.py')
 RUN = (sys.executable, '-m', 'timm_p2be.cli', 'run')
 MODEL = ('--model', 'wrn10_2_p2be', '--num-classes', '10')
 IMAGES = {'train': 16, 'validation': 6}  # of each class
@@ -198,6 +198,20 @@ def test_validation_sees_the_trained_network(scripts, digits, resumed_run):
     result = json.loads(_start(scripts, *RUN, 'validate.py', *common, '--data-dir', digits).split('--result\n')[1])
     expected = [float(summary['eval_top1']), float(summary['eval_top5'])]
     assert [result['top1'], result['top5']] == pytest.approx(expected, abs=1e-3)
+
+
+def test_onnx_export(scripts, first_run, tmp_path):
+    pytest.importorskip('onnx')
+    runtime = pytest.importorskip('onnxruntime')
+    file, checkpoint = tmp_path / 'network.onnx', first_run / 'last.pth.tar'
+    _start(scripts, *RUN, 'onnx_export.py', file, *MODEL, '--checkpoint', checkpoint, '--check-forward')
+    session = runtime.InferenceSession(file, providers=['CPUExecutionProvider'])
+    images = torch.randint(0, 256, (5, 3, 32, 32), generator=torch.Generator().manual_seed(0)) / 255
+    (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        model = timm.create_model('wrn10_2_p2be', num_classes=10, checkpoint_path=str(checkpoint)).eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(torch.from_numpy(logits), model(images), rtol=1e-4, atol=1e-4)
 
 
 @pytest.fixture
