@@ -54,16 +54,12 @@ def _images(model: nn.Module, batch: int = 2) -> Tensor:
     return torch.rand(batch, chans, size, size, generator=torch.Generator().manual_seed(0))
 
 
-def _some_slow(names: list[str]) -> list[Any]:
-    """Leave the small networks and one of each architecture to the quick run."""
-    quick = ('densenetbc100_12_p2be', 'densenet40_12_p2be', 'resnext29_4x32d_p2be', 'resnet18_thermometer')
-    return [
-        n if n in quick or n.startswith(('wrn10_2', 'encoded')) else pytest.param(n, marks=pytest.mark.slow)
-        for n in names
-    ]
-
-
-every_model = pytest.mark.parametrize('name', _some_slow(NAMES))
+# one network of each architecture, and each encoding once, for the quick run
+QUICK = ('wrn10_2', 'wrn10_2_p2be', 'encoded', 'densenetbc100_12_p2be', 'densenet40_12_onehot', 'resnext29_4x32d_p2be')
+QUICK += ('resnet18_thermometer',)
+every_model = pytest.mark.parametrize(
+    'name', [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+)
 
 
 def test_every_expected_name_is_registered() -> None:
