@@ -341,6 +341,12 @@ def test_bad_requests() -> None:
         model.forward_intermediates(images, output_fmt='NLC')
 
 
+def test_factory_arguments_reach_the_parameters() -> None:
+    model = create('resnext29_4x32d', dtype=torch.float64)
+    assert {p.dtype for p in model.parameters()} == {torch.float64}
+    assert {p.device.type for p in create('densenetbc100_12', device='meta').parameters()} == {'meta'}
+
+
 @pytest.mark.parametrize('backbone', ['convnext_atto', 'mobilenetv3_small_050', 'vit_tiny_patch16_224.augreg_in21k'])
 def test_encoded_takes_the_backbones_input_and_head(backbone: str) -> None:
     with torch.device('meta'):
