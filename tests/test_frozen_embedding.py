@@ -119,6 +119,12 @@ def test_what_is_no_name_is_refused(embedding, table, monkeypatch):
     assert same_bytes(latents(timm.create_model('wrn10_2_p2be', embedding=table)), published.latents(BITS))
 
 
+def test_a_table_is_not_lost_on_the_meta_device(table):
+    """By a context; by the argument `device`: test_tables.py."""
+    with torch.device('meta'), pytest.raises(ValueError, match='the meta device, which holds no values'):
+        timm.create_model('encoded', backbone='wrn10_2', embedding=str(table))
+
+
 def test_fixed_table_is_refused(tmp_path):
     published.embedding(tmp_path / 'table', 8, encoding='onehot')
     with pytest.raises(ValueError, match='holds a fixed onehot table; a p2be model takes a p2be table'):
