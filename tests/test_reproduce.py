@@ -187,6 +187,9 @@ def test_a_grid_becomes_a_page(tmp_path, printed, refused):
         assert part in text
     assert 'corrupted: the first 1 images of the validation split only.' in text
 
+    outcomes = {file: file.stat().st_mtime_ns for file in output.glob('*/outcome.json')}
+    printed(*words)
+    assert {file: file.stat().st_mtime_ns for file in output.glob('*/outcome.json')} == outcomes
     changes = 'scale: budget small -> first 3 images; corruption_images: 1 -> 3; attack_images: 2'
     assert f'holds another grid ({changes}' in refused(*words, '--budget', 'paper', '--limit', '3')
 
