@@ -72,6 +72,7 @@ class AugMix:
         self.width = width
         self.depth = depth
         self.alpha = alpha
+        self._deepest = RANDOM_DEPTH if depth == -1 else depth
         self._generator: np.random.Generator | None = None
         self._source: tuple[int, int] | None = None  # process and torch seed the generator belongs to
 
@@ -87,8 +88,10 @@ class AugMix:
             if image.mode not in ('RGB', 'L'):
                 raise ValueError(f"Got a PIL image of mode {image.mode!r}; AugMix takes RGB and L: convert('RGB').")
             return Image.fromarray(mix(np.asarray(image), self.draw(self._current_generator())))
-        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or not _is_image_shape(image.shape):
-            got = f'{getattr(image, "dtype", "")} {type(image).__name__} of shape {getattr(image, "shape", None)}'
+        shape = getattr(image, 'shape', ())
+        is_image = 0 not in shape and (len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3)))
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or not is_image:
+            got = f'{getattr(image, "dtype", "")} {type(image).__name__} of shape {shape}'
             raise ValueError(
                 f'Got a {got}; AugMix takes a PIL image, a uint8 array of shape (H, W, 3), (H, W, 1) or (H, W), or a '
                 'uint8 tensor of shape (N, C, H, W). Convert float images by rounding 255 x, a single tensor by [None].'
@@ -102,17 +105,14 @@ class AugMix:
 
         Each operation takes three uniforms (which, level, sign); depth=-1 draws three and drops the surplus.
         """
-        weights = generator.dirichlet([self.alpha] * self.width)
-        mixing = generator.beta(self.alpha, self.alpha)
-        combined = np.array([1 - mixing, *(mixing * weights)], dtype=np.float32)
-        return self.mixture(combined, generator.random((self.width, 1 + 3 * self._deepest)))
+        weights, uniforms = self.draw_batch(generator, 1)
+        return self.mixture(weights[0], uniforms[0])
 
     def mixture(self, weights: NDArray[np.float32], uniforms: NDArray[np.float64]) -> Mixture:
         """Return the mixture that uniforms (width, 1 + 3 depth) stand for."""
-        chains = []
-        for drawn in uniforms.tolist():
-            depth = 1 + int(drawn[0] * RANDOM_DEPTH) if self.depth == -1 else self.depth
-            chains.append([self._step(*drawn[3 * i + 1 : 3 * i + 4]) for i in range(depth)])
+        firsts, steps = uniforms[:, 0].tolist(), uniforms[:, 1:].reshape(self.width, -1, 3).tolist()
+        depths = [1 + int(first * RANDOM_DEPTH) if self.depth == -1 else self.depth for first in firsts]
+        chains = [[self._step(*drawn) for drawn in chain[:depth]] for chain, depth in zip(steps, depths, strict=True)]
         return Mixture(weights, chains)
 
     def draw_batch(self, generator: np.random.Generator, count: int) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
@@ -129,10 +129,6 @@ class AugMix:
         weights, uniforms = self.draw_batch(generator, count)
         groups, rows = plan(uniforms, self.severity, self.depth == -1, size)
         return groups, (weights, rows)
-
-    @property
-    def _deepest(self) -> int:
-        return RANDOM_DEPTH if self.depth == -1 else self.depth
 
     def _step(self, which: float, level: float, sign: float) -> Step:
         name = _NAMES[int(which * len(_NAMES))]
@@ -157,7 +153,3 @@ def mix(pixels: Pixels, mixture: Mixture) -> Pixels:
         total += np.multiply(altered, weight, dtype=np.float32)
     total += np.float32(0.5)
     return total.astype(np.uint8)  # values are positive, so truncation is the floor
-
-
-def _is_image_shape(shape: tuple[int, ...]) -> bool:
-    return 0 not in shape and (len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3)))

@@ -18,8 +18,6 @@ from timm_p2be.data.operations import MAX_LEVEL, MIN_LEVEL, OPERATIONS, RANDOM_D
 Floats = NDArray[np.float64]
 Groups = list[tuple[str, int]]  # an operation, and how many images come next that it is for
 
-_CHUNK = {'cpu': 1 << 15}  # pixels worked on at a time: what stays in a cache, elsewhere a bound of memory
-_DEFAULT_CHUNK = 1 << 23
 _STEEPEST = 30  # degrees
 _NAMES = tuple(OPERATIONS)
 _IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
@@ -142,7 +140,8 @@ def plan(uniforms: Floats, severity: float, random_depth: bool, size: Sequence[i
 def mix_batch(images: Tensor, groups: Groups, weights: Tensor, rows: Tensor) -> Tensor:
     """Return the mixtures of uint8 images (N, C, H, W) with their chains: weights (N, 1 + width), rows of `plan`."""
     chains = images.repeat(weights.shape[1] - 1, 1, 1, 1)
-    at_once = max(1, _CHUNK.get(images.device.type, _DEFAULT_CHUNK) // images[0, 0].numel())
+    pixels = 1 << 15 if images.device.type == 'cpu' else 1 << 23  # what a cache holds; a bound of memory
+    at_once = max(1, pixels // images[0, 0].numel())
     for (name, _), group in zip(groups, rows.split([count for _, count in groups]), strict=True):
         for part in group.split(at_once):
             chosen = part[:, 0].long()
@@ -155,15 +154,12 @@ def mix_batch(images: Tensor, groups: Groups, weights: Tensor, rows: Tensor) -> 
     return total.add_(0.5).to(torch.uint8)
 
 
-def crop_matrices(
-    generator: np.random.Generator, count: int, size: Sequence[int], padding: int, hflip: float
-) -> Floats:
-    """Draw `zero_padded_crop` for images of `size` (height, width) that keep it, as matrices for `affine`."""
+def crop_matrices(generator: np.random.Generator, count: int, width: int, padding: int, hflip: float) -> Floats:
+    """Draw `zero_padded_crop` for N images of that width, which keep their size, as matrices for `affine`."""
     flipped = generator.random(count) < hflip
     right, down = generator.integers(-padding, padding + 1, (2, count))
     matrices = np.tile(_IDENTITY, (count, 1))
-    matrices[:, 0], matrices[:, 2] = np.where(flipped, -1, 1), np.where(flipped, size[1] - right, right)
-    matrices[:, 5] = down
+    matrices[flipped, 0], matrices[:, 2], matrices[:, 5] = -1, np.where(flipped, width - right, right), down
     return matrices
 
 

@@ -18,10 +18,8 @@ _SHARE = 0.5  # of a device's memory that images may take
 class ResidentImages(Dataset[int]):
     """A training set held on a device as uint8 (N, C, H, W); what a loader reads of it are indices.
 
-    `dataset` yields uint8 arrays of the shape `size` and labels. `transform` is there for timm's loader to set.
+    `dataset` yields uint8 arrays of the shape `size` and labels.
     """
-
-    transform: Any = None
 
     def __init__(self, dataset: Any, size: tuple[int, ...], device: torch.device) -> None:
         needed, memory = len(dataset) * int(np.prod(size)), _memory(device)
@@ -56,7 +54,7 @@ class DeviceBatches:
     inside an epoch sees what an unbroken one sees, whatever the device. `num_views` > 1 puts the clean views first.
     """
 
-    def __init__(self, loader: Any, augment: AugMix | None, num_views: int, padding: int | None, hflip: float) -> None:
+    def __init__(self, loader: Any, augment: AugMix | None, num_views: int, padding: int, hflip: float) -> None:
         self.timms, self.loader = loader, loader.loader
         self.augment, self.num_views, self.padding, self.hflip = augment, num_views, padding, hflip
         self.dataset, self.sampler = loader.dataset, loader.sampler
@@ -80,8 +78,7 @@ class DeviceBatches:
         count, size = (len(batch), dataset.images.shape[2:]) if resident else (len(batch[1]), batch[0].shape[2:])
         groups, drawn = self.augment.prepare_batch(generator, copies * count, size) if self.augment else ([], ())
         if resident:
-            assert self.padding is not None
-            crops = crop_matrices(generator, count, size, self.padding, self.hflip)
+            crops = crop_matrices(generator, count, size[1], self.padding, self.hflip)
             numbers, matrices, *moved = to_device([batch, crops, *drawn], device)
             chosen = numbers.long()
             labels = dataset.labels.index_select(0, chosen)

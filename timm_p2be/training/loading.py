@@ -151,7 +151,7 @@ def _training_loader(
     if not args.data_on_device and args.p2be_augmix_device != 'batch':
         return loader
     augment = None if args.p2be_augmix is None else AugMix(severity=args.p2be_augmix)
-    return DeviceBatches(loader, augment, max(args.aug_splits, 1), args.p2be_crop_padding, args.hflip)
+    return DeviceBatches(loader, augment, max(args.aug_splits, 1), args.p2be_crop_padding or 0, args.hflip)
 
 
 def _with_ours(args: argparse.Namespace, input_size: tuple[int, ...], crop: Any, augment: Any, to_array: Any) -> Any:
