@@ -88,7 +88,7 @@ class AugMix:
             if image.mode not in ('RGB', 'L'):
                 raise ValueError(f"Got a PIL image of mode {image.mode!r}; AugMix takes RGB and L: convert('RGB').")
             return Image.fromarray(mix(np.asarray(image), self.draw(self._current_generator())))
-        shape = getattr(image, 'shape', ())
+        shape: tuple[int, ...] = getattr(image, 'shape', ())
         is_image = 0 not in shape and (len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3)))
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or not is_image:
             got = f'{getattr(image, "dtype", "")} {type(image).__name__} of shape {shape}'

@@ -37,23 +37,20 @@ def affine(images: Tensor, matrices: Tensor) -> Tensor:
     """
     count, channels, height, width = images.shape
     a, b, c, d, e, f = matrices.view(count, 6, 1, 1).unbind(1)
-    x = torch.arange(width, dtype=torch.float64, device=images.device) + 0.5
-    y = torch.arange(height, dtype=torch.float64, device=images.device)[:, None] + 0.5
+    x = torch.arange(0.5, width, dtype=torch.float64, device=images.device)
+    y = torch.arange(0.5, height, dtype=torch.float64, device=images.device)[:, None]
     across, down = a * x + b * y + c, d * x + e * y + f
     inside = (across >= 0) & (across < width) & (down >= 0) & (down < height)
     across, down = across - 0.5, down - 0.5
     left, top = across.floor(), down.floor()
-    columns = [(left + i).clamp_(0, width - 1).long() for i in (0, 1)]
-    rows = [(top + i).clamp_(0, height - 1).long().mul_(width) for i in (0, 1)]
-    across, down = (across - left)[:, None], (down - top)[:, None]
-    flat, wanted = images.flatten(2), (count, channels, height * width)
-
-    def interpolate(row: Tensor) -> Tensor:
-        one, other = (flat.gather(2, (row + i).view(count, 1, -1).expand(wanted)).double() for i in columns)
-        return other.sub_(one).view(images.shape).mul_(across).add_(one.view(images.shape))
-
-    upper, lower = interpolate(rows[0]), interpolate(rows[1])
-    return lower.sub_(upper).mul_(down).add_(upper).to(torch.uint8).mul_(inside[:, None])
+    first_second = torch.arange(2, device=images.device).view(2, 1, 1)
+    columns = (left[:, None] + first_second).clamp_(0, width - 1).long()
+    rows = (top[:, None] + first_second).clamp_(0, height - 1).long().mul_(width)
+    corners = (rows[:, :, None] + columns[:, None]).view(count, 1, -1).expand(-1, channels, -1)
+    values = images.flatten(2).gather(2, corners).double().view(count, channels, 2, 2, height, width)
+    near, far = values.unbind(3)
+    upper, lower = (far - near).mul_((across - left)[:, None, None]).add_(near).unbind(2)
+    return (lower - upper).mul_((down - top)[:, None]).add_(upper).to(torch.uint8).mul_(inside[:, None])
 
 
 def _map_levels(images: Tensor, tables: Tensor) -> Tensor:
@@ -102,19 +99,21 @@ _GROUP_OF = np.array([_GROUPS.index(name if name in _BY_TABLE else 'affine') for
 def _numbers(which: NDArray[np.int64], levels: Floats, signs: Floats, height: int, width: int) -> Floats:
     """Return the six numbers of each step: a matrix, or what posterize and solarize need in the first place."""
     numbers = np.tile(_IDENTITY, (len(which), 1))
-    chosen = {name: which == index for index, name in enumerate(_NAMES)}
-    numbers[chosen['posterize'], 0] = 256 - 2.0 ** (4 + np.trunc(levels * 4 / MAX_LEVEL))[chosen['posterize']]
-    numbers[chosen['solarize'], 0] = 256 - np.trunc(levels * 256 / MAX_LEVEL)[chosen['solarize']]
-    shears, rotate = levels * 0.3 / MAX_LEVEL * signs, chosen['rotate']
-    for axis, side, across, along in (('x', width, 1, 2), ('y', height, 3, 5)):
-        numbers[chosen[f'shear_{axis}'], across] = shears[chosen[f'shear_{axis}']]
-        moves = np.trunc(levels * (side / 3) / MAX_LEVEL) * signs
-        numbers[chosen[f'translate_{axis}'], along] = moves[chosen[f'translate_{axis}']]
-    turns = (np.trunc(levels * 30 / MAX_LEVEL) * signs)[rotate].astype(np.int64) + _STEEPEST
-    cos, sin = _TURNS[turns].T
+    shears = levels * 0.3 / MAX_LEVEL * signs
+    for name, column, values in (
+        ('posterize', 0, 256 - 2 ** (4 + np.trunc(levels * 4 / MAX_LEVEL))),
+        ('solarize', 0, 256 - np.trunc(levels * 256 / MAX_LEVEL)),
+        ('shear_x', 1, shears),
+        ('shear_y', 3, shears),
+        ('translate_x', 2, np.trunc(levels * (width / 3) / MAX_LEVEL) * signs),
+        ('translate_y', 5, np.trunc(levels * (height / 3) / MAX_LEVEL) * signs),
+    ):
+        chosen = which == _NAMES.index(name)
+        numbers[chosen, column] = values[chosen]
+    chosen = which == _NAMES.index('rotate')
+    cos, sin = _TURNS[(np.trunc(levels * 30 / MAX_LEVEL) * signs)[chosen].astype(np.int64) + _STEEPEST].T
     x, y = width / 2, height / 2
-    turned = [cos, sin, cos * -x + sin * -y + x, -sin, cos, -sin * -x + cos * -y + y]
-    numbers[rotate] = np.stack(turned, axis=1)
+    numbers[chosen] = np.stack([cos, sin, cos * -x + sin * -y + x, -sin, cos, -sin * -x + cos * -y + y], axis=1)
     return numbers
 
 
@@ -140,7 +139,7 @@ def plan(uniforms: Floats, severity: float, random_depth: bool, size: Sequence[i
 def mix_batch(images: Tensor, groups: Groups, weights: Tensor, rows: Tensor) -> Tensor:
     """Return the mixtures of uint8 images (N, C, H, W) with their chains: weights (N, 1 + width), rows of `plan`."""
     chains = images.repeat(weights.shape[1] - 1, 1, 1, 1)
-    pixels = 1 << 15 if images.device.type == 'cpu' else 1 << 23  # what a cache holds; a bound of memory
+    pixels = 1 << 13 if images.device.type == 'cpu' else 1 << 23  # what a cache holds; a bound of memory
     at_once = max(1, pixels // images[0, 0].numel())
     for (name, _), group in zip(groups, rows.split([count for _, count in groups]), strict=True):
         for part in group.split(at_once):
