@@ -12,8 +12,6 @@ from torch.utils.data import Dataset
 from timm_p2be.data import AugMix
 from timm_p2be.data.batch_augmix import affine, crop_matrices, mix_batch, to_device
 
-_SHARE = 0.5  # of a device's memory that images may take
-
 
 class ResidentImages(Dataset[int]):
     """A training set held on a device as uint8 (N, C, H, W); what a loader reads of it are indices.
@@ -23,7 +21,7 @@ class ResidentImages(Dataset[int]):
 
     def __init__(self, dataset: Any, size: tuple[int, ...], device: torch.device) -> None:
         needed, memory = len(dataset) * int(np.prod(size)), _memory(device)
-        if needed > _SHARE * memory:
+        if needed > memory / 2:
             raise ValueError(
                 f'--data-on-device: {len(dataset)} images of {size} take {needed / 2**30:.1f} GiB, more than half of '
                 f'the {memory / 2**30:.1f} GiB of {device}. Leave it out, or take fewer by --train-num-samples.'
