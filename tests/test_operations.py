@@ -103,4 +103,9 @@ def photographs(folder: Path, side: int, count: int) -> list[Pixels]:
 @pytest.mark.parametrize(('side', 'count', 'severity'), [(32, 400, 3), (32, 400, 10), (224, 8, 1)])
 def test_photographs(p2be_data: Path, side: int, count: int, severity: int, device: str) -> None:
     for name in OPERATIONS:
-        check(name, photographs(p2be_data, side, count), np.linspace(0.1, severity, count).tolist(), device)
+        check(
+            name,
+            photographs(p2be_data, side, count),
+            np.linspace(0.1, severity, count, endpoint=False).tolist(),
+            device,
+        )
