@@ -52,11 +52,6 @@ class Attack(ABC):
         """
         check_images(levels)
         check_labels(self.model, labels)
-        if not levels.device == labels.device == self.model.device:
-            raise ValueError(
-                f'Got images on {levels.device}, labels on {labels.device} and a model on {self.model.device}; bring '
-                'all to one device.'
-            )
         return self._attack(levels, labels, generator or torch.Generator().manual_seed(0))
 
     @abstractmethod
@@ -100,6 +95,7 @@ def check_eps(eps: int) -> None:
         )
 
 
-def check_count(argument: str, value: int, least: int = 1) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f'Got {argument}={value!r}; it must be an integer of at least {least}.')
+def check_counts(least: int = 1, **counts: int) -> None:
+    for name, value in counts.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f'Got {name}={value!r}; it must be an integer of at least {least}.')
