@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from timm_p2be.hub.run_folder import build_model, read_run
+from timm_p2be.hub import run_folder
 from timm_p2be.reproduce.grid import CORRUPTED, Grid, Run
 from timm_p2be.robustness.attacks.attack import Attack
 from timm_p2be.robustness.attacks.lspga import LSPGA
@@ -18,7 +18,7 @@ from timm_p2be.robustness.images import RESIZE, ImageSet, read_images
 from timm_p2be.robustness.pixel_model import PixelModel
 
 
-def measure(grid: Grid, run: Run, folder: Path, corrupted: dict[str, Path]) -> dict[str, float]:
+def measure(grid: Grid, run: Run, trained: run_folder.Run, corrupted: dict[str, Path]) -> dict[str, float]:
     """Return the figures of a trained run that its grid shows, beside its clean error, in percent.
 
     The benchmarks' own results lie in the run's folder, where they resume. `corrupted` holds folders of stored
@@ -28,7 +28,7 @@ def measure(grid: Grid, run: Run, folder: Path, corrupted: dict[str, Path]) -> d
     if not show & {*CORRUPTED, 'lspga'}:
         return figures
     suite = suite_of(run)
-    model = _load(folder, run)
+    folder, model = trained.folder, _load(trained, run)
     if show & {*CORRUPTED}:
         stored = corrupted.get(run.cell.get('dataset', ''), corrupted.get(''))
         limit = grid.corruption_images
@@ -60,25 +60,17 @@ def suite_of(run: Run) -> str:
     return suite
 
 
-def _load(folder: Path, run: Run) -> PixelModel:
-    found = read_run(folder)
+def _load(trained: run_folder.Run, run: Run) -> PixelModel:
     device = run.arguments.args.device
     device = 'cpu' if device.startswith('cuda') and not torch.cuda.is_available() else device
-    model = build_model(found)
-    return PixelModel(model, found.flags['mean'], found.flags['std'], name=run.name, sha256=found.sha256).to(device)
+    model, flags = run_folder.build_model(trained), trained.flags
+    return PixelModel(model, flags['mean'], flags['std'], name=run.name, sha256=trained.sha256).to(device)
 
 
 def _images(run: Run, suite: str, limit: int | None) -> ImageSet:
     """Return the first images of the run's validation split."""
     args = run.arguments.args
     reader = {key: getattr(args, key) for key in ('input_key', 'target_key', 'class_map')}
-    return read_images(
-        args.dataset,
-        args.data_dir,
-        args.val_split,
-        SUITES[suite],
-        RESIZE[suite],
-        limit,
-        download=args.dataset_download,
-        **reader,
-    )
+    reader['download'] = args.dataset_download
+    where = (args.dataset, args.data_dir, args.val_split)
+    return read_images(*where, SUITES[suite], RESIZE[suite], limit, **reader)
