@@ -45,7 +45,6 @@ class DenseNet(CifarNet):
         growth_rate: channels every layer adds (k).
         depth: number of weight layers, 6 n + 4, or 3 n + 4 of the plain one.
         bottleneck: layers begin with a 1x1 convolution, and transitions halve the channels.
-        **kwargs: of `CifarNet`.
     """
 
     def __init__(self, growth_rate: int = 12, depth: int = 100, bottleneck: bool = True, **kwargs: Any) -> None:

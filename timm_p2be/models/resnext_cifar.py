@@ -24,7 +24,6 @@ class ResNeXt(CifarNet):
         depth: number of weight layers, 9 n + 2.
         cardinality: groups of the 3x3 convolutions.
         base_width: channels of a group in the first stage.
-        **kwargs: of `CifarNet`.
     """
 
     def __init__(self, depth: int = 29, cardinality: int = 4, base_width: int = 32, **kwargs: Any) -> None:

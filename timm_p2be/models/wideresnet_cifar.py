@@ -43,7 +43,6 @@ class WideResNet(CifarNet):
         depth: number of weight layers, 6 n + 4.
         widen_factor: the stages are 16, 32 and 64 times as wide.
         proj_drop_rate: dropout between the two convolutions of every block (the WideResNet paper's dropout).
-        **kwargs: of `CifarNet`.
     """
 
     def __init__(self, depth: int = 40, widen_factor: int = 2, proj_drop_rate: float = 0.0, **kwargs: Any) -> None:

@@ -43,12 +43,9 @@ class Attack(ABC):
         """Return the budget of one image."""
 
     def __call__(self, levels: Tensor, labels: Tensor, generator: Generator | None = None) -> Tensor:
-        """Return an attempt for each image: uint8 (B, 3, H, W), at most `eps` levels from `levels`.
+        """Return an attempt for each image, at most `eps` levels from `levels`, both uint8 (B, 3, H, W).
 
-        Args:
-            levels: uint8 (B, 3, H, W) clean images, on the model's device.
-            labels: int64 (B,) true labels.
-            generator: CPU source of all randomness; None starts one from seed 0.
+        `generator`, on the CPU, is the source of all randomness; None starts one from seed 0.
         """
         check_images(levels)
         check_labels(self.model, labels)

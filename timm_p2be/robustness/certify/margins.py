@@ -24,7 +24,7 @@ def margin_bounds(bounds: Propagation, labels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def certified(model: nn.Module, levels: Tensor, labels: Tensor, eps: int = 1) -> Tensor:
-    """Return whether each uint8 image (B, 3, H, W) keeps its label whatever changes of at most `eps` levels it gets.
+    """Return, as (B,) bool, which uint8 images (B, 3, H, W) keep their label under any change of at most `eps` levels.
 
     The timm classifier, encoded or not, is judged in evaluation mode; eps=0 asks for its decision on the images.
 
