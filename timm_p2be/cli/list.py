@@ -69,12 +69,7 @@ def _cells(entry: Entry) -> tuple[str, ...]:
         dataset = part_of(found.provenance, 'dataset', 'name') or ''
         known = (found.kind, found.encoding, bits, dataset, '' if error is None else f'{error:.2f}')
     tags = entry.problem or ' '.join(tag for tag in entry.tags if tag != TAG)
-    cells = (entry.where, entry.name, *known, _size(entry.size), revision, tags)
+    size = '' if entry.size is None else f'{entry.size / 1e6:.2f} MB'
+    cells = (entry.where, entry.name, *known, size, revision, tags)
     # what a stranger wrote must not move the cursor
     return tuple(''.join(char if char.isprintable() else '?' for char in cell) for cell in cells)
-
-
-def _size(size: int | None) -> str:
-    if size is None:
-        return ''
-    return f'{size / 1e6:.1f} MB' if size >= 1e6 else f'{size / 1e3:.1f} kB'

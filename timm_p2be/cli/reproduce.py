@@ -57,17 +57,16 @@ def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
         action.help = (action.help or '').replace('%(default)s', "the recipe's")
     names = [action.dest for action in parser._actions[before:]]
 
-    def command(args: argparse.Namespace) -> int:
-        return run_long(parser, lambda: _run(args, names, parser.prog), lambda: 'The same command goes on from here.')
-
-    return command
+    kept = 'The same command goes on from here.'
+    return lambda args: run_long(parser, lambda: _run(args, names, parser.prog), lambda: kept)
 
 
 def _run(args: argparse.Namespace, data_names: list[str], prog: str) -> int:
     name = args.table or (f'figure{args.figure}' if args.figure else args.grid.stem)
     grid = _grid(args, args.grid or TABLES / f'{name}.yaml', data_names)
     output = args.output or Path('output/reproduce') / f'{name}-{grid.settings["budget"]}'
-    check(grid)
+    corrupted = {dataset: Path(folder) for dataset, _, folder in (text.rpartition('=') for text in args.corrupted)}
+    check(grid, corrupted)
     if args.print_commands:
         print('\n'.join(map(shlex.join, commands(grid, output))))
         return 0
@@ -76,7 +75,6 @@ def _run(args: argparse.Namespace, data_names: list[str], prog: str) -> int:
         for first, *rest in [table.header, *table.rows]:
             print(f'{first:<34}', *(f'{cell:>23}' for cell in rest), sep='')
         return 0
-    corrupted = {dataset: Path(folder) for dataset, _, folder in (text.rpartition('=') for text in args.corrupted)}
     return carry_out(grid, output, corrupted, prog)
 
 

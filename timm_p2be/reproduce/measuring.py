@@ -27,8 +27,9 @@ def measure(grid: Grid, run: Run, trained: run_folder.Run, corrupted: dict[str, 
     show, figures = {*grid.show}, dict[str, float]()
     if not show & {*CORRUPTED, 'lspga'}:
         return figures
-    suite = suite_of(run)
-    folder, model = trained.folder, _load(trained, run)
+    suite, folder, flags, device = suite_of(run), trained.folder, trained.flags, run.arguments.args.device
+    model = PixelModel(run_folder.build_model(trained), flags['mean'], flags['std'], run.name, trained.sha256)
+    model.to('cpu' if device.startswith('cuda') and not torch.cuda.is_available() else device)
     if show & {*CORRUPTED}:
         stored = corrupted.get(run.cell.get('dataset', ''), corrupted.get(''))
         limit = grid.corruption_images
@@ -40,15 +41,11 @@ def measure(grid: Grid, run: Run, trained: run_folder.Run, corrupted: dict[str, 
         figures |= {'corrupted': summary['mean_corruption_error'], 'mce': summary['mce_alexnet'], **by_name}
     if 'lspga' in show:
         images = _images(run, suite, grid.attack_images)
-        attack = lspga(model)
+        # the paper's attack; on pixel values PGD of as many steps within the same bound
+        attack: Attack = LSPGA.official(model) if model.encoding else PGD(model, steps=7, name='pgd-7')
         results = benchmark_attacks(model, images, [attack], alone=len(images), worst_case=0, output=folder)
         figures['lspga'] = results.bits('alone', attack.name).mean().item()
     return {name: 100 * value for name, value in figures.items() if name in show}
-
-
-def lspga(model: PixelModel) -> Attack:
-    """Return the paper's attack, or for a model of pixel values PGD of as many steps within the same bound."""
-    return LSPGA.official(model) if model.encoding else PGD(model, steps=7, name='pgd-7')
 
 
 def suite_of(run: Run) -> str:
@@ -58,13 +55,6 @@ def suite_of(run: Run) -> str:
     if suite is None:
         raise ValueError(f'Run {run.name}: got --img-size {side}; corruptions are of {[*SUITES.values()]} pixels.')
     return suite
-
-
-def _load(trained: run_folder.Run, run: Run) -> PixelModel:
-    device = run.arguments.args.device
-    device = 'cpu' if device.startswith('cuda') and not torch.cuda.is_available() else device
-    model, flags = run_folder.build_model(trained), trained.flags
-    return PixelModel(model, flags['mean'], flags['std'], name=run.name, sha256=trained.sha256).to(device)
 
 
 def _images(run: Run, suite: str, limit: int | None) -> ImageSet:

@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,6 @@ class Failed(RuntimeError):
 def carry_out(grid: Grid, output: Path, corrupted: dict[str, Path], prog: str) -> int:
     """Make the runs that no process has made or is making, then the page, and return the exit code of `prog`."""
     require('matplotlib', extra='robustness')  # now, not when all runs are done
-    _check_stored(grid, corrupted)
     leave_ranks()
     open_folder(grid, output)
     print(f'{len(grid.runs)} runs in {output}; while one trains, its log.txt grows', flush=True)
@@ -65,8 +64,13 @@ def carry_out(grid: Grid, output: Path, corrupted: dict[str, Path], prog: str) -
     return 0
 
 
-def check(grid: Grid) -> None:
+def check(grid: Grid, corrupted: Mapping[str, Path] = {}) -> None:
     """Raise ValueError if a run cannot be made or measured as its grid says, before any is begun."""
+    used = {'', *grid.axes.get(DATASET, ())} if {*grid.show} & {*CORRUPTED} else set()
+    for dataset, folder in corrupted.items():
+        if dataset not in used:
+            raise ValueError(f'--corrupted: no run has a use for {folder}; see the data sets of the grid.')
+        open_corrupted(folder)
     for limit in (grid.corruption_images, grid.attack_images):
         if limit is not None and limit < 1:
             raise ValueError(f'Got {limit} images to measure; take at least 1.')
@@ -75,15 +79,6 @@ def check(grid: Grid) -> None:
             raise ValueError(f'Run {run.name}: no accuracy would be measured; give it a --val-split.')
         if {*grid.show} & {*CORRUPTED, 'lspga'} and suite_of(run) == 'cifar' and 'mce' in grid.show:
             raise ValueError(f'Run {run.name}: mCE is of ImageNet-C; show corrupted for images of 32 pixels.')
-
-
-def _check_stored(grid: Grid, corrupted: dict[str, Path]) -> None:
-    """Raise ValueError if stored images are not there, or nothing would be measured on them."""
-    unused = corrupted.keys() - ({'', *grid.axes.get(DATASET, ())} if {*grid.show} & {*CORRUPTED} else set())
-    if unused:
-        raise ValueError(f'--corrupted: no run has a use for {corrupted[min(unused)]}; see the data sets of the grid.')
-    for folder in corrupted.values():
-        open_corrupted(folder)
 
 
 def leave_ranks() -> None:

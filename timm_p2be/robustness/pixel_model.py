@@ -56,7 +56,9 @@ class PixelModel(nn.Module):
         given = {name: value for name, value in (('mean', mean), ('std', std)) if value is not None}
         remedy = f'Pass --mean and --std of {self.name}, in Python PixelModel(model, mean, std); 0 and 1 for none.'
         self.mean, self.std = normalization({**cfg, **given}, 3, remedy)
-        self.num_classes = _count_classes(model)
+        # those that the model states, or the outputs of its last linear layer
+        linear = [module.out_features for module in model.modules() if isinstance(module, nn.Linear)]
+        self.num_classes = int(getattr(model, 'num_classes', linear[-1] if linear else 0) or 0)
         if self.num_classes < 2:
             raise ValueError(f'{self.name}: got a model of {self.num_classes} classes; a classifier has at least 2.')
         self.input_size = tuple(cfg.get('input_size') or (3, 224, 224))
@@ -163,12 +165,6 @@ def load_model(
     mean = mean if mean is not None else args.get('mean')
     std = std if std is not None else args.get('std')
     return PixelModel(model, mean, std, name=label or name, sha256=file_sha256(path)).to(device)
-
-
-def _count_classes(model: nn.Module) -> int:
-    """Return the number of classes that a model states, or the outputs of its last linear layer."""
-    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    return int(getattr(model, 'num_classes', linear[-1].out_features if linear else 0) or 0)
 
 
 def _classes(name: str, state: dict[str, Tensor], path: Path) -> int:
