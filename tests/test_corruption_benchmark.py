@@ -334,6 +334,7 @@ BAD_FLAGS = {
     'seed of stored images': (['--corrupted', 'DATA', '--seed', '1'], '--seed is for corruptions that are made here'),
     'batch size': (['--data-dir', 'DATA', '--corruptions', 'fog', '--batch-size', '0'], 'batch_size=0'),
     'size': (['--data-dir', 'BIG', '--corruptions', 'fog'], '40x40 pixels, not 32x32'),
+    'split without data': (['--corrupted', 'DATA', '--split', 'test'], 'Got flags of clean images, but no such'),
 }
 
 

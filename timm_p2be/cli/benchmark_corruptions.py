@@ -89,9 +89,12 @@ def _data(args: argparse.Namespace) -> tuple[CorruptedSet, ImageSet | None]:
         return GeneratedSet(clean, suite, args.corruptions, args.severities, args.extra, args.seed or 0), clean
     if args.seed is not None:
         raise ValueError(f'--seed is for corruptions that are made here; --corrupted {args.corrupted} has its own.')
+    named = bool(args.dataset or args.data_dir)
+    if not named and (args.split != 'validation' or args.input_key or args.target_key or args.dataset_download):
+        raise ValueError('Got flags of clean images, but no such images. Pass --dataset or --data-dir too.')
     data = open_corrupted(args.corrupted, args.corruptions, args.severities, args.extra, args.limit, args.class_map)
     if args.suite not in (None, data.suite):
         raise ValueError(
             f'{args.corrupted} has the layout of the suite {data.suite}, not {args.suite}. Leave out --suite.'
         )
-    return data, images_from(args, SUITES[data.suite], RESIZE[data.suite]) if args.dataset or args.data_dir else None
+    return data, images_from(args, SUITES[data.suite], RESIZE[data.suite]) if named else None
