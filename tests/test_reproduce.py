@@ -124,7 +124,6 @@ def test_bad_grids(changes, words, tmp_path):
     ('flags', 'message'),
     [
         ('--budget weeks', "Got budget 'weeks'; grid.yaml has small, paper"),
-        ('--only RGB-1', '--only RGB-1: no such run; the first is One_hot-1'),
         ("--val-split ''", 'give it a --val-split'),
         ('--limit 0', 'Got 0 images to measure'),
         ('--corrupted nowhere', 'No folder nowhere'),
@@ -164,7 +163,7 @@ def test_a_grid_becomes_a_page(tmp_path, printed, refused):
     path, output = _file(tmp_path), tmp_path / 'out'
     data = str(write_images(tmp_path / 'data'))
     grid = read_grid(path, 'small', {'data_dir': data})
-    first = planning.commands(grid.runs, str(output))[0]
+    first = planning.commands(grid, output)[0]
     assert train(first[2:]) == 0
     alone = (output / 'One_hot-1' / 'last.pth.tar').stat().st_mtime_ns
     stored = _corrupted(tmp_path / 'stored')
