@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from runs import OPEN_FILES, VIEWS, assert_same_state, at_call, checkpoint, command, summary
 from torch import Tensor
 
@@ -210,15 +211,31 @@ def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(
 
     def poisoned(self: Any, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         result = objective(self, logits, labels)
-        return {**result, 'loss': result['loss'] * float('nan')} if next(calls) == 5 else result
+        # its gradient is finite, and so are the weights after it
+        return {**result, 'loss': result['loss'] + float('nan')} if next(calls) == 5 else result
 
     monkeypatch.setattr(P2BETask, 'objective', poisoned)
-    assert train.main(command(data, output, *FLAGS, *flags)) == 1
+    assert train.main(command(data, output, *FLAGS, *flags, '--recovery-interval', '1')) == 1
+    # of the update before; the loss was not known yet when the one after could have been written
+    assert sorted(path.name for path in output.glob('recovery-1-*.tar')) == ['recovery-1-0.pth.tar']
     error = capsys.readouterr().err
     assert 'The loss is no longer finite at epoch 1, update 1' in error
     assert f'kept: {output}' in error
     assert checkpoint(output / 'last.pth.tar')['epoch'] == 0
     assert train.main(command(data, output, *FLAGS, *flags, '--resume', str(output / 'last.pth.tar'))) == 0
+
+
+def test_a_batch_too_large_for_memory(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Patch
+) -> None:
+    def exhausted() -> None:
+        raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')
+
+    at_call(monkeypatch, Trainer, '_batch', 2, exhausted)
+    assert train.main(command(data, tmp_path / 'run')) == 2
+    said = capsys.readouterr().err
+    assert '--batch-size 8: CUDA out of memory' in said
+    assert '--grad-accum-steps' in said
 
 
 def damage_weights(run: train.Run) -> Tensor:
