@@ -238,54 +238,36 @@ def test_a_batch_too_large_for_memory(
     assert '--grad-accum-steps' in said
 
 
-def damage_weights(run: train.Run) -> Tensor:
-    return run.task.trainable_module.fc.bias  # type: ignore[operator, union-attr, return-value]
+def named(network: Any, end: str) -> Tensor:
+    return next(value for name, value in network.state_dict(keep_vars=True).items() if name.endswith(end))
 
 
-def damage_variance(run: train.Run) -> Tensor:
-    return next(buffer for name, buffer in run.task.trainable_module.named_buffers() if name.endswith('running_var'))
-
-
-def damage_average(run: train.Run) -> Tensor:
-    return next(run.task.get_trainable_module(ema=True).parameters())  # type: ignore[union-attr]
-
-
-def damage_momentum(run: train.Run) -> Tensor:
-    return next(iter(run.optimizer.state.values()))['momentum_buffer']
+DAMAGED = {
+    'state_dict/fc.bias': lambda run: named(run.task.trainable_module, 'fc.bias'),
+    'running_var': lambda run: named(run.task.trainable_module, 'running_var'),
+    'state_dict_ema/': lambda run: next(run.task.get_trainable_module(ema=True).parameters()),
+    'momentum_buffer': lambda run: next(iter(run.optimizer.state.values()))['momentum_buffer'],
+}
 
 
 @pytest.mark.parametrize('value', [float('nan'), float('inf')])
-@pytest.mark.parametrize(
-    ('tensor', 'named'),
-    [
-        (damage_weights, 'state_dict/fc.bias'),
-        (damage_variance, 'running_var'),
-        (damage_average, 'state_dict_ema/'),
-        (damage_momentum, 'momentum_buffer'),
-    ],
-)
+@pytest.mark.parametrize('what', DAMAGED)
 def test_what_the_last_update_broke_is_not_saved(
-    data: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: Patch,
-    tensor: Any,
-    named: str,
-    value: float,
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Patch, what: str, value: float
 ) -> None:
     """Without validation, whose loss would tell; and the message names no file that is broken itself."""
     output, finish = tmp_path / 'run', train.Run._finish_epoch
 
     def damage(run: train.Run, epoch: int, metrics: dict[str, float]) -> None:
         if epoch == 1:
-            tensor(run).data.fill_(value)
+            DAMAGED[what](run).data.fill_(value)
             (output / 'last.pth.tar').write_bytes(b'broken')
         finish(run, epoch, metrics)
 
     monkeypatch.setattr(train.Run, '_finish_epoch', damage)
     assert train.main(command(data, output, *FLAGS, '--val-split', '', '--model-ema')) == 1
     said = capsys.readouterr().err
-    assert named in said
+    assert what in said
     assert 'is no longer finite at epoch 1, update 3' in said
     assert f'kept: {output}/checkpoint-0.pth.tar' in said
     assert {checkpoint(path)['epoch'] for path in output.glob('[cm]*.pth.tar')} == {0}
@@ -296,7 +278,7 @@ def test_weights_broken_in_validation_are_not_saved(data: Path, tmp_path: Path, 
 
     def damage(run: train.Run, epoch: int, metrics: dict[str, float]) -> None:
         if epoch == 1:
-            damage_weights(run).data.fill_(float('nan'))
+            DAMAGED['state_dict/fc.bias'](run).data.fill_(float('nan'))
         finish(run, epoch, metrics)
 
     monkeypatch.setattr(train.Run, '_finish_epoch', damage)
