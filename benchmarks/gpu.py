@@ -136,15 +136,15 @@ def network(session: Session, case: Case, suffix: str) -> nn.Module:
     return model.to(session.device, memory_format=torch.channels_last)
 
 
-def training_step(session: Session, case: Case, suffix: str, graphs: bool) -> Call:
-    """Return a call that makes one update."""
+def training_step(session: Session, case: Case, suffix: str, graphs: bool, dynamic: bool | None = None) -> Call:
+    """Return a call that makes one update; graphs that are not `dynamic` are compiled for the batch size."""
     model = network(session, case, suffix).train()
     alpha, smoothness = (12.0 if case.views > 1 else 0.0), float(suffix == '_p2be')
     task = P2BETask(model, alpha, smoothness, num_views=case.views, device=session.device, verbose=False)
     optimizer = create_optimizer_v2(model, opt='sgdp2be', lr=0.01, momentum=0.9, weight_decay=5e-4)
     images, labels = pictures(case, session.device), torch.arange(case.batch, device=session.device) % case.classes
     if graphs:
-        task.compile('eager' if session.dry else 'inductor', None if session.dry else 'reduce-overhead')
+        task.compile('eager' if session.dry else 'inductor', None if session.dry else 'reduce-overhead', dynamic)
 
     def call() -> None:
         with session.autocast():
@@ -156,13 +156,13 @@ def training_step(session: Session, case: Case, suffix: str, graphs: bool) -> Ca
     return call
 
 
-def steps(session: Session, row: str, case: Case, graphs: bool) -> None:
+def steps(session: Session, row: str, case: Case, graphs: bool, dynamic: bool | None = None) -> None:
     """Time training steps; without graphs, compare peak memory too."""
     case, calls, peaks = session.case(case), {}, {}
     torch.compiler.reset()
     for name, suffix in (('RGB', ''), ('P2BE', '_p2be')):
         before = 0 if session.dry else torch.cuda.memory_allocated()
-        calls[name] = training_step(session, case, suffix, graphs)
+        calls[name] = training_step(session, case, suffix, graphs, dynamic)
         session.seconds(calls[name], 1 if session.dry else 3)  # cuDNN tries what takes the least time, not memory
         if not (session.dry or graphs):
             torch.cuda.reset_peak_memory_stats()
@@ -292,6 +292,7 @@ ROWS: dict[str, tuple[Callable[..., None], tuple[Any, ...]]] = {
     'training step, wrn40_2, 3 x 1024, graphs': (steps, (LARGE, True)),
     'training step, wrn40_2, 3 x 1024, eager': (steps, (LARGE, False)),
     'stem, forward and backward, resnet50, 64': (stems, (FEWER,)),
+    'training step, wrn40_2, 3 x 128, graphs of one batch size': (steps, (SMALL, True, False)),
     'launches in a step, wrn40_2, 3 x 128': (launches, (SMALL,)),
     'registers and spills': (registers, ()),
 }
