@@ -82,10 +82,11 @@ def test_codes_are_multiplied_where_the_table_would_be_too_large(bits: int, monk
     _assert_close(features, _differentiate(example.double())[0], _differentiate(example.terms())[0], FLOAT32)
 
 
-def test_latents_are_read_as_binarize_reads_them() -> None:
+def test_latents_are_read_as_binarize_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
     example = EXAMPLES['phases without a pixel']
     results = []
-    for latent in (True, False):
+    for latent, path in ((True, 'triton'), (False, 'plain')):
+        monkeypatch.setenv(SWITCH, path)
         latents = example.codes.clone().requires_grad_()
         table = latents if latent else binarize(latents)
         features = lookup_conv2d(example.levels, table, example.weight, **example.geometry, latent=latent)
