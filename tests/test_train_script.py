@@ -358,6 +358,11 @@ def test_wrong_column_is_named(parquet, output, tmp_path, capsys):
     assert 'coarse' in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_inductor_trains(data, output):
+    assert train.main(command(data, output, '--torchcompile', 'reduce-overhead')) == 0
+
+
 RANKS = """
 import sys, torch
 from timm_p2be.training import run
