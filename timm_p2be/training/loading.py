@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import create_dataset, create_loader, create_transform, resolve_data_config
+from timm.data import ImageDataset, create_dataset, create_loader, create_transform, resolve_data_config
 from timm.utils import is_primary
 from torch import nn
 from torch.utils.data import IterableDataset, Subset
 from torchvision.transforms import Compose
 
 from timm_p2be.data import AugMix
+from timm_p2be.data.image_files import Images, image_files
 from timm_p2be.data.transforms import MultiView, zero_padded_crop
 from timm_p2be.extras import require
 from timm_p2be.training.conflicts import reader
@@ -33,6 +34,8 @@ class Loaders:
 def build_loaders(args: argparse.Namespace, model: nn.Module, device: torch.device) -> Loaders:
     """Return the loaders; with --aug-splits N a training batch holds N views, all clean ones first."""
     data_config = _data_config(args, model)
+    if reader(args) == '' and Path(args.data_dir).is_dir():
+        image_files(Path(args.data_dir))  # before a reader waits for a pipe, or follows links without end
     training = _dataset(args, args.train_split, data_config, is_training=True)
     validation = _dataset(args, args.val_split, data_config, is_training=False) if args.val_split else None
     _check_classes(args, training, validation)
@@ -201,6 +204,8 @@ def _dataset(args: argparse.Namespace, split: str, data_config: dict[str, Any], 
             f'--data-dir {args.data_dir} has no folder {split!r} (nor a synonym). Name the folders by --train-split '
             "and --val-split, or train on all of it without validation by --val-split ''."
         )
+    if isinstance(dataset, ImageDataset):  # what is measured on other images than it should be is no figure
+        dataset = Images(dataset, args.max_bad_samples if is_training else 0)
     if count is None or isinstance(dataset, IterableDataset):
         return dataset
     if not 1 <= count <= len(dataset):
