@@ -443,7 +443,8 @@ def fuzz(count: int, seed: int, first: int = 0, seconds: float = 20.0, only: str
                 if not is_ours(error):
                     place = traceback.extract_tb(error.__traceback__)[-1]
                     key = f'{way}: {type(error).__name__} in {Path(place.filename).name}:{place.lineno}: {error!s:.120}'
-                    report.foreign.setdefault(key, number)
+                    if report.foreign.setdefault(key, number) == number:
+                        print(f'not our own, input {number}: {key}', flush=True)
             finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 watch.on = False
@@ -479,8 +480,6 @@ def main() -> int:
     report = fuzz(args.inputs, args.seed, args.first, args.seconds, args.only)
     for way, count in sorted(report.inputs.items()):
         print(f'{way:22} {count:7} inputs, {report.refused[way]:7} refused')
-    for error, number in report.foreign.items():
-        print(f'not our own, first at input {number}: {error}')
     print(f'{sum(report.inputs.values())} inputs of seed {args.seed} in {time.monotonic() - start:.0f} s')
     print(f'errors that are not our own: {len(report.foreign)}; hangs: {report.slow or "none"}')
     print(
