@@ -163,10 +163,10 @@ def leaves_of(content: Any) -> Iterator[Any]:
 
 @contextmanager
 def content_of(named: str) -> Iterator[None]:
-    """Turn any error about the content of a stranger's file into one ValueError, whose message begins with `named`."""
+    """Turn errors about the content of a stranger's file into one ValueError whose message begins with `named`."""
     try:
         yield
-    except ValueError:
+    except (ValueError, OSError):
         raise
     except Exception as error:
         reason = f'{type(error).__name__}: {error}'
