@@ -119,6 +119,13 @@ def image_files(root: Path) -> list[Path]:
     return found
 
 
+def check_folder(root: Path, split: str) -> None:
+    """Raise what `image_files` does, before timm's reader waits for a pipe or follows links without end."""
+    folder = root / split
+    if root.is_dir():
+        image_files(folder if folder.is_dir() else root)
+
+
 def hash_files(paths: Iterable[Path], root: Path) -> str:
     """Return a sha256 over name, size and time of change of files."""
     digest = hashlib.sha256()

@@ -12,7 +12,7 @@ from timm.data import ImageDataset, create_dataset
 from torch.utils.data import Dataset, IterableDataset
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
-from timm_p2be.data.image_files import Images, hash_files, image_files
+from timm_p2be.data.image_files import Images, check_folder, hash_files, image_files
 from timm_p2be.extras import require
 
 Pixels = NDArray[np.uint8]
@@ -117,8 +117,8 @@ def read_images(
     if dataset.lower().startswith('hfds/'):
         require('datasets', extra='data')
     try:
-        if not dataset and data_dir and Path(data_dir).is_dir():
-            image_files(Path(data_dir))  # before a reader waits for a pipe, or follows links without end
+        if not dataset and data_dir:
+            check_folder(Path(data_dir), split)
         source = create_dataset(dataset, root=data_dir, split=split, is_training=False, **reader)
         files = _hash_of(source, dataset)
         source = Images(source) if isinstance(source, ImageDataset) else source

@@ -15,7 +15,7 @@ from torch.utils.data import IterableDataset, Subset
 from torchvision.transforms import Compose
 
 from timm_p2be.data import AugMix
-from timm_p2be.data.image_files import Images, image_files
+from timm_p2be.data.image_files import Images, check_folder
 from timm_p2be.data.transforms import MultiView, zero_padded_crop
 from timm_p2be.extras import require
 from timm_p2be.training.conflicts import reader
@@ -34,8 +34,6 @@ class Loaders:
 def build_loaders(args: argparse.Namespace, model: nn.Module, device: torch.device) -> Loaders:
     """Return the loaders; with --aug-splits N a training batch holds N views, all clean ones first."""
     data_config = _data_config(args, model)
-    if reader(args) == '' and Path(args.data_dir).is_dir():
-        image_files(Path(args.data_dir))  # before a reader waits for a pipe, or follows links without end
     training = _dataset(args, args.train_split, data_config, is_training=True)
     validation = _dataset(args, args.val_split, data_config, is_training=False) if args.val_split else None
     _check_classes(args, training, validation)
@@ -172,8 +170,10 @@ class _Some(Subset[Any]):
 def _dataset(args: argparse.Namespace, split: str, data_config: dict[str, Any], is_training: bool) -> Any:
     kind = reader(args)
     count = args.train_num_samples if is_training else args.val_num_samples
-    if kind == '' and not Path(args.data_dir).exists():
-        raise ValueError(f'--data-dir {args.data_dir}: no such folder.')
+    if kind == '':
+        if not Path(args.data_dir).exists():
+            raise ValueError(f'--data-dir {args.data_dir}: no such folder.')
+        check_folder(Path(args.data_dir), split)
     if kind in ('hfds', 'hfids'):
         require('datasets', extra='data')
     try:
