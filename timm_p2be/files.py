@@ -147,7 +147,7 @@ def check_extent(content: Any) -> None:
 
 
 def leaves_of(content: Any) -> Iterator[Any]:
-    """Yield the values in nested containers, or raise as `check_extent` does."""
+    """Yield keys and values in nested containers, or raise as `check_extent` does."""
     left, waiting = _MAX_VALUES, [(content, 0)]
     while waiting:
         value, depth = waiting.pop()
@@ -158,7 +158,8 @@ def leaves_of(content: Any) -> Iterator[Any]:
         left -= len(value)
         if depth == MAX_DEPTH or left < 0:
             raise ValueError(f'containers nested {MAX_DEPTH} deep, or more than {_MAX_VALUES} values')
-        waiting += [(inner, depth + 1) for inner in (value.values() if isinstance(value, dict) else value)]
+        inside = (*value, *value.values()) if isinstance(value, dict) else value
+        waiting += [(inner, depth + 1) for inner in inside]
 
 
 @contextmanager
