@@ -237,7 +237,7 @@ def check_shape(value: Any, shape: Shape, where: str) -> None:
 
 
 _SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200  # more than is shown, so that the end is cut
 
 
 def shown(value: Any) -> str:
