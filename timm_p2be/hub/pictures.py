@@ -1,8 +1,8 @@
 """Pictures of a table of codes: the bits and similarities of the paper's Fig. 2, and distance against |i - j|."""
 
-from typing import TYPE_CHECKING
+import io
+from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -10,29 +10,22 @@ from torch import Tensor
 from timm_p2be.encodings.statistics import code_statistics
 from timm_p2be.extras import require
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 _DPI = 150
 
 
-def codes_figure(codes: Tensor, title: str = '') -> 'Figure':
-    """Return a figure of a table in three panels.
+def codes_figure(codes: Tensor, title: str = '') -> Any:
+    """Return a matplotlib Figure of a table in three panels.
 
     Left the bits (level down, bit across, white is 1); in the middle the cosine similarities of all pairs of codes,
     about 0.5 for random ones (black is 0, white is 1; docs/protocol.md); right the mean Hamming distance of levels i
     and j against |i - j|, with a dashed line at M / 2, which random codes have, unless the distances stay far below.
-
-    Args:
-        codes: (256, M) tensor of 0 and 1.
-        title: text above the picture.
     """
     codes = codes.detach().float().cpu()
     unit = torch.nn.functional.normalize(codes, dim=1)
-    figures = require('matplotlib.figure', extra='robustness')
     levels, num_bits = codes.shape
     distances = code_statistics(codes).distances
-    figure: Figure = figures.Figure(figsize=(15, 5), dpi=_DPI, layout='constrained')
+    figures = require('matplotlib.figure', extra='robustness')
+    figure = figures.Figure(figsize=(15, 5), dpi=_DPI, layout='constrained')
     figure.suptitle(title, parse_math=False)  # a title may hold the name somebody gave a repository
     bits, similarity, curve = figure.subplots(1, 3, width_ratios=(1, 1.2, 1.4))
     gray = {'cmap': 'gray', 'vmin': 0, 'vmax': 1, 'interpolation': 'nearest'}
@@ -52,9 +45,6 @@ def codes_figure(codes: Tensor, title: str = '') -> 'Figure':
 
 def codes_picture(codes: Tensor, title: str = '') -> Image.Image:
     """Return `codes_figure` as an RGB image."""
-    figure = codes_figure(codes, title)
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert('RGB')
+    buffer = io.BytesIO()
+    codes_figure(codes, title).savefig(buffer, format='png')
+    return Image.open(buffer).convert('RGB')

@@ -17,8 +17,8 @@ from timm_p2be.checkpoints import read_checkpoint
 from timm_p2be.encodings.codes import ENCODINGS, LEVELS
 from timm_p2be.encodings.table_file import (
     CARD_FILE,
+    CONFIG,
     CONFIG_FILE,
-    MAX_BITS,
     MAX_TABLE_BYTES,
     WEIGHTS_FILE,
     check_config,
@@ -119,10 +119,9 @@ def _model_contents(config: dict[str, Any], where: str) -> Contents:
     if not isinstance(cfg, dict) or cfg.get('hf_hub_filename') is not None:  # which leads to another file
         raise ValueError(f'{where}: pretrained_cfg must be an object without hf_hub_filename. {_AGAIN}')
     encoding, num_bits = encoding_of(architecture, args), args.get('num_bits', DEFAULT_BITS)
-    if encoding not in (*ENCODINGS, 'rgb'):
-        raise ValueError(f'{where}: encoding is {shown(encoding)}; allowed are {list(ENCODINGS)}. {_AGAIN}')
-    if type(num_bits) is not int or not 1 <= num_bits <= MAX_BITS:
-        raise ValueError(f'{where}: num_bits is {shown(num_bits)}; allowed is an integer in 1..{MAX_BITS}. {_AGAIN}')
+    if encoding != 'rgb':
+        found = {'encoding': encoding, 'num_bits': num_bits}
+        check_schema(found, {name: CONFIG[name] for name in found}, where)
     counts = [part.get('num_classes') or 0 for part in (config, cfg, args)]
     if not all(type(count) is int and count >= 0 for count in counts):
         raise ValueError(f'{where}: num_classes is {shown(counts)}; allowed is an integer from 0. {_AGAIN}')
@@ -199,3 +198,9 @@ def verify(folder: Path) -> Contents:
     else:
         verified_weights(folder, contents)
     return contents
+
+
+def fetch_verified(source: str, **options: Any) -> tuple[Path, Contents]:
+    """Return what `fetch_repository` does, after checking the weights, too."""
+    folder, _ = fetch_repository(source, **options)
+    return folder, verify(folder)
