@@ -3,6 +3,7 @@
 The interpreter is chosen (TRITON_INTERPRET=1) before Triton is imported. It takes some 10 ms for a program of a grid.
 """
 
+import logging
 from collections.abc import Callable
 
 import pytest
@@ -46,6 +47,7 @@ EXAMPLES = {
     'phases without a pixel': _example(1, {'stride': 3, 'padding': (3, 0, 0, 1), 'dilation': 2}, size=2),
     'empty batch': _example(16, {'stride': 1, 'padding': 0, 'dilation': 1}, batch=0),
 }
+FIRST, *MORE = EXAMPLES
 
 
 def _check(example: Example) -> None:
@@ -55,11 +57,22 @@ def _check(example: Example) -> None:
         _assert_close(found, value, size, FLOAT32)
 
 
-@pytest.mark.parametrize('name', EXAMPLES)
+def test_the_log_names_the_kernels_once(caplog: pytest.LogCaptureFixture) -> None:
+    for cache in (operators._triton_kernels, operators._say_once):
+        cache.cache_clear()
+    with caplog.at_level(logging.INFO):
+        levels, codes = torch.zeros(1, 1, 1, 1, dtype=torch.uint8), torch.ones(256, 2)
+        for channels in (16, 32):
+            assert (lookup_conv2d(levels, codes, torch.ones(channels, 2, 1, 1)) == 2).all()
+    assert [m.startswith('lookup_conv2d sums table rows in kernels of Triton') for m in caplog.messages] == [True]
+
+
+@pytest.mark.parametrize('name', [FIRST, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
 def test_values_and_gradients_of_examples(name: str) -> None:
     _check(EXAMPLES[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('bits', [5, 40])
 def test_codes_are_multiplied_where_the_table_would_be_too_large(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_gpu, 'LARGEST_TABLE', 0)
@@ -69,10 +82,11 @@ def test_codes_are_multiplied_where_the_table_would_be_too_large(bits: int, monk
     _assert_close(features, _differentiate(example.double())[0], _differentiate(example.terms())[0], FLOAT32)
 
 
-def test_latents_are_read_as_binarize_reads_them() -> None:
+def test_latents_are_read_as_binarize_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
     example = EXAMPLES['phases without a pixel']
     results = []
-    for latent in (True, False):
+    for latent, path in ((True, 'triton'), (False, 'plain')):
+        monkeypatch.setenv(SWITCH, path)
         latents = example.codes.clone().requires_grad_()
         table = latents if latent else binarize(latents)
         features = lookup_conv2d(example.levels, table, example.weight, **example.geometry, latent=latent)
@@ -103,6 +117,7 @@ def test_half_precision_rounds_table_and_sums_once(dtype: torch.dtype) -> None:
         _assert_close(found, value, size, FLOAT32)
 
 
+@pytest.mark.slow
 def test_a_table_sums_as_its_codes_do() -> None:
     example = EXAMPLES['channels beside the blocks']
     table = code_table(example.codes, example.weight, 1)
@@ -147,6 +162,7 @@ def test_float64_is_left_to_the_plain_path(monkeypatch: pytest.MonkeyPatch) -> N
     assert _differentiate(EXAMPLES['channels beside the blocks'])[0].dtype == torch.float32  # LLVM's kernels
 
 
+@pytest.mark.slow
 def test_operators_keep_the_rules_of_torch() -> None:
     example = EXAMPLES['phases without a pixel']
     weight = example.weight.requires_grad_()

@@ -32,6 +32,7 @@ for command in (
         assert main(command) == 2
     except SystemExit as stop:
         assert stop.code == 2
+assert not [name for name in sys.modules if name.startswith('timm_p2be.lookup.triton')]  # imported where they run
 """
 
 NO_TORCH = """

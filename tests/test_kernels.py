@@ -444,14 +444,6 @@ def test_gradients_have_the_strides_that_inductor_was_promised(chans, bits, memo
     torch.library.opcheck(operators.lookup_conv2d_backward, arguments, test_utils='test_faketensor')
 
 
-def test_second_derivatives_are_refused():
-    levels, codes, weight = _example()
-    features = lookup_conv2d(levels, codes, weight.requires_grad_(), *GEOMETRY)
-    (grad,) = torch.autograd.grad(features.square().sum(), weight, create_graph=True)
-    with pytest.raises(RuntimeError, match='no autograd formula was registered'):
-        grad.sum().backward()
-
-
 # bad arguments
 
 

@@ -80,6 +80,7 @@ def test_traps_of_the_defaults_are_closed(name: str) -> None:
 PROFILES = {'p2be_reduction', 'p2be_sched', 'p2be_min_lr'}
 DATA = {'dataset', 'num_classes', 'opt_kwargs.timm_recipe'}
 VIEWS = {'p2be_augmix', 'aug_splits', 'jsd_loss'}
+GPU = {'amp', 'amp_dtype', 'channels_last', 'torchcompile'}
 ATTACK = {'p2be_adversarial', 'p2be_attack_eps', 'p2be_attack_steps'}
 
 
@@ -90,6 +91,8 @@ ATTACK = {'p2be_adversarial', 'p2be_attack_eps', 'p2be_attack_steps'}
         ('cifar100', 'cifar100_paper', PROFILES | {'min_lr', 'opt_kwargs.nesterov'}),
         ('imagenet', 'imagenet_paper', PROFILES | {'batch_size'}),
         ('cifar10', 'cifar100', DATA),
+        ('cifar10', 'cifar10_gpu', GPU | {'data_on_device'}),
+        ('imagenet', 'imagenet_gpu', GPU | {'workers'}),
         ('cifar10', 'cifar10_contrain', VIEWS | ATTACK | {'opt_kwargs.timm_recipe'}),
         ('cifar10_contrain', 'cifar10_advtrain', {'p2be_adversarial', 'p2be_alpha'}),
         ('cifar10_contrain', 'cifar100_contrain', {'dataset', 'num_classes', 'p2be_smoothness'}),

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from ranks import run_ranks
 from runs import OPEN_FILES, VIEWS, assert_same_state, at_call, checkpoint, command, summary
 from torch import Tensor
 
@@ -210,10 +212,13 @@ def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(
 
     def poisoned(self: Any, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         result = objective(self, logits, labels)
-        return {**result, 'loss': result['loss'] * float('nan')} if next(calls) == 5 else result
+        # its gradient is finite, and so are the weights after it
+        return {**result, 'loss': result['loss'] + float('nan')} if next(calls) == 5 else result
 
     monkeypatch.setattr(P2BETask, 'objective', poisoned)
-    assert train.main(command(data, output, *FLAGS, *flags)) == 1
+    assert train.main(command(data, output, *FLAGS, *flags, '--recovery-interval', '1')) == 1
+    # of the update before; the loss was not known yet when the one after could have been written
+    assert sorted(path.name for path in output.glob('recovery-1-*.tar')) == ['recovery-1-0.pth.tar']
     error = capsys.readouterr().err
     assert 'The loss is no longer finite at epoch 1, update 1' in error
     assert f'kept: {output}' in error
@@ -221,54 +226,70 @@ def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(
     assert train.main(command(data, output, *FLAGS, *flags, '--resume', str(output / 'last.pth.tar'))) == 0
 
 
-def damage_weights(run: train.Run) -> Tensor:
-    return run.task.trainable_module.fc.bias  # type: ignore[operator, union-attr, return-value]
+NAN_OF_ONE = """
+import itertools, os, sys
+from timm_p2be.task import P2BETask
+from timm_p2be.training import run
+objective, calls = P2BETask.objective, itertools.count(1)
+def poisoned(task, *batch):
+    result = objective(task, *batch)
+    bad = os.environ['RANK'] == '1' and next(calls) == 3
+    return {**result, 'loss': result['loss'] + float('nan')} if bad else result
+P2BETask.objective = poisoned
+print(run.main(sys.argv[1:]))
+"""
 
 
-def damage_variance(run: train.Run) -> Tensor:
-    return next(buffer for name, buffer in run.task.trainable_module.named_buffers() if name.endswith('running_var'))
+@pytest.mark.slow
+def test_processes_stop_together_at_the_nan_of_one(data: Path, tmp_path: Path) -> None:
+    words = command(data, tmp_path / 'run', '--epochs', '2', '--batch-size', '4', '--recovery-interval', '1')
+    assert [said.split()[-1] for said in run_ranks(NAN_OF_ONE, *words)] == ['1', '1']
+    assert not (tmp_path / 'run' / 'recovery-0-2.pth.tar').exists()
 
 
-def damage_average(run: train.Run) -> Tensor:
-    return next(run.task.get_trainable_module(ema=True).parameters())  # type: ignore[union-attr]
+def test_a_batch_too_large_for_memory(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Patch
+) -> None:
+    def exhausted() -> None:
+        raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')
+
+    at_call(monkeypatch, Trainer, '_batch', 2, exhausted)
+    assert train.main(command(data, tmp_path / 'run')) == 2
+    said = capsys.readouterr().err
+    assert '--batch-size 8: CUDA out of memory' in said
+    assert '--grad-accum-steps' in said
 
 
-def damage_momentum(run: train.Run) -> Tensor:
-    return next(iter(run.optimizer.state.values()))['momentum_buffer']
+def named(network: Any, end: str) -> Tensor:
+    return next(value for name, value in network.state_dict(keep_vars=True).items() if name.endswith(end))
+
+
+DAMAGED = {
+    'state_dict/fc.bias': lambda run: named(run.task.trainable_module, 'fc.bias'),
+    'running_var': lambda run: named(run.task.trainable_module, 'running_var'),
+    'state_dict_ema/': lambda run: next(run.task.get_trainable_module(ema=True).parameters()),
+    'momentum_buffer': lambda run: next(iter(run.optimizer.state.values()))['momentum_buffer'],
+}
 
 
 @pytest.mark.parametrize('value', [float('nan'), float('inf')])
-@pytest.mark.parametrize(
-    ('tensor', 'named'),
-    [
-        (damage_weights, 'state_dict/fc.bias'),
-        (damage_variance, 'running_var'),
-        (damage_average, 'state_dict_ema/'),
-        (damage_momentum, 'momentum_buffer'),
-    ],
-)
+@pytest.mark.parametrize('what', DAMAGED)
 def test_what_the_last_update_broke_is_not_saved(
-    data: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: Patch,
-    tensor: Any,
-    named: str,
-    value: float,
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Patch, what: str, value: float
 ) -> None:
     """Without validation, whose loss would tell; and the message names no file that is broken itself."""
     output, finish = tmp_path / 'run', train.Run._finish_epoch
 
     def damage(run: train.Run, epoch: int, metrics: dict[str, float]) -> None:
         if epoch == 1:
-            tensor(run).data.fill_(value)
+            DAMAGED[what](run).data.fill_(value)
             (output / 'last.pth.tar').write_bytes(b'broken')
         finish(run, epoch, metrics)
 
     monkeypatch.setattr(train.Run, '_finish_epoch', damage)
     assert train.main(command(data, output, *FLAGS, '--val-split', '', '--model-ema')) == 1
     said = capsys.readouterr().err
-    assert named in said
+    assert what in said
     assert 'is no longer finite at epoch 1, update 3' in said
     assert f'kept: {output}/checkpoint-0.pth.tar' in said
     assert {checkpoint(path)['epoch'] for path in output.glob('[cm]*.pth.tar')} == {0}
@@ -279,7 +300,7 @@ def test_weights_broken_in_validation_are_not_saved(data: Path, tmp_path: Path, 
 
     def damage(run: train.Run, epoch: int, metrics: dict[str, float]) -> None:
         if epoch == 1:
-            damage_weights(run).data.fill_(float('nan'))
+            DAMAGED['state_dict/fc.bias'](run).data.fill_(float('nan'))
         finish(run, epoch, metrics)
 
     monkeypatch.setattr(train.Run, '_finish_epoch', damage)

@@ -8,6 +8,7 @@ from timm.optim import create_optimizer_v2
 from timm.task import ClassificationTask
 from timm.utils import CheckpointSaver
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from timm_p2be.losses import jensen_shannon, smoothness_loss
 from timm_p2be.stem import EncodedConv2d, find_embedding
@@ -135,6 +136,28 @@ def test_compiled_task_computes_the_same():
     torch.testing.assert_close(parts, expected)
     parts['loss'].backward()
     assert find_embedding(model).weight.grad.abs().max() > 0
+
+
+def test_compiled_task_is_one_graph_for_all_batch_sizes():
+    torch.compiler.reset()
+    counters.clear()
+    task = P2BETask(tiny())
+    task.compile(backend='eager')
+    for size in (2, 3, 7, 4):
+        task(*batch(size=size))['loss'].backward()
+    assert counters['stats']['unique_graphs'] == 1
+    assert not counters['graph_break']
+    images, labels = batch()  # compiled by others: the look at the first labels breaks no graph either
+    torch.compile(P2BETask(tiny()), backend='eager', fullgraph=True)(images, labels.repeat(3))
+
+
+def test_what_is_distributed_is_the_compiled_network(monkeypatch):
+    monkeypatch.setattr(nn.parallel, 'DistributedDataParallel', lambda module, **kwargs: module)
+    task = P2BETask(tiny().eval(), verbose=False)
+    expected = task(*(data := batch()))
+    network = task.compile(backend='eager')
+    assert task.prepare_distributed().get_trainable_module() is network
+    torch.testing.assert_close(task(*data), expected)
 
 
 def test_task_lists_every_parameter_once_under_its_own_name():

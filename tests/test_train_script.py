@@ -436,7 +436,7 @@ def test_a_table_of_the_hub(
 
 @pytest.mark.slow
 def test_inductor_trains(data: Path, output: Path) -> None:
-    assert train.main(command(data, output, '--torchcompile')) == 0
+    assert train.main(command(data, output, '--torchcompile', 'reduce-overhead')) == 0
 
 
 @pytest.mark.slow

@@ -55,26 +55,6 @@ def test_kernels_in_the_interpreter_on_any_shape() -> None:
     assert ' passed' in _pytest('-m', 'slow')
 
 
-FIRST_USE = """
-import logging, sys
-import torch
-import timm_p2be
-assert not [name for name in sys.modules if name.startswith('timm_p2be.lookup.triton')]
-logging.basicConfig(level=logging.INFO)
-arguments = torch.zeros(1, 1, 2, 2, dtype=torch.uint8), torch.ones(256, 2), torch.ones(16, 2, 1, 1)
-for _ in range(2):
-    assert (timm_p2be.lookup_conv2d(*arguments) == 2).all()
-assert not [name for name in sys.modules if name.startswith('timm_p2be.lookup.llvm')]
-"""
-
-
-def test_kernels_are_imported_late_and_the_log_names_them_once() -> None:
-    pytest.importorskip('triton')
-    done = _in_the_interpreter('-c', FIRST_USE)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count('lookup_conv2d sums table rows in kernels of Triton') == 1
-
-
 def test_forced_without_a_gpu_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(operators.SWITCH, 'triton')
     monkeypatch.setitem(sys.modules, 'timm_p2be.lookup.triton_gpu', None)

@@ -87,7 +87,41 @@ class P2BETask(ClassificationTask):
             detached float32 scalars: 'ce', 'jsd' (0 with one view) and 'smoothness' (0 without a learned table).
         """
         batch = self._clean_batch(input, target)
-        return self.objective(self.trainable_module(input), target[:batch])
+        return self._train(input, target[:batch])[1]
+
+    def _train(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the logits of all views, and the objective: all of a step that is compiled."""
+        logits = self.trainable_module(images)
+        return logits, self.objective(logits, labels)
+
+    def compile(
+        self, backend: str = 'inductor', mode: str | None = None, dynamic: bool | None = None, **kwargs: Any
+    ) -> nn.Module:
+        """Compile network and objective together, and the network alone for validation; arguments as `torch.compile`.
+
+        One graph serves all batch sizes (`dynamic=False` compiles each by itself). What `prepare_distributed` wraps is
+        the network alone, whose objective then runs eagerly.
+        """
+        network = torch.compile(self.trainable_module, backend=backend, mode=mode, dynamic=dynamic, **kwargs)
+        step = torch.compile(self._train, backend=backend, mode=mode, dynamic=dynamic, **kwargs)
+        self.eval_model = cast(nn.Module, network)
+
+        def train(images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            if dynamic is None:
+                for tensor in (images, labels):
+                    torch._dynamo.maybe_mark_dynamic(tensor, 0)
+            return step(images, labels)
+
+        self._train = train  # type: ignore[method-assign]
+        return self.eval_model
+
+    def prepare_distributed(self, device_ids: list[Any] | None = None, **ddp_kwargs: Any) -> 'P2BETask':
+        """As timm's."""
+        if '_train' in vars(self):
+            del self._train
+            self.trainable_module: nn.Module = self.eval_model
+        super().prepare_distributed(device_ids, **ddp_kwargs)
+        return self
 
     def objective(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Return what `forward` returns, from the (V B, K) logits of all views, V >= 1, and the (B,) labels."""
@@ -114,14 +148,15 @@ class P2BETask(ClassificationTask):
                 f'Got {len(images)} images and {len(labels)} labels with num_views={self.num_views}; allowed are '
                 f'{self.num_views} * B images, one view after another, and B labels or {self.num_views} * B.'
             )
-        # only the first batch: the comparison waits for the device
-        repeated = len(labels) != len(images) or self._labels_checked
+        # only the first batch: the comparison waits for the device, and breaks a graph
+        repeated = len(labels) != len(images) or torch.compiler.is_compiling() or self._labels_checked
         if not (repeated or (labels.unflatten(0, (self.num_views, batch)) == labels[:batch]).all()):
             raise ValueError(
                 f'Got {len(images)} images whose labels are not {self.num_views} times the same; they are no '
                 f'{self.num_views} views of {batch} images. Stack the views one after another, or use num_views=1.'
             )
-        self._labels_checked = True
+        if not torch.compiler.is_compiling():
+            self._labels_checked = True
         return batch
 
     def extra_repr(self) -> str:
@@ -168,9 +203,9 @@ class _AdversarialTask(P2BETask):
         """
         batch = self._clean_batch(input, target)
         adversarial = self.attack(unwrap_model(self.trainable_module), input, target)
-        logits = self.trainable_module(torch.cat([input, adversarial]) if self._clean_view else adversarial)
+        logits, result = self._train(torch.cat([input, adversarial]) if self._clean_view else adversarial, target)
         wrong = (logits[-batch:].argmax(dim=1) != target).float().mean()
-        return {**self.objective(logits, target), 'adversarial_error': 100 * wrong}
+        return {**result, 'adversarial_error': 100 * wrong}
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
         """Return what a checkpoint needs for the noise to go on where it stopped."""

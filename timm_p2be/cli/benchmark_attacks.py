@@ -91,7 +91,8 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> int:
     require('matplotlib', extra='robustness')  # the report's; not found out after hours
     models = models_from(args)
-    sources = [load_model(spec, args.num_classes, args.device, args.mean, args.std) for spec in args.transfer_from]
+    device = models[0].device
+    sources = [load_model(spec, args.num_classes, device, args.mean, args.std) for spec in args.transfer_from]
     suites = [build_suite(model, args.eps, args.attacks, sources) for model in models]
     sides = [args.img_size or model.input_size[-1] for model in models]
     data = {side: images_from(args, side, args.resize) for side in set(sides)}

@@ -1,6 +1,7 @@
 """Flags that several commands share: models, data, device. Names and meanings are those of timm's validate.py."""
 
 import argparse
+import os
 from collections.abc import Iterable
 
 import torch
@@ -49,6 +50,8 @@ def models_from(args: argparse.Namespace) -> list[PixelModel]:
     """Return the models that the flags name; their names are unique."""
     try:
         device = torch.device(args.device)
+        if args.device == 'cuda' and (rank := os.environ.get('LOCAL_RANK')):  # torchrun's processes have one each
+            device = torch.device('cuda', int(rank) % max(torch.cuda.device_count(), 1))
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f'--device {args.device}: {error}') from error

@@ -41,7 +41,7 @@ def warn_if_not_pixels(images: Tensor) -> bool:
     """
     if images.numel() == 0:
         return False
-    low, high = (bound.item() for bound in images.detach().aminmax())
+    low, high = torch.stack(images.detach().aminmax()).tolist()  # one wait for the device
     if low >= -0.5 and high <= 1.5:
         return False
     warnings.warn(

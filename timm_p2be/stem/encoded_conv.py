@@ -66,9 +66,12 @@ class LevelStem:
     @torch.jit.unused
     def check_range(self, images: Tensor) -> None:
         """Look at the range of the first eager float batches: a loader's mistake shows there, later ones are free."""
-        if self._range_checks >= _RANGE_CHECKS or images.dtype == torch.uint8 or images.is_meta:
+        # first: dynamo would compile anew whenever the count has changed
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or self._range_checks >= _RANGE_CHECKS:
             return
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if images.dtype == torch.uint8 or images.is_meta:
+            return
+        if images.is_cuda and torch.cuda.is_current_stream_capturing():  # nothing can be read back then
             return
         self._range_checks = _RANGE_CHECKS if warn_if_not_pixels(images) else self._range_checks + 1
 

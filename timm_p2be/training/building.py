@@ -166,13 +166,16 @@ def build_task(
 
 
 def compile_task(args: argparse.Namespace, task: P2BETask) -> None:
-    """Compile the model and its moving average."""
-    backends = torch.compiler.list_backends(exclude_tags=())
-    if args.torchcompile not in backends:
-        raise ValueError(f'--torchcompile {args.torchcompile}: unknown backend; choose one of {backends}.')
-    task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
+    """Compile network and objective, and the moving average."""
+    backend, mode = args.torchcompile, args.torchcompile_mode
+    backends, modes = torch.compiler.list_backends(exclude_tags=()), [*torch._inductor.list_mode_options()]
+    if backend in modes and mode is None:
+        backend, mode = 'inductor', backend
+    if backend not in backends:
+        raise ValueError(f'--torchcompile {args.torchcompile}: no backend {backends} and no mode {modes} of inductor.')
+    task.compile(backend=backend, mode=mode)
     if task.has_ema():
-        task.compile_ema(backend=args.torchcompile, mode=args.torchcompile_mode)
+        task.compile_ema(backend=backend, mode=mode)
 
 
 def build_optimizer(args: argparse.Namespace, model: nn.Module) -> torch.optim.Optimizer:

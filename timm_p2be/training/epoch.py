@@ -6,8 +6,8 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import torch
 from timm.task import evaluation_sample_limit
@@ -24,9 +24,22 @@ from timm_p2be.training.stopping import Interrupted
 _logger = logging.getLogger('train')
 
 
+class _Sent(NamedTuple):
+    """Loss parts of a batch on their way from the device."""
+
+    values: Tensor  # in pinned memory
+    arrived: torch.cuda.Event | None
+    where: str
+    images: int
+
+
 @dataclass
 class Trainer:
-    """Trains and validates one epoch at a time; `position` is where training stands."""
+    """Trains and validates one epoch at a time; `position` is where training stands.
+
+    A step never waits for the device: the losses of a batch are read while it works on the next one, and all of them
+    before a line is logged or a checkpoint written. `position` lacks the sums of what has not been read.
+    """
 
     args: argparse.Namespace
     task: P2BETask
@@ -39,6 +52,9 @@ class Trainer:
     save_recovery: Callable[[], None]  # writes a checkpoint of the position
     position: Position = field(default_factory=Position)
     saved: float = field(default_factory=time.monotonic)  # when the last checkpoint was written
+    parts: dict[str, float] = field(default_factory=dict)  # of the loss of the last batch that was read
+    diverged: str = ''  # where, on this process
+    _sent: _Sent | None = None
 
     def train(self, loader: Any, start: Position) -> dict[str, float]:
         """Train one epoch from a position on; batches before it are read and passed over.
@@ -47,9 +63,9 @@ class Trainer:
         Diverged, or Interrupted if a signal asked to stop.
         """
         args, accum, total = self.args, self.args.grad_accum_steps, self.schedules.updates_per_epoch
-        self.position = start
         sums = {name: start.sums.get(name, 0.0) for name in ('loss', *self.task.parts)}
-        counted, images_seen = start.count, 0
+        self.position = position = replace(start, sums=sums, updates_per_epoch=total)
+        images_seen = 0
         progress = Progress(start.epoch, total, start.update, show=is_primary(args), interval=args.log_interval)
         self.task.train()
         self.optimizer.zero_grad()
@@ -59,18 +75,16 @@ class Trainer:
                 update = batch // accum
                 done = (batch + 1) % accum == 0 or batch + 1 == len(loader)
                 # the last update of an epoch may hold fewer batches
-                parts = self._batch(images, labels, min(accum, len(loader) - update * accum), done)
-                count = len(images) // self.task.num_views
-                sums = {name: value + parts[name] * count for name, value in sums.items()}
-                counted += count
-                images_seen += count * args.world_size
+                self._batch(images, labels, min(accum, len(loader) - update * accum), done)
+                images_seen += len(images) // self.task.num_views * args.world_size
                 if done:
-                    self._after_update(Position(start.epoch, update + 1, sums, counted, total))
-                    progress.report(update + 1, images_seen, parts, learning_rates(self.optimizer))
+                    self._after_update(update + 1)
                     self._stop_or_save()
+                    progress.report(update + 1, images_seen, self.parts, learning_rates(self.optimizer))
+            self.check_losses()
         finally:
             progress.close()
-        totals = torch.tensor([*sums.values(), counted], dtype=torch.float64).to(self.device)
+        totals = torch.tensor([*sums.values(), position.count], dtype=torch.float64).to(self.device)
         if args.distributed:
             torch.distributed.all_reduce(totals)
         means = (totals[:-1] / totals[-1].clamp(min=1)).tolist()
@@ -99,7 +113,7 @@ class Trainer:
             if self.stopping() and not self.args.distributed:
                 raise Interrupted
 
-    def _batch(self, images: Tensor, labels: Tensor, accumulated: int, update: bool) -> dict[str, float]:
+    def _batch(self, images: Tensor, labels: Tensor, accumulated: int, update: bool) -> None:
         """Forward and backward of one batch, and the optimizer's step if it completes an update."""
         args, scaler = self.args, self.scaler
         if args.channels_last:
@@ -107,11 +121,7 @@ class Trainer:
         with nullcontext() if update else self.task.no_sync():
             with self.autocast():
                 result = self.task(images, labels)
-            names = ('loss', *self.task.parts)
-            values = torch.stack([result[name].detach() for name in names]).tolist()  # one wait for the device
-            parts = dict(zip(names, values, strict=True))
-            if self._any(not math.isfinite(parts['loss']))[0]:
-                raise Diverged(f'The loss is no longer finite at {self.where()} (on this process: {parts}).')
+            self._send(result, len(images) // self.task.num_views)
             loss = result['loss'] / accumulated
             clip = self.task.get_clip_parameters(exclude_head='agc' in args.clip_mode) if args.clip_grad else None
             if scaler is not None:
@@ -123,20 +133,53 @@ class Trainer:
                     parameters=clip,
                     need_update=update,
                 )
-                return parts
+                return
             loss.backward()
         if update:
             if clip is not None:
                 dispatch_clip_grad(clip, value=args.clip_grad, mode=args.clip_mode)
             self.optimizer.step()
-        return parts
 
-    def _after_update(self, position: Position) -> None:
-        self.position = position
-        num_updates = position.epoch * self.schedules.updates_per_epoch + position.update
+    def _send(self, result: dict[str, Tensor], count: int) -> None:
+        """Start to copy the loss parts of a batch, and read those of the batch before."""
+        self._read()
+        values = torch.stack([result[name].detach() for name in ('loss', *self.task.parts)])
+        arrived = None
+        if values.is_cuda:
+            values, arrived = values.to('cpu', non_blocking=True), torch.cuda.Event()
+            arrived.record()
+        self._sent = _Sent(values, arrived, self.where(), count)
+
+    def _read(self) -> None:
+        if self._sent is None:
+            return
+        (values, arrived, where, count), self._sent = self._sent, None
+        if arrived is not None:
+            arrived.synchronize()
+        sums = self.position.sums
+        self.parts = dict(zip(('loss', *self.task.parts), values.tolist(), strict=True))
+        sums.update({name: sums.get(name, 0.0) + value * count for name, value in self.parts.items()})
+        self.position.count += count
+        if not (math.isfinite(self.parts['loss']) or self.diverged):
+            self.diverged = f'The loss is no longer finite at {where} (on this process: {self.parts}).'
+        if self.diverged and not self.args.distributed:  # several processes stop together, where they vote
+            raise Diverged(self.diverged)
+
+    def check_losses(self, alone: bool = False) -> None:
+        """Wait for the losses of all batches so far; raise Diverged if one, on any process, is not finite.
+
+        `alone` asks no other process.
+        """
+        self._read()
+        if self.diverged if alone else self._any(bool(self.diverged))[0]:
+            raise Diverged(self.diverged or f'The loss of another process is no longer finite at {self.where()}.')
+
+    def _after_update(self, update: int) -> None:
+        self.position.update = update
+        num_updates = self.position.epoch * self.schedules.updates_per_epoch + update
         self.optimizer.zero_grad()
         self.task.update_ema(step=num_updates)
-        self.schedules.after_update(num_updates, position.sums['loss'] / position.count)
+        self.schedules.after_update(num_updates)
 
     def where(self) -> str:
         """Return the update at work, for messages."""
@@ -153,11 +196,19 @@ class Trainer:
     def _stop_or_save(self) -> None:
         """Raise Interrupted if a signal asked to stop, else write a recovery file if one is due."""
         args, update = self.args, self.position.update
+        due = bool(args.recovery_interval) and update % args.recovery_interval == 0
+        logged = update % max(args.log_interval, 1) == 0 or update == self.position.updates_per_epoch
+        if args.distributed and self.device.type == 'cuda' and not (due or logged):
+            return  # a vote waits for the device
+        if logged:
+            self._read()
         late = bool(args.recovery_minutes) and time.monotonic() - self.saved > 60 * args.recovery_minutes
-        stop, late = self._any(self.stopping(), late)
+        diverged, stop, late = self._any(bool(self.diverged), self.stopping(), late)
+        if diverged:
+            self.check_losses()
         if stop:
             raise Interrupted
-        if update and (late or (args.recovery_interval and update % args.recovery_interval == 0)):
+        if update and (late or due):
             self.save_recovery()
 
     @torch.inference_mode()

@@ -142,8 +142,14 @@ def _run_flags(parser: argparse.ArgumentParser) -> None:
     add('--amp-dtype', default='float16', choices=['float16', 'bfloat16'], help='CPUs want bfloat16')
     add('--model-dtype', choices=['float32', 'float16', 'bfloat16'], help='of weights, without --amp')
     add('--channels-last', action='store_true')
-    add('--torchcompile', nargs='?', const='inductor', metavar='BACKEND')
-    add('--torchcompile-mode')
+    add(
+        '--torchcompile',
+        nargs='?',
+        const='inductor',
+        metavar='BACKEND|MODE',
+        help='reduce-overhead: network and objective as one CUDA graph',
+    )
+    add('--torchcompile-mode', help='of inductor; or give it to --torchcompile')
     add('--no-ddp-bb', action='store_true', help="do not broadcast buffers in DDP's forward")
     add = parser.add_argument_group('run').add_argument
     add('--seed', type=int, default=42, help='default: %(default)s')

@@ -161,6 +161,7 @@ class Run:
             _logger.warning(f'Nothing to do: --epochs {args.epochs} are done already.')
 
     def _save_recovery(self, alone: bool = False) -> None:
+        self.trainer.check_losses(alone)
         position = self.trainer.position
         # timm has no entry for it
         state = self._state(position.epoch, argparse.Namespace(**vars(self.args), position=asdict(position)))
@@ -261,6 +262,10 @@ def main(argv: Sequence[str] | None = None, prog: str = 'train.py') -> int:
             kept = f'the checkpoints before it are kept: {run.newest_checkpoint()}'
             print(f'{prog}: error: {error} Stopped; {kept}. Lower --lr, or set --clip-grad.', file=sys.stderr)
         return 1
+    except torch.OutOfMemoryError as error:
+        lower = 'Lower --batch-size and raise --grad-accum-steps as much: the images of an update stay the same.'
+        print(f'{prog}: error: --batch-size {arguments.args.batch_size}: {error} {lower}', file=sys.stderr)
+        return 2
     except CannotWrite as error:
         kept = f' Stopped; the newest sound checkpoint: {run.newest_checkpoint()}' if run is not None else ''
         print(f'{prog}: error: {error}{kept}', file=sys.stderr)

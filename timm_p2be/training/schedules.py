@@ -39,10 +39,10 @@ class Schedules:
         if self.embedding is not None:
             self.embedding.step_update(num_updates)
 
-    def after_update(self, num_updates: int, metric: float) -> None:
+    def after_update(self, num_updates: int) -> None:
         """Set the rates after `num_updates` updates of the run."""
         if self.network is not None:
-            self.network.step_update(num_updates, metric)
+            self.network.step_update(num_updates)
         if self.embedding is not None:
             self.embedding.step_update(num_updates)
 

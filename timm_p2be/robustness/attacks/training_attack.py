@@ -53,7 +53,8 @@ class TrainingAttack:
         if _tensors(model) != _tensors(self._attack.model.model):  # it has been moved to another device, for example
             self._attack = self._aim(model)
         network = self._attack.model
-        check_labels(network, labels)
+        if self.batches == 0:  # not all: it waits for the device
+            check_labels(network, labels)
         generator = self._noise(images.device)
         self.batches += 1
         if network.encoding is None:
