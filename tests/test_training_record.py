@@ -56,6 +56,7 @@ def test_unknown_and_missing_keys_and_attacks() -> None:
     _refused({**PROVENANCE, 'dataset': {'name': 'CIFAR-10'}}, "provenance.dataset lacks ['id', 'note', 'split']")
     _refused({**PROVENANCE, 'host': 'a'}, "unknown keys ['host']", 'base_model')
     _refused({**PROVENANCE, 'dataset': {**PROVENANCE['dataset'], 'path': '/data'}}, "unknown keys ['path']")
+    _refused({**PROVENANCE, 'flags': {'a': [{'\x1b[2J': 1}]}}, r"flags or results hold '\x1b[2J'", 'printable')
     results = PROVENANCE['results']
     _refused({**PROVENANCE, 'results': {**results, 'attacks': [3]}}, 'attacks[0] is 3', 'an object')
     _refused({**PROVENANCE, 'results': {**results, 'attacks': [{'name': 'pgd'}]}}, 'attacks[0] lacks', 'accuracy')

@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from timm_p2be.files import content_of
 from timm_p2be.hub.training_record import RECORD, check_training_record, part_of
 
 LICENSE = 'apache-2.0'
@@ -40,6 +41,7 @@ def code(value: Any) -> str:
     return f'`{shown}`' if _PLAIN_CODE.fullmatch(shown) else text(shown)
 
 
+@content_of('config.json')
 def embedding_card(config: Mapping[str, Any], name: str | None = None, license: str = LICENSE) -> str:
     """Return the card of a table: Markdown with YAML metadata in front, texts of `config` escaped.
 
@@ -61,6 +63,7 @@ def embedding_card(config: Mapping[str, Any], name: str | None = None, license: 
     )
 
 
+@content_of('config.json')
 def model_card(config: Mapping[str, Any], name: str | None = None, license: str = LICENSE) -> str:
     """Return the card of a model, as `embedding_card` does."""
     ours = config['timm_p2be']

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from timm.data import create_transform
 
-from timm_p2be.files import file_sha256
+from timm_p2be.files import content_of, file_sha256
 from timm_p2be.hub.run_folder import Run
 from timm_p2be.robustness.evaluation.predictions import Judge
 from timm_p2be.robustness.evaluation.results import read_json
@@ -52,7 +52,8 @@ def collect_results(
         if found[kind] is not None:
             raise ValueError(f'{path} is a second file of {kind}. Pass one of each kind.')
         read = _corruptions if kind == 'corruptions' else _attacks
-        found[kind], measured_clean = read(path, content, weights)
+        with content_of(f'--results {path}'):
+            found[kind], measured_clean = read(path, content, weights)
         clean += [measured_clean] if measured_clean else []
     if not clean and not measured and not any(found.values()):
         raise ValueError(

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from timm_p2be.files import Field, Schema, check_schema
+from timm_p2be.files import Field, Schema, check_schema, leaves_of, shown
 
 _TEXT_LENGTH = 1000
 
@@ -66,6 +66,9 @@ def check_training_record(record: Any, where: str = 'provenance') -> None:
     if record is None:
         return
     check_schema(record, RECORD, where)
+    for value in leaves_of((record['flags'], record['results'])):
+        if isinstance(value, str) and not _is_text(value):  # a terminal would obey it
+            raise ValueError(f'{where}: flags or results hold {shown(value)}; allowed is printable text.')
     if record['dataset'] is not None:
         check_schema(record['dataset'], _DATASET, f'{where}.dataset')
     results = record['results']

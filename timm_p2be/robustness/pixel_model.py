@@ -14,7 +14,7 @@ from timm_p2be.checkpoints import read_checkpoint, weights_sha256
 from timm_p2be.encodings import pixel_levels
 from timm_p2be.encodings.statistics import code_statistics
 from timm_p2be.encodings.table_file import names_table
-from timm_p2be.files import file_sha256
+from timm_p2be.files import content_of, file_sha256
 from timm_p2be.stem import EncodedConv2d, find_embedding
 from timm_p2be.stem.keep_function import normalization
 
@@ -164,7 +164,8 @@ def load_model(
         raise ValueError(f'{path} does not fit {name} with {classes} classes: {error}') from error
     mean = mean if mean is not None else args.get('mean')
     std = std if std is not None else args.get('std')
-    return PixelModel(model, mean, std, name=label or name, sha256=file_sha256(path)).to(device)
+    with content_of(str(path)):
+        return PixelModel(model, mean, std, name=label or name, sha256=file_sha256(path)).to(device)
 
 
 def _classes(name: str, state: dict[str, Tensor], path: Path) -> int:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-
+from timm_p2be.files import read_yaml
 from timm_p2be.training.conflicts import flag_name, settle_conflicts
 from timm_p2be.training.flags import add_flags
 
@@ -104,8 +103,8 @@ def _read_recipe(parser: argparse.ArgumentParser, name: str) -> dict[str, Any]:
         known = ', '.join(sorted(path.stem for path in RECIPES.glob('*.yaml')))
         parser.error(f'cannot read the recipe {name}: no such file, and no recipe of that name. Recipes: {known}')
     try:
-        recipe = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        recipe = read_yaml(path)
+    except ValueError as error:
         parser.error(f'cannot read the recipe {path}: {error}')
     if not isinstance(recipe, dict):
         parser.error(f'{path} holds no flags: expected lines such as "epochs: 200"')

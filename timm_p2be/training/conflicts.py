@@ -54,6 +54,8 @@ _REMEDIES = {
     'model': 'leave it out, or pick a model with a learned table: its name ends in _p2be',
     'opt': 'leave it out, or use --opt sgdp2be or adamwp2be, which have a rule for the table',
 }
+_SIGNED = ('mean', 'decay_rate')  # flags of numbers that may be negative
+_SHARES = ('model_ema_decay', 'hflip', 'vflip', 'reprob', 'smoothing', 'drop', 'drop_path', 'crop_pct')
 _POSITIVE = ['batch_size', 'validation_batch_size', 'grad_accum_steps', 'epochs', 'val_interval', 'log_interval']
 _POSITIVE += ['p2be_attack_eps', 'p2be_attack_steps']
 
@@ -168,8 +170,15 @@ def _check_values(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
         value = getattr(args, name)
         if value is not None and value < 1:
             parser.error(f'{flag_name(name)} {value}: must be at least 1')
-    if not 0 <= args.recovery_minutes < math.inf:
-        parser.error(f'--recovery-minutes {args.recovery_minutes}: must be a time, or 0 for no such files')
+    for name, value in vars(args).items():
+        most = 1.0 if name in _SHARES else math.inf
+        for number in value if isinstance(value, list) else [value]:
+            if not isinstance(number, float) or (math.isfinite(number) and (0 <= number <= most or name in _SIGNED)):
+                continue
+            allowed = 'a share, from 0 to 1' if name in _SHARES else 'a finite number, from 0 on but for --mean'
+            parser.error(f'{flag_name(name)} {number}: must be {allowed}')
+    if args.max_bad_samples < 0:
+        parser.error(f'--max-bad-samples {args.max_bad_samples}: must be a number from 0')
     if args.overwrite and args.resume == 'auto':
         parser.error('--overwrite deletes the checkpoints that --resume auto goes on from; leave out one of them')
     if not args.experiment and (args.overwrite or args.resume == 'auto'):

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.data import create_dataset, create_loader, create_transform, resolve_data_config
+from timm.data import ImageDataset, create_dataset, create_loader, create_transform, resolve_data_config
 from timm.utils import is_primary
 from torch import nn
 from torch.utils.data import IterableDataset, Subset
 from torchvision.transforms import Compose
 
 from timm_p2be.data import AugMix
+from timm_p2be.data.image_files import Images, check_folder
 from timm_p2be.data.transforms import MultiView, to_planes, zero_padded_crop
 from timm_p2be.extras import require
 from timm_p2be.training.conflicts import reader
@@ -188,8 +189,10 @@ class _Some(Subset[Any]):
 def _dataset(args: argparse.Namespace, split: str, data_config: dict[str, Any], is_training: bool) -> Any:
     kind = reader(args)
     count = args.train_num_samples if is_training else args.val_num_samples
-    if kind == '' and not Path(args.data_dir).exists():
-        raise ValueError(f'--data-dir {args.data_dir}: no such folder.')
+    if kind == '':
+        if not Path(args.data_dir).exists():
+            raise ValueError(f'--data-dir {args.data_dir}: no such folder.')
+        check_folder(Path(args.data_dir), split)
     if kind in ('hfds', 'hfids'):
         require('datasets', extra='data')
     try:
@@ -220,6 +223,8 @@ def _dataset(args: argparse.Namespace, split: str, data_config: dict[str, Any], 
             f'--data-dir {args.data_dir} has no folder {split!r} (nor a synonym). Name the folders by --train-split '
             "and --val-split, or train on all of it without validation by --val-split ''."
         )
+    if isinstance(dataset, ImageDataset):  # what is measured on other images than it should be is no figure
+        dataset = Images(dataset, args.max_bad_samples if is_training else 0)
     if count is None or isinstance(dataset, IterableDataset):
         return dataset
     if not 1 <= count <= len(dataset):

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from timm_p2be.files import content_of
 from timm_p2be.robustness.corruptions import SUITES
 from timm_p2be.robustness.corruptions.corrupted_sets import Batch, CorruptedSet, load_batches, spans_of
 from timm_p2be.robustness.evaluation.corruption_metrics import calibration_gaps, summarize
@@ -109,7 +110,9 @@ def benchmark_corruptions(
                 batches = load_batches(clean.__getitem__, spans[name], workers)
             else:
                 batches = data.batches(name, severity, spans[name], workers)
-            results.add(name, severity, _measure(wrapped, batches, f'{name} {severity or ""}', judge, run))
+            figures = _measure(wrapped, batches, f'{name} {severity or ""}', judge, run)
+            with content_of(str(output)):  # which another run may have begun
+                results.add(name, severity, figures)
     return results.content
 
 
