@@ -201,6 +201,17 @@ def test_folders_and_weights_that_do_not_fit(tmp_path: Path, output: Path, capsy
     assert 'different classes (a, c' in capsys.readouterr().err
 
 
+def test_classes_are_counted_in_the_data(data: Path, output: Path, caplog: pytest.LogCaptureFixture) -> None:
+    words = command(data, output, model=('--model', 'wrn10_2_p2be', '--img-size', '32'))
+    at = words.index('--num-classes')
+    del words[at : at + 2]
+    with caplog.at_level(logging.INFO):
+        assert train.main(words) == 0
+    assert '--num-classes 2: the data has the classes a, b.' in caplog.text
+    assert weights(output)['fc.bias'].shape == (2,)
+    assert checkpoint(output / 'last.pth.tar')['label_names'] == ['a', 'b']
+
+
 def test_val_interval_skips_validation_and_checkpoints(data: Path, output: Path) -> None:
     assert train.main(command(data, output, '--epochs', '3', '--val-interval', '2')) == 0
     assert [row['epoch'] for row in summary(output)] == ['1', '2']
