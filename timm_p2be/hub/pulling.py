@@ -7,7 +7,7 @@ from pathlib import Path
 from timm_p2be.files import atomic_folder, file_sha256
 from timm_p2be.hub.errors import FetchError
 from timm_p2be.hub.fetch import resolved_commit, split_revision
-from timm_p2be.hub.repository import RELEASE_FILES, Contents, fetch_repository, verify
+from timm_p2be.hub.repository import FILES, RELEASE_FILES, Contents, fetch_repository, verify
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def pull(source: str, revision: str | None = None, output: Path | None = None, o
 
 def _fetch_verified(name: str, revision: str | None, force_download: bool = False) -> tuple[Path, Contents]:
     folder, _ = fetch_repository(
-        f'hf-hub:{name}', revision, optional=('README.md', 'results.json'), force_download=force_download
+        f'hf-hub:{name}', revision, optional=RELEASE_FILES[len(FILES) :], force_download=force_download
     )
     return folder, verify(folder)
 
