@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_SET_CFG = "Set model.pretrained_cfg['mean'] and ['std'] to what the model was trained with."
+_SET_CFG = 'Pass mean= and std= to convert, as the model was trained with.'
 
 
 @torch.no_grad()
