@@ -149,6 +149,8 @@ def test_what_is_shipped_and_an_empty_cache(
         assert entry['tags'] == ['cifar10']
         assert entry['contents']['architecture'] == entry['name'].partition('.')[0]
         assert (entry['contents']['num_bits'] is None) == (entry['contents']['encoding'] == 'rgb')
+    lines = printed('list').splitlines()
+    assert [line.split()[-7:-2] for line in lines if ' wrn16_2_p2be.' in line] == [['17.05', '64', '0.2', '%', '1.5']]
     monkeypatch.setattr(list_command, 'shipped_entries', list)
     assert 'timm-p2be list --remote NAMESPACE' in printed('list')
 

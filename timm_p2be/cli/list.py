@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from timm_p2be.hub.browsing import MAX_REMOTE, TAG, Entry, cached_entries, remote_entries, shipped_entries
-from timm_p2be.hub.training_record import counts_of, part_of
+from timm_p2be.hub.training_record import counts_of, is_on_training_images, part_of
 
 _EPILOG = f"""\
 Without --remote: models and tables that ship with timm-p2be (the * of a table stands for any network), and models and
@@ -77,7 +77,7 @@ def _cells(entry: Entry) -> tuple[str, ...]:
         codes = counts_of(part_of(found.provenance, 'results', 'codes'))
         unlike = f'{100 * codes["unlike_thermometer"] / max(codes["bits"], 1):.1f} %' if codes else ''
         distinct = str(codes['distinct']) if codes else ''
-        error = '' if error is None else f'{error:.2f}'
+        error = '' if error is None or is_on_training_images(found.provenance) else f'{error:.2f}'
         known = (found.kind, found.encoding, bits, dataset, error, distinct, unlike)
     tags = entry.problem or ' '.join(tag for tag in entry.tags if tag != TAG)
     cells = (entry.where, entry.name, *known, _size(entry.size), revision, tags)

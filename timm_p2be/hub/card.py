@@ -14,7 +14,13 @@ from torch import Tensor
 from timm_p2be.encodings.codes import ENCODINGS
 from timm_p2be.hub.browsing import shipped_entries
 from timm_p2be.hub.pictures import draw_pictures
-from timm_p2be.hub.training_record import RECORD, check_training_record, counts_of, part_of
+from timm_p2be.hub.training_record import (
+    RECORD,
+    check_training_record,
+    counts_of,
+    is_on_training_images,
+    part_of,
+)
 
 LICENSE = 'apache-2.0'
 
@@ -100,7 +106,7 @@ def render_card(
         shipped=shipped,
         pictures=pictures,
         siblings=_siblings(is_table, network, shipped or ''),
-        on_training=_is_on_training_images(record),
+        on_training=is_on_training_images(record),
         codes=_CODES[encoding],
         learned=encoding == 'p2be',
         num_bits=ours['num_bits'],
@@ -132,12 +138,6 @@ def _plain(network: str) -> str:
     return re.sub(f'_({"|".join(ENCODINGS)})$', '', network)
 
 
-def _is_on_training_images(record: Any) -> bool:
-    """Return whether the clean error of a run is that of the images it was trained on."""
-    split = part_of(record, 'results', 'clean', 'split')
-    return bool(split) and split == part_of(record, 'dataset', 'split')
-
-
 def _metadata(record: dict[str, Any] | None, encoding: str, name: str, license: str, pipeline: str) -> ModelCardData:
     """Return the metadata, which the Hub searches and shows."""
     if not re.fullmatch(r'[a-z0-9][a-z0-9.-]{0,40}', license):
@@ -165,7 +165,7 @@ def _evaluations(record: dict[str, Any] | None) -> list[EvalResult]:
         return []
     shown = dataset.get('name') or 'unknown'
     metrics: list[tuple[str, str, float | None]] = []
-    if part_of(clean, 'error') is not None and not _is_on_training_images(record):
+    if part_of(clean, 'error') is not None and not is_on_training_images(record):
         metrics.append(('accuracy', 'Clean accuracy, %', round(100 - clean['error'], 6)))
     corrupted = part_of(corruptions, 'label') or 'corrupted images'
     for key, title in (('mean_corruption_error', 'Mean corruption error'), ('mce', 'mCE relative to AlexNet')):

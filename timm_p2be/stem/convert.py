@@ -83,9 +83,8 @@ def _stem_like(conv: nn.Conv2d, **encoding: Any) -> EncodedConv2d:
     inputs, outputs, kernel_size, stride, padding, dilation = (getattr(conv, name) for name in names)
     if isinstance(conv, Conv2dSame) or getattr(conv, 'same_pad', False):
         padding = 'same'
-    shape = {'stride': stride, 'padding': padding, 'dilation': dilation, 'bias': conv.bias is not None}
-    own = {'device': conv.weight.device, 'dtype': conv.weight.dtype}
-    return EncodedConv2d(inputs, outputs, kernel_size, **shape, **own, **encoding)
+    encoding |= {'stride': stride, 'padding': padding, 'dilation': dilation, 'bias': conv.bias is not None}
+    return EncodedConv2d(inputs, outputs, kernel_size, device=conv.weight.device, dtype=conv.weight.dtype, **encoding)
 
 
 def _unsupported(model: nn.Module, problem: str) -> UnsupportedStemError:
