@@ -118,6 +118,8 @@ NO_EFFECT = [
     '--p2be-alpha 3 --p2be-adversarial advtrain',
     '--aug-splits 3 --jsd-loss --p2be-adversarial contrain',
     '--p2be-augmix 3 --p2be-adversarial contrain',
+    '--p2be-augmix-device batch',
+    '--worker-seeding part --data-on-device',
 ]
 P2BE = ('--model', 'wrn10_2_p2be', '--opt', 'sgdp2be')
 
@@ -166,6 +168,12 @@ def test_recipe_and_command_line_name_the_table(tmp_path: Path, capsys: pytest.C
         ('--dataset cifar10', 'torch/..., hfds/'),
         ('--batchsize 4', 'did you mean --batch-size for --batchsize?'),
         ('--mixup 0.2', 'timm-p2be run train.py'),
+        ('--data-on-device --dataset wds/a', '--dataset wds/a is a stream; read it by hfds/'),
+        ('--data-on-device --dataset hfids/a', '--dataset hfids/a is a stream'),
+        ('--data-on-device --no-aug', 'by --p2be-crop-padding only: 4 for CIFAR, 0 for no crop'),
+        ('--data-on-device --p2be-augmix 3 --p2be-augmix-device workers', 'leave out --p2be-augmix-device workers'),
+        ('--data-on-device --p2be-crop-padding 4', 'not by --color-jitter 0.4; set --color-jitter 0'),
+        ('--data-on-device --p2be-crop-padding 4 --aa rand-m9', 'not by --aa rand-m9 and --color-jitter'),
     ],
 )
 def test_wrong_values(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,11 +7,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from test_operations import on_devices, to_batch
 
 from timm_p2be.data.augmix import AugMix, Mixture, Step, mix
-from timm_p2be.data.operations import OPERATIONS
+from timm_p2be.data.operations import OPERATIONS, Pixels
 
-Pixels = NDArray[np.uint8]
 ORDER = ['autocontrast', 'equalize', 'posterize', 'rotate', 'solarize', 'shear_x', 'shear_y']
 ORDER += ['translate_x', 'translate_y']
 
@@ -64,6 +64,36 @@ def test_equals_the_mixture_computed_by_hand(pixels: Pixels, severity: int, widt
     assert abs(np.mean(errors)) < 0.02  # truncation would give -0.5
 
 
+@on_devices
+@pytest.mark.parametrize('augment', [AugMix(), AugMix(10), AugMix(5, 4, 5), AugMix(1, 1, 1)], ids=repr)
+def test_a_batch_equals_its_images_one_by_one(augment: AugMix, device: str) -> None:
+    for seed, shape in enumerate([(32, 32, 3), (20, 47, 3), (17, 23), (1, 1, 3)]):
+        generator = np.random.default_rng(seed)
+        low, high = generator.integers(0, 100, 24), generator.integers(101, 257, 24)
+        images = [generator.integers(*ends, shape, np.uint8) for ends in zip(low, high, strict=True)]
+        torch.manual_seed(seed)
+        got = augment(to_batch(images).to(device)).cpu()
+        drawn = zip(*augment.draw_batch(np.random.default_rng(seed), 24), strict=True)
+        expected = [mix(image, augment.mixture(*draws)) for image, draws in zip(images, drawn, strict=True)]
+        assert torch.equal(got, to_batch(expected))
+
+
+@on_devices
+def test_a_batch_never_waits_for_its_device(device: str) -> None:
+    images = torch.zeros(16, 3, 8, 8, dtype=torch.uint8, device=device)
+    if device == 'cuda':
+        torch.cuda.set_sync_debug_mode('error')
+    try:
+        with torch.autograd.profiler.profile() as profile:
+            AugMix()(images)
+    finally:
+        if device == 'cuda':
+            torch.cuda.set_sync_debug_mode('default')
+    seen = {event.name.removeprefix('aten::') for event in profile.function_events}
+    assert {'gather', 'index_select', 'index_copy_', 'scatter_add_'} <= seen
+    assert not seen & {'_local_scalar_dense', 'nonzero', 'masked_select', 'index', 'index_put_', 'repeat_interleave'}
+
+
 def test_rounds_half_up() -> None:
     """Solarizing 201 gives 54, halfway between them is 127.5."""
     halves = Mixture(np.array([0.5, 0.5], np.float32), [[Step('solarize', 3.0, False)]])
@@ -96,7 +126,8 @@ def test_steps_follow_the_distributions_of_the_paper() -> None:
 
 @pytest.mark.parametrize('alpha', [1, 8])
 def test_weights_follow_dirichlet_and_beta(alpha: int) -> None:
-    weights = np.array([mixture.weights for mixture in _draws(6000, alpha=alpha)], dtype=np.float64)
+    weights, uniforms = AugMix(alpha=alpha).draw_batch(np.random.default_rng(0), 6000)
+    assert (weights.dtype, weights.shape, uniforms.shape) == (np.float32, (6000, 4), (6000, 3, 10))
     np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-6)
     m = 1 - weights[:, 0]
     assert m.mean() == pytest.approx(1 / 2, abs=0.02)
@@ -178,7 +209,8 @@ def test_bad_arguments(name: str, values: tuple[float, ...]) -> None:
         (np.zeros((3, 32, 32), np.uint8), '3,.32,.32 AugMix.takes'),
         (np.zeros((32, 32, 4), np.uint8), '32,.32,.4'),
         (np.zeros((0, 32, 3), np.uint8), '0,.32,.3'),
-        (torch.zeros(3, 32, 32, dtype=torch.uint8), 'Tensor permute'),
+        (torch.zeros(3, 32, 32, dtype=torch.uint8), 'Tensor N,.C,.H,.W .None'),
+        (torch.zeros(2, 3, 32, 32), 'float32 Tensor rounding'),
         (Image.new('RGBA', (8, 8)), 'RGBA convert'),
         (Image.new('P', (8, 8)), 'mode P'),
     ],

@@ -43,3 +43,50 @@ def test_a_smooth_table_flips_as_many_bits_as_its_length_says() -> None:
         assert figures['neighbor_distance'] == pytest.approx(14.4 / length, rel=0.15)
         assert figures['moved'] == 0
     assert torch.equal(build_table('smooth', length=4, seed=1).weight, build_table('smooth', length=4, seed=1).weight)
+
+
+def test_a_control_reads_real_numbers_where_the_sign_was() -> None:
+    import timm
+    from controls import RealConv2d  # type: ignore[import-not-found]
+
+    images = torch.rand(1, 3, 8, 8)
+    model = timm.create_model('wrn10_2_real_p2be', num_classes=10).eval()
+    assert isinstance(model.conv1, RealConv2d)
+    with torch.no_grad():
+        before = model.conv1(images)
+        model.conv1.embedding.weight.mul_(2)
+        assert torch.allclose(model.conv1(images), 2 * before, rtol=1e-5)
+    assert timm.create_model('wrn10_2_pointwise', num_classes=10)(images).shape == (1, 10)
+
+
+def test_the_page_is_what_the_runs_say() -> None:
+    from page import PAGE, render  # type: ignore[import-not-found]
+
+    assert PAGE.read_text() == render(), 'run benchmarks/evidence/page.py'
+
+
+@pytest.mark.parametrize(
+    ('p2be', 'verdict'),
+    [
+        ((30.0, 31.1, 32.2), 'supported'),
+        ((34.0, 35.1, 36.2), 'contradicted'),
+        ((30.0, 34.0, 33.5), 'undecided'),
+        ((30.0,), 'one seed: undecided'),
+        ((), 'not run'),
+    ],
+)
+def test_pairs_of_equal_seed_decide_a_claim(p2be: tuple[float, ...], verdict: str) -> None:
+    from page import decide
+
+    errors = {'rgb': (32.0, 33.0, 34.0), 'p2be-paper': p2be}
+    runs = {
+        f'augmix-{encoding}-seed{42 + number}': {'corrupted_error': error}
+        for encoding, found in errors.items()
+        for number, error in enumerate(found)
+    }
+    paper, ours = decide(runs, {'lower': 'p2be', 'than': 'rgb', 'error': 'corrupted'})
+    assert (paper['lower'], paper['verdict']) == ('p2be-paper', verdict)
+    assert ours['verdict'] == 'not run'
+    if verdict == 'undecided':  # differences of -2, 1 and -0.5: mean -0.5, deviation 1.5; t of 2 degrees is 4.303
+        margin = 4.303 * 1.5 / 3**0.5
+        assert paper['found'].interval == pytest.approx((-0.5 - margin, -0.5 + margin), rel=1e-3)

@@ -1,15 +1,19 @@
 """Every operation of AugMix against PIL, pixel for pixel, and its range against docs/protocol.md."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+import torch
 from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.transforms.functional import center_crop
 
-from timm_p2be.data.operations import OPERATIONS
+from timm_p2be.data.batch_augmix import _BY_TABLE, _numbers, affine
+from timm_p2be.data.operations import OPERATIONS, Pixels
 
-Pixels = NDArray[np.uint8]
+on_devices = pytest.mark.parametrize('device', ['cpu', 'cuda'] if torch.cuda.is_available() else ['cpu'])
 
 
 def _transform(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
@@ -53,20 +57,55 @@ def _images() -> dict[str, Pixels]:
 IMAGES = _images()
 
 
-def test_the_nine_operations_are_those_of_the_paper() -> None:
-    assert set(OPERATIONS) == set(BY_PIL)
+def to_batch(images: Sequence[Pixels]) -> Tensor:
+    """Return images as a tensor (N, C, H, W)."""
+    return torch.from_numpy(np.stack([np.moveaxis(np.atleast_3d(image), 2, 0) for image in images]))
 
 
+def check(name: str, images: Sequence[Pixels], levels: Sequence[float], device: str) -> None:
+    """Compare an operation with PIL, each image at its level: one by one and as a batch, both signs."""
+    which = np.full(len(levels), list(OPERATIONS).index(name))
+    for sign in (1, -1):
+        steps = list(zip(images, levels, strict=True))
+        expected = [np.asarray(BY_PIL[name](Image.fromarray(image), level, sign)) for image, level in steps]
+        for step, pixels in zip(steps, expected, strict=True):
+            got = OPERATIONS[name](*step, sign < 0)
+            assert got.dtype == np.uint8
+            np.testing.assert_array_equal(got, pixels, err_msg=f'{step[1]} {sign}')
+        numbers = _numbers(which, np.array(levels), np.full(len(levels), float(sign)), *images[0].shape[:2])
+        batch = to_batch(images).to(device)
+        assert torch.equal(
+            _BY_TABLE.get(name, affine)(batch, torch.from_numpy(numbers).to(device)).cpu(), to_batch(expected)
+        )
+
+
+@on_devices
 @pytest.mark.parametrize('kind', IMAGES)
 @pytest.mark.parametrize('name', OPERATIONS)
-def test_equals_pil(name: str, kind: str) -> None:
-    pixels = IMAGES[kind]
-    before = pixels.copy()
-    for level in (0.1, 0.33, 0.99, 1.7, 2.49, 2.51, 3.0, 6.3, 9.99):
-        for negative in (False, True):
-            expected = BY_PIL[name](Image.fromarray(pixels), level, -1 if negative else 1)
-            got = OPERATIONS[name](pixels, level, negative)
-            assert got.dtype == np.uint8
-            assert got.shape == pixels.shape
-            np.testing.assert_array_equal(got, np.asarray(expected), err_msg=f'{level} {negative}')
-    np.testing.assert_array_equal(pixels, before)  # never in place
+def test_equals_pil(name: str, kind: str, device: str) -> None:
+    levels = [0.1, 0.33, 0.99, 1.7, 2.49, 2.51, 3.0, 6.3, 9.99]
+    if kind != 'large':
+        levels += np.random.default_rng(0).uniform(0.1, 10, 20).tolist()
+    before = IMAGES[kind].copy()
+    check(name, [IMAGES[kind]] * len(levels), levels, device)
+    np.testing.assert_array_equal(IMAGES[kind], before)  # never in place
+
+
+def photographs(folder: Path, side: int, count: int) -> list[Pixels]:
+    """Return the first images of CIFAR-10's test set, or the centers of ImageNet's, side x side pixels."""
+    name, split, column = ('cifar10', 'test', 'img') if side == 32 else ('imagenet_sample', 'validation', 'image')
+    rows = pytest.importorskip('datasets').load_dataset(str(folder / name), split=split).select(range(count))
+    return [np.asarray(center_crop(image.convert('RGB'), [side, side])) for image in rows[column]]
+
+
+@pytest.mark.slow
+@on_devices
+@pytest.mark.parametrize(('side', 'count', 'severity'), [(32, 400, 3), (32, 400, 10), (224, 8, 1)])
+def test_photographs(p2be_data: Path, side: int, count: int, severity: int, device: str) -> None:
+    for name in OPERATIONS:
+        check(
+            name,
+            photographs(p2be_data, side, count),
+            np.linspace(0.1, severity, count, endpoint=False).tolist(),
+            device,
+        )

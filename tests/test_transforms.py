@@ -11,6 +11,7 @@ from timm.data.dataset import IterableImageDataset
 from torch.utils.data import get_worker_info
 
 from timm_p2be.data import AugMix, MultiView, zero_padded_crop
+from timm_p2be.data.batch_augmix import affine, crop_matrices
 
 pytestmark = [
     pytest.mark.filterwarnings('ignore:This process .* is multi-threaded:DeprecationWarning'),  # DataLoader's own fork
@@ -131,20 +132,18 @@ def test_crop_is_a_window_of_the_black_bordered_image() -> None:
                 windows[padded[y : y + SIDE, x : x + SIDE].tobytes()] = (flip, y, x)
     torch.manual_seed(0)
     crop = zero_padded_crop(SIDE, padding)
-    outcomes = [windows[np.asarray(crop(image)).tobytes()] for _ in range(400)]
-    assert set(outcomes) == set(windows.values())
-    assert np.mean([flip for flip, _, _ in outcomes]) == pytest.approx(0.5, abs=0.1)
+    matrices = crop_matrices(np.random.default_rng(0), 400, SIDE, padding, 0.5)
+    batch = torch.from_numpy(np.stack([np.asarray(image).transpose(2, 0, 1)] * 400))
+    on_device = affine(batch, torch.from_numpy(matrices)).permute(0, 2, 3, 1).numpy()
+    for crops in ([np.asarray(crop(image)) for _ in range(400)], on_device):
+        outcomes = [windows[pixels.tobytes()] for pixels in crops]
+        assert set(outcomes) == set(windows.values())
+        assert np.mean([flip for flip, _, _ in outcomes]) == pytest.approx(0.5, abs=0.1)
 
 
 def test_pickles_for_spawned_workers() -> None:
     transform = MultiView(zero_padded_crop(SIDE), AugMix())
     assert repr(pickle.loads(pickle.dumps(transform))) == repr(transform)
-
-
-def test_crop_flips_first_and_may_do_nothing() -> None:
-    crop = zero_padded_crop(SIDE, padding=0, hflip=0)
-    np.testing.assert_array_equal(crop(_image(4)), _image(4))
-    assert [type(step).__name__ for step in crop.transforms] == ['RandomHorizontalFlip', 'RandomCrop']
 
 
 @pytest.mark.parametrize(

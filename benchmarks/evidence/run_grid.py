@@ -84,7 +84,7 @@ class Queue:
         )
 
     def _train(self, folder: Path, state: dict[str, Any], words: list[str]) -> int:
-        command = [sys.executable, str(ROOT / 'train_scripts' / 'train.py'), *words]
+        command = [sys.executable, str(Path(__file__).with_name('controls.py')), 'train', *words]
         command += ['--dataset', f'hfds/{self.data}', '--input-key', 'img', '--target-key', 'label']
         command += ['--output', str(self.output), '--experiment', folder.name]
         found = [*folder.glob('recovery-*.pth.tar'), *folder.glob('last.pth.tar')]

@@ -15,7 +15,9 @@ from PIL import Image
 Pixels = NDArray[np.uint8]
 Operation = Callable[[Pixels, float, bool], Pixels]
 
+MIN_LEVEL = 0.1
 MAX_LEVEL = 10  # the level at which an operation reaches the end of its range
+RANDOM_DEPTH = 3  # a random depth of a chain is one of 1..3
 
 _LEVELS = np.arange(256, dtype=np.float64)
 

@@ -59,10 +59,11 @@ class MultiView:
         """Return the views of a PIL image of mode RGB or L as `num_views` uint8 arrays (C, H, W), C being 3 or 1."""
         clean = self.primary(image)
         views = [clean, *(self.augment(clean) for _ in range(self.num_views - 1))]
-        return tuple(_to_planes(view) for view in views)
+        return tuple(to_planes(view) for view in views)
 
 
-def _to_planes(image: Image.Image) -> NDArray[np.uint8]:
+def to_planes(image: Image.Image) -> NDArray[np.uint8]:
+    """Return a PIL image of mode RGB or L as an array (C, H, W) of its own."""
     if not isinstance(image, Image.Image) or image.mode not in ('RGB', 'L'):
         got = f'a PIL image of mode {image.mode!r}' if isinstance(image, Image.Image) else type(image).__name__
         raise ValueError(

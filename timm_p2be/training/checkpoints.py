@@ -28,7 +28,7 @@ _OPTIMIZER_SETTINGS |= {'p2be_lr', 'p2be_betas', 'p2be_weight_decay'}
 
 # what makes the images of an epoch, their order and their random transforms
 _EPOCH_SETTINGS = ['seed', 'world_size', 'batch_size', 'grad_accum_steps', 'workers', 'dataset', 'train_split']
-_EPOCH_SETTINGS += ['train_num_samples', 'aug_splits', 'p2be_augmix']
+_EPOCH_SETTINGS += ['train_num_samples', 'aug_splits', 'p2be_augmix', 'p2be_augmix_device', 'data_on_device']
 _SHARES = {'world_size', 'batch_size', 'grad_accum_steps'}  # how processes and batches share the images of an update
 
 

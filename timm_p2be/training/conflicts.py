@@ -33,6 +33,7 @@ _REPLACES = {
     'p2be_adversarial': ('p2be_augmix', 'aug_splits', 'jsd_loss'),
     'p2be_crop_padding': ('train_crop_mode', 'scale', 'ratio', 'vflip', 'train_interpolation'),
     'p2be_augmix': ('aa', 'color_jitter'),
+    'data_on_device': ('worker_seeding',),
     'lr': ('lr_base', 'lr_base_size', 'lr_base_scale'),
     'p2be_freeze': TRAINED_ONLY,
     'pretrained': ('p2be_embedding', 'p2be_init'),
@@ -43,6 +44,7 @@ _REPLACES = {
 _REFINES = {
     'p2be_adversarial': ('p2be_attack_eps', 'p2be_attack_steps', 'p2be_attack_step_size'),
     'amp': ('amp_dtype',),
+    'p2be_augmix': ('p2be_augmix_device',),
     'pretrained': ('pretrained_path',),
     'model_ema': ('model_ema_decay', 'model_ema_warmup'),
     'reprob': ('remode', 'recount'),
@@ -99,6 +101,8 @@ def settle_conflicts(
         if getattr(args, name) is None:
             setattr(args, name, EMBEDDING_DEFAULTS[name])
     _check_views(parser, args)
+    if args.data_on_device:
+        _check_data_on_device(parser, args)
     if not args.val_split:
         args.eval_metric = 'loss'
     return [f"Of the recipe's flags, these have no effect {why}:{names}." for why, names in dropped.items()]
@@ -202,3 +206,16 @@ def _check_views(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
         parser.error('--jsd-loss and --aug-splits N go together: N views, one Jensen-Shannon term over them')
     if args.aug_splits and args.p2be_augmix is None and not args.aa and not args.color_jitter:
         parser.error('--aug-splits: nothing makes the views differ; add --p2be-augmix 3 (or --aa, --color-jitter)')
+
+
+def _check_data_on_device(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse data that cannot be held, and augmentation that only loaders compute."""
+    if reader(args) in ('hfids', 'wds'):
+        parser.error(f'--data-on-device: --dataset {args.dataset} is a stream; read it by hfds/ or from a folder')
+    if args.p2be_augmix_device == 'workers':
+        parser.error('--data-on-device has no workers to augment; leave out --p2be-augmix-device workers')
+    if args.p2be_crop_padding is None:
+        parser.error('--data-on-device flips and crops by --p2be-crop-padding only: 4 for CIFAR, 0 for no crop')
+    if args.p2be_augmix is None and (by_image := [name for name in ('aa', 'color_jitter') if getattr(args, name)]):
+        flags = ' and '.join(f'{flag_name(name)} {getattr(args, name)}' for name in by_image)
+        parser.error(f'--data-on-device augments by --p2be-augmix only, not by {flags}; set --color-jitter 0, no --aa')

@@ -40,6 +40,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     add('--target-key', help='column of the labels in hfds/ and wds/ data sets')
     add('-j', '--workers', type=int, default=4, metavar='N', help='loader processes (default: 4)')
     add('--pin-mem', action='store_true', help='pin memory of batches for transfer to a GPU')
+    add('--data-on-device', action='store_true', help="hold training images, all of the network's size, on the device")
     add('--worker-seeding', default='all', choices=['all', 'part'], help='default: %(default)s')
 
 
@@ -156,6 +157,8 @@ def _p2be_flags(parser: argparse.ArgumentParser) -> None:
         'Flags of the learned table need a P2BE model on the command line; from a recipe they apply where they can.',
     ).add_argument
     add('--p2be-augmix', type=float, metavar='SEVERITY', help="the paper's AugMix: 3 CIFAR, 1 ImageNet")
+    where = 'a batch at once on the device, or in workers image by image (default: auto, batch on CUDA)'
+    add('--p2be-augmix-device', default='auto', choices=['auto', 'batch', 'workers'], help=where)
     add('--p2be-crop-padding', type=int, metavar='PIXELS', help='flip, pad by zeros, crop: 4 for CIFAR')
     add('--p2be-alpha', type=float, default=12.0, help='weight of the JSD term (default: 12, Eq. 10 and 12)')
     add('--p2be-smoothness', type=float, metavar='LAMBDA', help='weight of Eq. 9 (default: 1)')

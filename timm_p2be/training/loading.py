@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from timm.data import create_dataset, create_loader, create_transform, resolve_data_config
 from timm.utils import is_primary
@@ -17,10 +18,11 @@ from torch.utils.data import IterableDataset, Subset
 from torchvision.transforms import Compose
 
 from timm_p2be.data import AugMix
-from timm_p2be.data.transforms import MultiView, zero_padded_crop
+from timm_p2be.data.transforms import MultiView, to_planes, zero_padded_crop
 from timm_p2be.extras import require
 from timm_p2be.robustness.images import class_names
 from timm_p2be.training.conflicts import reader
+from timm_p2be.training.device_batches import DeviceBatches, ResidentImages
 from timm_p2be.training.stopping import ignore_signals
 
 _logger = logging.getLogger('train')
@@ -60,7 +62,9 @@ def build_loaders(
         # workers that start anew take their seeds from the epoch's: a resumed run sees the batches of an unbroken one
         persistent_workers=False,
     )
-    loader = _training_loader(args, training, data_config, create)
+    if args.p2be_augmix is not None and args.p2be_augmix_device == 'auto':
+        args.p2be_augmix_device = 'batch' if device.type == 'cuda' or args.data_on_device else 'workers'
+    loader = _training_loader(args, training, data_config, create, device)
     if len(loader) == 0:
         raise ValueError(
             f'{len(training)} training images do not fill one batch of {args.batch_size} on each of {args.world_size} '
@@ -105,8 +109,18 @@ def _with_calm_workers(loader: Any) -> Any:
 
 
 def _training_loader(
-    args: argparse.Namespace, training: Any, data_config: dict[str, Any], create: Callable[..., Any]
+    args: argparse.Namespace,
+    training: Any,
+    data_config: dict[str, Any],
+    create: Callable[..., Any],
+    device: torch.device,
 ) -> Any:
+    reading: dict[str, Any] = {'num_workers': args.workers, 'worker_seeding': args.worker_seeding}
+    if args.data_on_device:
+        training.transform = to_planes
+        _probe(args, training)
+        training = ResidentImages(training, data_config['input_size'], device)
+        reading = {'num_workers': 0, 'collate_fn': np.array}
     interpolation = args.train_interpolation
     if args.no_aug or not interpolation:
         interpolation = data_config['interpolation']
@@ -129,8 +143,7 @@ def _training_loader(
             re_prob=args.reprob,
             re_mode=args.remode,
             re_count=args.recount,
-            num_workers=args.workers,
-            worker_seeding=args.worker_seeding,
+            **reading,
             **transform,
         )
     except (AssertionError, KeyError) as error:
@@ -146,7 +159,11 @@ def _training_loader(
             **transform,
         )
         training.transform = _with_ours(args, data_config['input_size'], *stages)
-    return _with_calm_workers(loader)
+    loader = _with_calm_workers(loader)
+    if not args.data_on_device and args.p2be_augmix_device != 'batch':
+        return loader
+    augment = None if args.p2be_augmix is None else AugMix(severity=args.p2be_augmix)
+    return DeviceBatches(loader, augment, max(args.aug_splits, 1), args.p2be_crop_padding or 0, args.hflip)
 
 
 def _with_ours(args: argparse.Namespace, input_size: tuple[int, ...], crop: Any, augment: Any, to_array: Any) -> Any:
@@ -155,6 +172,8 @@ def _with_ours(args: argparse.Namespace, input_size: tuple[int, ...], crop: Any,
         if input_size[1] != input_size[2]:
             raise ValueError(f'--p2be-crop-padding makes square images, but --input-size is {input_size}.')
         crop = zero_padded_crop(input_size[-1], args.p2be_crop_padding, args.hflip)
+    if args.p2be_augmix_device == 'batch':
+        return Compose([crop, to_array])
     if args.p2be_augmix is not None:
         augment = AugMix(severity=args.p2be_augmix)
     if args.aug_splits:

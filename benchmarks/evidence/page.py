@@ -1,0 +1,123 @@
+#!/usr/bin/env python3
+"""Write docs/evidence.md from the grids, the claims and the result files of finished runs.
+
+    python benchmarks/evidence/page.py [--check]
+
+Claims are decided by the rule at the head of claims.yaml: a t interval of the differences between runs of equal seed.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from scipy.stats import t
+
+HERE = Path(__file__).parent
+PAGE = HERE.parents[1] / 'docs' / 'evidence.md'
+GRIDS = ('starts', 'networks', 'table2', 'controls', 'adversarial')
+ENCODINGS = ('rgb', 'onehot', 'thermometer', 'p2be-paper', 'p2be', 'p2be-frozen')  # of table2.yaml
+SEEDS = (42, 43, 44)
+
+Run = dict[str, Any]
+
+
+@dataclass
+class Difference:
+    """A - B in points over runs of equal seed; the interval is None below two seeds."""
+
+    seeds: int
+    mean: float
+    interval: tuple[float, float] | None
+
+    def verdict(self, bound: float) -> str:
+        """Return what the interval says of "below `bound`"."""
+        if self.interval is None:
+            return 'not run' if self.seeds == 0 else 'one seed: undecided'
+        low, high = self.interval
+        return 'supported' if high < bound else 'contradicted' if low > bound else 'undecided'
+
+
+def read_runs(folder: Path = HERE / 'runs') -> dict[str, Run]:
+    """Return the finished runs by name."""
+    runs = (json.loads(file.read_text()) for file in sorted(folder.glob('*.json')))
+    return {run['name']: run for run in runs if run['state'] == 'finished'}
+
+
+def errors(runs: dict[str, Run], encoding: str, error: str) -> dict[int, float]:
+    """Return an error of table2.yaml's runs by seed, in %."""
+    names = {seed: f'augmix-{encoding}-seed{seed}' for seed in SEEDS}
+    return {seed: runs[name][f'{error}_error'] for seed, name in names.items() if name in runs}
+
+
+def difference(runs: dict[str, Run], lower: str, than: str, error: str) -> Difference:
+    """Return the paired difference of two encodings."""
+    one, other = errors(runs, lower, error), errors(runs, than, error)
+    paired = [one[seed] - other[seed] for seed in SEEDS if seed in one and seed in other]
+    if len(paired) < 2:
+        return Difference(len(paired), sum(paired), None)
+    mean = statistics.mean(paired)
+    margin = float(t.ppf(0.975, len(paired) - 1)) * statistics.stdev(paired) / len(paired) ** 0.5
+    return Difference(len(paired), mean, (mean - margin, mean + margin))
+
+
+def decide(runs: dict[str, Run], claim: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of a claim: with `p2be-paper` in the place of `p2be`, which decides, then with ours."""
+    lower = claim['lower']
+    if isinstance(lower, list):
+        by_name = {name: errors(runs, name, claim['error']) for name in lower}
+        measured = [(statistics.mean(values.values()), name) for name, values in by_name.items() if values]
+        lower = min(measured)[1] if len(measured) == len(lower) else lower[0]
+    than, rows = claim['than'], []
+    # its own start, frozen, exists for ours alone
+    sides = ('p2be-paper', 'p2be') if lower == 'p2be' and than != 'p2be-frozen' else (lower,)
+    for side in sides:
+        found = difference(runs, side, than, claim['error'])
+        rows.append({'lower': side, 'than': than, 'found': found, 'verdict': found.verdict(claim.get('within', 0.0))})
+    return rows
+
+
+def _summary(values: dict[int, float]) -> str:
+    if not values:
+        return '-'
+    spread = f' ± {statistics.stdev(values.values()):.2f}' if len(values) > 1 else ''
+    return f'{statistics.mean(values.values()):.2f}{spread}'
+
+
+def render() -> str:
+    """Return the page."""
+    runs = read_runs()
+    grids = {name: yaml.safe_load((HERE / f'{name}.yaml').read_text())['runs'] for name in GRIDS}
+    claims = yaml.safe_load((HERE / 'claims.yaml').read_text())['claims']
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template('page.md.jinja').render(
+        runs=runs,
+        grids=grids,
+        claims=[{'name': name, **claim, 'rows': decide(runs, claim)} for name, claim in claims.items()],
+        table2=[
+            (encoding, *(_summary(errors(runs, encoding, error)) for error in ('clean', 'corrupted')))
+            for encoding in ENCODINGS
+        ],
+        hours={name: sum(runs[run]['seconds'] for run in grid if run in runs) / 3600 for name, grid in grids.items()},
+    )
+
+
+def main() -> None:
+    """Write the page, or say that it is not what the runs say."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--check', action='store_true', help='only compare')
+    if not parser.parse_args().check:
+        PAGE.write_text(render())
+    elif PAGE.read_text() != render():
+        sys.exit('docs/evidence.md is not what the runs say: run benchmarks/evidence/page.py.')
+
+
+if __name__ == '__main__':
+    main()
