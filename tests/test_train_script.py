@@ -75,7 +75,8 @@ def test_output_folder_is_timms(data: Path, output: Path) -> None:
         parts = [float(row[f'train_{name}']) for name in ('loss', 'ce', 'jsd', 'smoothness')]
         assert parts[0] == pytest.approx(parts[1] + 12 * parts[2] + parts[3], rel=1e-5)
     state = checkpoint(output / 'last.pth.tar')
-    assert {'epoch', 'arch', 'state_dict', 'optimizer', 'version', 'args', 'metric', 'saver'} == state.keys()
+    own = {'metric', 'saver', 'label_names'}
+    assert {'epoch', 'arch', 'state_dict', 'optimizer', 'version', 'args'} | own == state.keys()
     assert (state['epoch'], state['arch']) == (1, 'encoded')
     model = timm.create_model(
         'encoded', backbone='test_resnet', num_bits=8, num_classes=2, checkpoint_path=str(output / 'last.pth.tar')

@@ -12,7 +12,7 @@ from huggingface_hub.utils import validate_repo_id
 from torch import Tensor
 
 from timm_p2be.encodings.codes import ENCODINGS
-from timm_p2be.hub.browsing import shipped_entries
+from timm_p2be.hub.browsing import Entry, shipped_entries
 from timm_p2be.hub.pictures import draw_pictures
 from timm_p2be.hub.training_record import (
     RECORD,
@@ -27,12 +27,6 @@ LICENSE = 'apache-2.0'
 _TEMPLATE = Path(__file__).with_name('card.md.jinja')
 _HERE = 'path/to/this/folder'  # of a card that belongs to no repository
 _PLAIN_CODE = re.compile(r'(?! )[\w .,:+=/@()\[\]{}"\'%-]+(?<! )', re.ASCII)  # cannot end a code span or a cell
-_OF_SIBLINGS = {
-    'dataset': ('dataset', 'name'),
-    'epochs': ('epochs',),
-    'error': ('results', 'clean', 'error'),
-    'codes': ('results', 'codes'),
-}
 _CODES = {
     'p2be': 'the learned binary codes of P2BE',
     'onehot': 'fixed one-hot codes, a baseline of P2BE',
@@ -120,22 +114,15 @@ def render_card(
     return f'{card.content}\n'
 
 
-def _siblings(tables: bool, network: str, itself: str) -> list[dict[str, Any]]:
-    """Return rows of what ships with the package: the other tables, or the same network under other encodings."""
-    rows = []
-    for entry in shipped_entries():
-        found, (tag,) = entry.contents, entry.tags
-        assert found is not None
-        same = found.kind == 'embedding' if tables else _plain(found.architecture or '') == _plain(network)
-        if same and not itself.endswith(tag if tables else entry.name):
-            facts = {key: part_of(found.provenance, *path) for key, path in _OF_SIBLINGS.items()}
-            rows.append({'name': entry.name, 'reads': found.encoding, **facts, 'counts': counts_of(facts['codes'])})
-    return rows
+def _siblings(tables: bool, network: str, itself: str) -> list[Entry]:
+    """Return what ships with the package beside `itself`: tables, or the same network under other encodings."""
 
+    def is_one(name: str) -> bool:
+        plain, other = (re.sub(rf'(_({"|".join(ENCODINGS)}))?(\..*)?$', '', word, count=1) for word in (name, network))
+        return name.startswith('*') if tables else plain == other
 
-def _plain(network: str) -> str:
-    """Return the name of a network without that of its encoding."""
-    return re.sub(f'_({"|".join(ENCODINGS)})$', '', network)
+    found = [entry for entry in shipped_entries() if is_one(entry.name)]
+    return [entry for entry in found if not itself.endswith(entry.name.lstrip('*'))]
 
 
 def _metadata(record: dict[str, Any] | None, encoding: str, name: str, license: str, pipeline: str) -> ModelCardData:
