@@ -132,7 +132,6 @@ def test_margin_is_negative_exactly_where_argmax_is_wrong() -> None:
         (LSPGA, {'step_size': 0.0}, ('step_size=0.0', 'positive')),
         (LSPGA, {'anneal_rate': 0.8}, ('anneal_rate=0.8', 'at least 1')),
         (LSPGA, {'anneal': 'up'}, ("'up'", "['flatten', 'sharpen']")),
-        (LSPGA, {'gradient': 'l2'}, ("'l2'", "['sign', 'raw']")),
         (Square, {'queries': True}, ('queries=True', 'at least 2')),
         (Transfer, {'eps': 4, 'source': PGD(_plain('wrn10_2'))}, ('eps=8', 'Build the source with eps=4')),
     ],
@@ -176,11 +175,6 @@ def test_labels_must_be_classes(labels: Tensor, words: tuple[str, str]) -> None:
     assert all(word in str(caught.value) for word in words), caught.value
 
 
-def test_mixed_devices() -> None:
-    with pytest.raises(ValueError, match='images on meta, labels on cpu and a model on cpu'):
-        DGA(_plain('wrn10_2_p2be'))(random_levels().to('meta'), torch.tensor([0, 1]))
-
-
 def test_a_model_that_is_no_classifier_of_known_normalization_is_refused() -> None:
     for model, words in (
         (nn.Conv2d(3, 3, 1), '0 classes'),
@@ -190,7 +184,7 @@ def test_a_model_that_is_no_classifier_of_known_normalization_is_refused() -> No
         with pytest.raises(ValueError) as caught:  # noqa: PT011
             LSPGA(model)
         assert words in str(caught.value)
-    with pytest.raises(ValueError, match='must be positive'):
+    with pytest.raises(ValueError, match='of std: positive'):
         PixelModel(timm.create_model('resnet10t'), std=(1, 0, 1))
 
 

@@ -365,7 +365,7 @@ BAD_FLAGS = {
     'seed of stored images': (['--corrupted', 'DATA', '--seed', '1'], '--seed is for corruptions that are made here'),
     'batch size': (['--data-dir', 'DATA', '--corruptions', 'fog', '--batch-size', '0'], 'batch_size=0'),
     'size': (['--data-dir', 'BIG', '--corruptions', 'fog'], '40x40 pixels, not 32x32'),
-    'split without data': (['--corrupted', 'DATA', '--split', 'test'], 'Got --split, but no clean images'),
+    'split without data': (['--corrupted', 'DATA', '--split', 'test'], 'Got flags of clean images, but no such'),
 }
 
 
@@ -410,7 +410,7 @@ def test_stopped_command_says_what_is_kept(
             assert benchmark(checkpoint, *flags) == 130
             error = capsys.readouterr().err
             assert 'interrupted' in error
-    assert 'Finished sets are kept' in error
+    assert 'What was finished is kept' in error
     kept = json.loads((output / 'results.json').read_text())
     assert kept['clean']
     assert not kept['complete']

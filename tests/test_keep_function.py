@@ -394,7 +394,7 @@ def test_a_normalization_that_does_not_fit(change):
     model = _Network(nn.Conv2d(3, 4, 3))
     model.pretrained_cfg.update(change)
     conv, (name,) = model.first, change
-    with pytest.raises(ValueError, match=rf'(?s){name}.*model of 3 channels.*Pass mean= and std= to convert') as error:
+    with pytest.raises(ValueError, match=rf'(?s){name}.*images of 3 channels.*Pass mean= and std= to convert') as error:
         convert(model, 'p2be', preserve=True)
     assert repr(change[name]) in str(error.value)
     assert model.first is conv
@@ -402,7 +402,7 @@ def test_a_normalization_that_does_not_fit(change):
 
 
 def test_what_cannot_be_kept_is_refused():
-    with pytest.raises(ValueError, match='model of 1 channels; allowed are 1 finite values'):  # no guess from three
+    with pytest.raises(ValueError, match='images of 1 channels; allowed are 1 finite values'):  # no guess from three
         convert(timm.create_model('test_resnet', in_chans=1), 'p2be', preserve=True)
     with torch.device('meta'):
         model = timm.create_model('test_resnet')

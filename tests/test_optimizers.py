@@ -28,9 +28,9 @@ def model() -> Tiny:
         ('sgdp2be', {}, torch.optim.SGD),
         ('sgdp2be', {'nesterov': False}, torch.optim.SGD),
         ('sgdp2be', {'nesterov': False, 'momentum': 0.0}, torch.optim.SGD),
-        ('sgdp2be', {'nesterov': False, 'dampening': 0.3, 'maximize': True}, torch.optim.SGD),
+        ('sgdp2be', {'nesterov': False, 'dampening': 0.3}, torch.optim.SGD),
         ('adamwp2be', {}, torch.optim.AdamW),
-        ('adamwp2be', {'betas': (0.8, 0.9), 'eps': 1e-4, 'maximize': True}, torch.optim.AdamW),
+        ('adamwp2be', {'betas': (0.8, 0.9), 'eps': 1e-4}, torch.optim.AdamW),
     ],
 )
 def test_both_rules_equal_torch_bit_for_bit(model, name, kwargs, torch_class, foreach):
@@ -50,7 +50,7 @@ def test_both_rules_equal_torch_bit_for_bit(model, name, kwargs, torch_class, fo
     ]
     rules = [
         torch_class(groups, foreach=foreach, **settings),
-        torch.optim.AdamW([table], 0.1, (0.999, 0.999), 1e-8, 0.1, maximize=kwargs.get('maximize', False)),
+        torch.optim.AdamW([table], 0.1, (0.999, 0.999), 1e-8, 0.1),
     ]
     ours = [p for p in model.parameters() if not isinstance(p, EmbeddingParameter)]
     for step in range(20):
@@ -105,7 +105,6 @@ def test_table_leaves_its_group(model):
         'betas': (0.999, 0.999),
         'eps': 1e-8,
         'weight_decay': 0.0,
-        'maximize': False,
     }
     others = [g for g in optimizer.param_groups if g is not table]
     assert [g['weight_decay'] for g in others] == [0.0, 5e-4]
@@ -204,9 +203,3 @@ def test_settings_are_checked(model, name, kwargs, words):
 def test_other_misuse_is_refused(model):
     with pytest.raises(TypeError, match='embeding_lr'):
         create(model, embeding_lr=1e-3)
-    with pytest.raises(ValueError, match="marked 'embedding' with 2 parameters"):
-        timm_p2be.optim.SGDP2BE([{'params': model.fc.parameters(), 'embedding': True}])
-    with pytest.raises(TypeError, match='ordered collections'):
-        timm_p2be.optim.SGDP2BE([{'params': set(model.parameters())}])
-    with pytest.raises(ValueError, match='no parameter but a frozen table'):
-        timm_p2be.optim.SGDP2BE(find_embedding(model).freeze().parameters())

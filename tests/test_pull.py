@@ -57,7 +57,7 @@ def test_an_embedding_by_tag_into_the_cache(hub: HubServer, tmp_path: Path, prin
 def test_a_model_by_commit_into_the_cache(hub: HubServer, tmp_path: Path, printed: Said) -> None:
     commit = hub.put('tester/net', published.model(tmp_path / 'net') | {'results.json': b'{}'})
     hub.put('tester/net', published.model(tmp_path / 'other', weights_sha256='0' * 64))
-    said = printed('pull', 'tester/net', '--revision', commit)
+    said = printed('pull', f'tester/net@{commit}')
     assert 'model wrn10_2_p2be on p2be codes of 8 bits' in said
     assert 'results.json' in said
     assert f"timm.create_model('hf-hub:tester/net@{commit}', pretrained=True)" in said
@@ -221,7 +221,6 @@ def test_a_damaged_cache_is_reported_offline_and_mended(
     ('args', 'said'),
     [
         (['tester/nowhere'], 'tester/nowhere'),
-        (['tester/table@v1', '--revision', 'main'], 'Got two revisions'),
         (['../table'], "write 'org/name'"),
         (['tester/table', '--overwrite'], '--overwrite needs --output'),
     ],

@@ -154,7 +154,7 @@ def test_remarks_on_corruptions() -> None:
 def test_remarks_on_attacks(attacks: dict[str, Any]) -> None:
     assert ['1,000 are usual' in remark or 'queries' in remark for remark in attack_warnings(attacks)] == [True] * 2
     for flipped, remarks in ((0.25, 0), (1.0, 1), (7.8, 1)):
-        attacks['model']['flipped_bits'] = flipped
+        attacks['model']['neighbor_distance'] = flipped
         assert sum(f'table is rough: {flipped:.2f} bits' in remark for remark in attack_warnings(attacks)) == remarks
     assert '| rgb | 7.80 | 8 |' in attack_report([attacks]).markdown()
     attacks['worst_case'] = {}

@@ -127,7 +127,6 @@ def test_bad_grids(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
     ('flags', 'message'),
     [
         ('--budget weeks', "Got budget 'weeks'; grid.yaml has small, paper"),
-        ('--only RGB-1', '--only RGB-1: no such run; the first is One_hot-1'),
         ('--dataset hfds/x --input-key', 'argument --input-key: expected one argument'),
         ("--val-split ''", 'give it a --val-split'),
         ('--plan --table II', 'not allowed with argument'),
@@ -176,7 +175,7 @@ def test_a_grid_becomes_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str
     path, output = _file(tmp_path), tmp_path / 'out'
     data = str(write_images(tmp_path / 'data'))
     grid = read_grid(path, 'small', {'data_dir': data})
-    first = planning.commands(grid.runs, str(output))[0]
+    first = planning.commands(grid, output)[0]
     assert train(first[2:]) == 0
     alone = (output / 'One_hot-1' / 'last.pth.tar').stat().st_mtime_ns
     stored = _corrupted(tmp_path / 'stored')

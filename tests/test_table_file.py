@@ -133,8 +133,7 @@ ONES = torch.ones(256, 9)
 
 
 @pytest.mark.parametrize(('table', 'words'), [
-    (_table(codes=torch.full((256, 9), 0.5)), ('table of 0 and 1',)),
-    (_table(codes=ONES.to('meta')), ('on meta', 'with values')),
+    (_table(codes=torch.full((256, 9), 0.5)), ('2304 of 2304 bits',)),
     (_table(codes=torch.ones(255, 9)), ('levels is 255', '256')),
     (_table(latents=torch.ones(256, 4097)), ('num_bits is 4097', '1..4096')),
     (_fixed('p2be', ONES), ("'p2be'", 'no latents')),

@@ -116,7 +116,6 @@ def test_a_saved_model_brings_its_own_weights(tmp_path: Path) -> None:
         ('wrn10_2_p2be.table_nope', {}, "Got the tag 'table_nope'; the tables that ship are table_m64_cifar10,"),
         ('encoded.table_nope', {'backbone': 'wrn10_2'}, "Got the tag 'table_nope'; .* any other one by embedding="),
         ('wrn10_2_p2be.table_nope', {'pretrained': False}, "Got the tag 'table_nope'"),
-        (f'wrn10_2_onehot.{TAG}', {}, "a learned table; encoding 'onehot' is fixed. Use 'p2be', or leave out the tag"),
         (f'encoded.{TAG}', {'backbone': 'wrn10_2', 'encoding': 'onehot'}, "encoding 'onehot' is fixed. Use 'p2be'"),
         (f'wrn10_2_p2be.{TAG}', {'num_bits': 8}, rf'num_bits=8, but .* wrn10_2_p2be.{TAG} .* 64 bits. Use 64'),
         (f'wrn10_2_p2be.{TAG}', {'embedding_init': 'thermometer'}, 'the table is loaded, so it is not drawn'),
@@ -163,7 +162,7 @@ def test_a_table_of_the_hub_is_fetched_once(hub: HubServer, tmp_path: Path, monk
 
 def test_the_name_is_known_elsewhere() -> None:
     """`timm-p2be show` takes it; benchmarks refuse it, for there are no trained weights."""
-    found = find_table(f'resnet50_p2be.{TAG}')
+    found = find_table(f'resnet50_p2be.{TAG}').file
     assert found.latents is not None
     assert torch.equal(found.latents, shipped())
     assert found.provenance == read_contents(tables.table_path(TAG)).provenance

@@ -64,7 +64,7 @@ def make_card(folder: Path, source: str | None = None) -> None:
     found, tags = read_contents(folder), {name: tag for tag, name in TABLES.items()}
     is_table = found.kind == 'embedding'
     source = source or (str(folder) if is_table else folder.name)
-    codes = None if found.encoding == 'rgb' else find_table(source).codes
+    codes = None if found.encoding == 'rgb' else find_table(source).file.codes
     tag, network = tags.get(folder.name), part_of(found.provenance, 'model')
     write_card(folder, codes, shipped=(tag and f'{network}.{tag}') if is_table else folder.name)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from timm_p2be.cli.flags import add_data_flags, add_model_flags, images_from, models_from
-from timm_p2be.cli.interruption import run_long
+from timm_p2be.cli.interruption import kept_files, run_long
 from timm_p2be.extras import require
 from timm_p2be.robustness.attacks.attack import Attack
 from timm_p2be.robustness.evaluation.attack_benchmark import benchmark_attacks
@@ -56,45 +56,36 @@ def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     add_model_flags(parser)
     add_data_flags(parser)
     _add_flags(parser)
-
-    return lambda args: run_long(parser, lambda: _run(args), lambda: _kept(args.output))
+    return lambda args: run_long(
+        parser, lambda: _run(args), lambda: kept_files(sorted(args.output.glob('*.attacks.json')))
+    )
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group('attacks')
-    group.add_argument('--eps', type=int, default=8, metavar='LEVELS', help='bound, 1 to 255 (default: %(default)s)')
-    group.add_argument(
-        '--attacks', nargs='+', default=['full'], metavar='NAME', help='full (default), quick, or names, see below'
-    )
-    group.add_argument(
+    add = parser.add_argument_group('attacks').add_argument
+    add('--eps', type=int, default=8, metavar='LEVELS', help='bound, 1 to 255 (default: %(default)s)')
+    add('--attacks', nargs='+', default=['full'], metavar='NAME', help='full (default), quick, or names, see below')
+    add(
         '--transfer-from',
         nargs='+',
         default=[],
         metavar='[LABEL:]NAME[=FILE]',
         help='models whose adversarial images are tried, too',
     )
-    group.add_argument(
-        '--alone', type=int, default=200, metavar='N', help='images that every attack faces (default: %(default)s)'
-    )
-    group.add_argument(
-        '--worst-case', type=int, default=1000, metavar='N', help='images of the worst case; 0: none (%(default)s)'
-    )
-    group.add_argument('--no-curves', action='store_true', help='leave out the curves over the bound and the steps')
-    group.add_argument('--no-binarization', action='store_true', help='leave out the binarization test')
-    group.add_argument(
-        '--probed', type=int, default=50, metavar='N', help='images of curves and binarization (default: %(default)s)'
-    )
-    group = parser.add_argument_group('run')
-    group.add_argument('--img-size', type=int, metavar='SIDE', help="side of the images (default: the model's)")
-    group.add_argument('--resize', type=int, metavar='SIDE', help='shorter side before a central crop (default: none)')
-    group.add_argument('--batch-size', type=int, default=100, metavar='N', help='default: %(default)s')
-    group.add_argument('--seed', type=int, default=0, help='default: %(default)s')
-    group.add_argument(
-        '--output', type=Path, default=Path('output/attacks'), metavar='DIR', help='default: %(default)s'
-    )
-    group.add_argument('--overwrite', action='store_true', help='start afresh, whatever results are in --output')
-    group.add_argument('--budget', action='store_true', help='only print what the attacks would cost')
-    group.add_argument('--save-images', action='store_true', help='keep the images that fell in the worst case')
+    add('--alone', type=int, default=200, metavar='N', help='images that every attack faces (default: %(default)s)')
+    add('--worst-case', type=int, default=1000, metavar='N', help='images of the worst case; 0: none (%(default)s)')
+    add('--no-curves', action='store_true', help='leave out the curves over the bound and the steps')
+    add('--no-binarization', action='store_true', help='leave out the binarization test')
+    add('--probed', type=int, default=50, metavar='N', help='images of curves and binarization (default: %(default)s)')
+    add = parser.add_argument_group('run').add_argument
+    add('--img-size', type=int, metavar='SIDE', help="side of the images (default: the model's)")
+    add('--resize', type=int, metavar='SIDE', help='shorter side before a central crop (default: none)')
+    add('--batch-size', type=int, default=100, metavar='N', help='default: %(default)s')
+    add('--seed', type=int, default=0, help='default: %(default)s')
+    add('--output', type=Path, default=Path('output/attacks'), metavar='DIR', help='default: %(default)s')
+    add('--overwrite', action='store_true', help='start afresh, whatever results are in --output')
+    add('--budget', action='store_true', help='only print what the attacks would cost')
+    add('--save-images', action='store_true', help='keep the images that fell in the worst case')
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -157,10 +148,3 @@ def _print_budget(args: argparse.Namespace, model: PixelModel, data: ImageSet, a
     images = min(max(args.alone, args.worst_case), len(data))
     text = budget(attacks, images, measure_speed(model, levels), trial)
     print(f'{model.name}, eps {args.eps}:\n{text}', file=sys.stdout if args.budget else sys.stderr)
-
-
-def _kept(output: Path) -> str:
-    files = sorted(str(file) for file in output.glob('*.attacks.json'))
-    if not files:
-        return 'Nothing was finished; nothing is kept.'
-    return f'All finished batches are kept in {", ".join(files)}; the same command again goes on from there.'

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from timm_p2be.cli.flags import add_data_flags, add_model_flags, given_flags, images_from, models_from
-from timm_p2be.cli.interruption import run_long
+from timm_p2be.cli.flags import add_data_flags, add_model_flags, images_from, models_from
+from timm_p2be.cli.interruption import kept_files, run_long
 from timm_p2be.extras import require
 from timm_p2be.robustness.corruptions import SEVERITIES, SUITES
 from timm_p2be.robustness.corruptions.corrupted_sets import CorruptedSet
@@ -18,7 +18,6 @@ from timm_p2be.robustness.evaluation.corruption_report import corruption_report
 from timm_p2be.robustness.evaluation.runner import connected_ranks
 from timm_p2be.robustness.images import RESIZE, ImageSet
 
-_CLEAN_FLAGS = ('split', 'input_key', 'target_key', 'dataset_download')  # of no use without clean images
 _RESULTS = 'results.json'
 _AMP = {'bfloat16': torch.bfloat16, 'float16': torch.float16}
 _EPILOG = """\
@@ -42,43 +41,28 @@ def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     add_model_flags(parser)
     add_data_flags(parser)
     _add_flags(parser)
-
-    def command(args: argparse.Namespace) -> int:
-        unused = given_flags(parser, args, _CLEAN_FLAGS)
-        return run_long(parser, lambda: _run(args, unused), lambda: _kept(args.output / _RESULTS))
-
-    return command
+    return lambda args: run_long(parser, lambda: _run(args), lambda: kept_files([args.output / _RESULTS]))
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group('corruptions')
-    group.add_argument('--corrupted', type=Path, metavar='DIR', help='stored images; default: corrupt the clean ones')
-    group.add_argument(
-        '--suite', choices=list(SUITES), help='parameters and image size (default: of --corrupted, or cifar)'
-    )
-    group.add_argument('--corruptions', nargs='+', metavar='NAME', help='default: the 15 of the benchmark')
-    group.add_argument('--extra', action='store_true', help='also the 4 extra ones, which enter no mean')
-    group.add_argument(
-        '--severities', nargs='+', type=int, default=list(SEVERITIES), metavar='S', help='default: 1 to 5'
-    )
-    group.add_argument('--seed', type=int, help='of the corruptions that are made here (default: 0)')
-    group = parser.add_argument_group('run')
-    group.add_argument(
-        '--batch-size', type=int, default=128, metavar='N', help='default: %(default)s; less if memory runs out'
-    )
-    group.add_argument(
-        '--workers', type=int, default=0, metavar='N', help='processes that make images (default: %(default)s)'
-    )
-    group.add_argument('--amp-dtype', choices=list(_AMP), help='run the models in autocast (default: float32)')
-    group.add_argument(
-        '--output', type=Path, default=Path('output/corruptions'), metavar='DIR', help='default: %(default)s'
-    )
-    group.add_argument('--overwrite', action='store_true', help='start afresh, whatever results are in --output')
+    add = parser.add_argument_group('corruptions').add_argument
+    add('--corrupted', type=Path, metavar='DIR', help='stored images; default: corrupt the clean ones')
+    add('--suite', choices=list(SUITES), help='parameters and image size (default: of --corrupted, or cifar)')
+    add('--corruptions', nargs='+', metavar='NAME', help='default: the 15 of the benchmark')
+    add('--extra', action='store_true', help='also the 4 extra ones, which enter no mean')
+    add('--severities', nargs='+', type=int, default=list(SEVERITIES), metavar='S', help='default: 1 to 5')
+    add('--seed', type=int, help='of the corruptions that are made here (default: 0)')
+    add = parser.add_argument_group('run').add_argument
+    add('--batch-size', type=int, default=128, metavar='N', help='default: %(default)s; less if memory runs out')
+    add('--workers', type=int, default=0, metavar='N', help='processes that make images (default: %(default)s)')
+    add('--amp-dtype', choices=list(_AMP), help='run the models in autocast (default: float32)')
+    add('--output', type=Path, default=Path('output/corruptions'), metavar='DIR', help='default: %(default)s')
+    add('--overwrite', action='store_true', help='start afresh, whatever results are in --output')
 
 
-def _run(args: argparse.Namespace, unused: str) -> int:
+def _run(args: argparse.Namespace) -> int:
     require('matplotlib', extra='robustness')  # the report's; not found out after hours
-    data, clean = _data(args, unused)
+    data, clean = _data(args)
     with connected_ranks() as ranks:
         content = benchmark_corruptions(
             models_from(args),
@@ -97,8 +81,8 @@ def _run(args: argparse.Namespace, unused: str) -> int:
     return 0
 
 
-def _data(args: argparse.Namespace, unused: str) -> tuple[CorruptedSet, ImageSet | None]:
-    """Return corrupted images, and clean ones if the flags name some; `unused` are flags that only those need."""
+def _data(args: argparse.Namespace) -> tuple[CorruptedSet, ImageSet | None]:
+    """Return corrupted images, and clean ones if the flags name some."""
     if args.corrupted is None:
         suite = args.suite or 'cifar'
         clean = images_from(args, SUITES[suite], RESIZE[suite])
@@ -106,17 +90,11 @@ def _data(args: argparse.Namespace, unused: str) -> tuple[CorruptedSet, ImageSet
     if args.seed is not None:
         raise ValueError(f'--seed is for corruptions that are made here; --corrupted {args.corrupted} has its own.')
     named = bool(args.dataset or args.data_dir)
-    if unused and not named:
-        raise ValueError(f'Got {unused}, but no clean images that it is about. Pass --dataset or --data-dir too.')
+    if not named and (args.split != 'validation' or args.input_key or args.target_key or args.dataset_download):
+        raise ValueError('Got flags of clean images, but no such images. Pass --dataset or --data-dir too.')
     data = open_corrupted(args.corrupted, args.corruptions, args.severities, args.extra, args.limit, args.class_map)
     if args.suite not in (None, data.suite):
         raise ValueError(
             f'{args.corrupted} has the layout of the suite {data.suite}, not {args.suite}. Leave out --suite.'
         )
     return data, images_from(args, SUITES[data.suite], RESIZE[data.suite]) if named else None
-
-
-def _kept(results: Path) -> str:
-    if not results.exists():
-        return 'Nothing was finished; nothing is kept.'
-    return f'Finished sets are kept in {results}; the same command again goes on from there.'

@@ -38,21 +38,17 @@ def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     parser.epilog = _EPILOG
     parser.add_argument('image', nargs='*', type=Path, metavar='IMAGE', help='image files')
     add_data_flags(parser)
-    group = parser.add_argument_group('corruptions')
-    group.add_argument(
-        '--suite', choices=list(SUITES), default='cifar', help='parameters and size (default: %(default)s)'
-    )
-    group.add_argument('--name', nargs='+', metavar='NAME', help='default: the 15 of the benchmark')
-    group.add_argument('--extra', action='store_true', help='also the 4 extra ones')
-    group.add_argument('--severity', nargs='+', type=int, default=list(SEVERITIES), metavar='S', help='default: 1 to 5')
-    group.add_argument('--seed', type=int, default=0, help='default: %(default)s')
-    group = parser.add_argument_group('output')
-    group.add_argument('--output', type=Path, metavar='DIR', help='folder of the corrupted images')
-    group.add_argument('--overwrite', action='store_true', help='replace what an earlier run wrote')
-    group.add_argument('--workers', type=int, default=0, metavar='N', help='processes, for a data set (default: 0)')
-    group.add_argument(
-        '--contact-sheet', type=Path, metavar='FILE', help='picture of the first image at all severities'
-    )
+    add = parser.add_argument_group('corruptions').add_argument
+    add('--suite', choices=list(SUITES), default='cifar', help='parameters and size (default: %(default)s)')
+    add('--name', nargs='+', metavar='NAME', help='default: the 15 of the benchmark')
+    add('--extra', action='store_true', help='also the 4 extra ones')
+    add('--severity', nargs='+', type=int, default=list(SEVERITIES), metavar='S', help='default: 1 to 5')
+    add('--seed', type=int, default=0, help='default: %(default)s')
+    add = parser.add_argument_group('output').add_argument
+    add('--output', type=Path, metavar='DIR', help='folder of the corrupted images')
+    add('--overwrite', action='store_true', help='replace what an earlier run wrote')
+    add('--workers', type=int, default=0, metavar='N', help='processes, for a data set (default: 0)')
+    add('--contact-sheet', type=Path, metavar='FILE', help='picture of the first image at all severities')
 
     def command(args: argparse.Namespace) -> int:
         given = given_flags(parser, args, _DATA_FLAGS)

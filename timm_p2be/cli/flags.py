@@ -13,31 +13,31 @@ DATA_FLAGS = ('split', 'input_key', 'target_key', 'class_map', 'dataset_download
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that name models and where they run."""
-    group = parser.add_argument_group('models')
-    group.add_argument(
+    add = parser.add_argument_group('models').add_argument
+    add(
         '--model',
         nargs='+',
         required=True,
         metavar='[LABEL:]NAME[=FILE]',
         help='models of timm; FILE is a checkpoint of train.py, a state dict or safetensors (default: pretrained)',
     )
-    group.add_argument('--num-classes', type=int, metavar='K', help="default: the checkpoint's")
-    group.add_argument('--mean', type=float, nargs='+', metavar='MEAN', help="override every model's own mean")
-    group.add_argument('--std', type=float, nargs='+', metavar='STD', help="override every model's own std")
-    group.add_argument('--device', default='cpu', help='default: %(default)s')
+    add('--num-classes', type=int, metavar='K', help="default: the checkpoint's")
+    add('--mean', type=float, nargs='+', metavar='MEAN', help="override every model's own mean")
+    add('--std', type=float, nargs='+', metavar='STD', help="override every model's own std")
+    add('--device', default='cpu', help='default: %(default)s')
 
 
 def add_data_flags(parser: argparse.ArgumentParser, title: str = 'data') -> None:
     """Add the flags that name clean images, under a `title` that says what these are for."""
-    group = parser.add_argument_group(title)
-    group.add_argument('--data-dir', metavar='DIR', help='folder of the data')
-    group.add_argument('--dataset', default='', metavar='NAME', help="timm's name, as torch/cifar10 or hfds/FOLDER")
-    group.add_argument('--split', default='validation', help='default: %(default)s')
-    group.add_argument('--input-key', metavar='COLUMN', help='column of the images (hfds/)')
-    group.add_argument('--target-key', metavar='COLUMN', help='column of the labels (hfds/)')
-    group.add_argument('--class-map', default='', metavar='FILE', help='file of class names, one a line')
-    group.add_argument('--dataset-download', action='store_true', help='fetch a torch/ data set')
-    group.add_argument('--limit', type=int, metavar='N', help='only the first N images, for a quick look')
+    add = parser.add_argument_group(title).add_argument
+    add('--data-dir', metavar='DIR', help='folder of the data')
+    add('--dataset', default='', metavar='NAME', help="timm's name, as torch/cifar10 or hfds/FOLDER")
+    add('--split', default='validation', help='default: %(default)s')
+    add('--input-key', metavar='COLUMN', help='column of the images (hfds/)')
+    add('--target-key', metavar='COLUMN', help='column of the labels (hfds/)')
+    add('--class-map', default='', metavar='FILE', help='file of class names, one a line')
+    add('--dataset-download', action='store_true', help='fetch a torch/ data set')
+    add('--limit', type=int, metavar='N', help='only the first N images, for a quick look')
 
 
 def given_flags(parser: argparse.ArgumentParser, args: argparse.Namespace, names: Iterable[str]) -> str:

@@ -3,8 +3,9 @@
 import argparse
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 
@@ -22,18 +23,23 @@ def terminated_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def run_long(parser: argparse.ArgumentParser, run: Callable[[], int], kept: Callable[[], str]) -> int:
-    """Return the exit code of a command that takes long: its own, 130 when it is interrupted, 2 after an error.
+def kept_files(files: Iterable[Path]) -> str:
+    """Return what remains of a command that writes these files as it goes."""
+    names = ', '.join(str(file) for file in files if file.exists())
+    if not names:
+        return 'Nothing was finished; nothing is kept.'
+    return f'What was finished is kept in {names}; the same command again goes on from there.'
 
-    `kept` says what of its work remains.
-    """
+
+def run_long(parser: argparse.ArgumentParser, run: Callable[[], int], kept: Callable[[], str] = str) -> int:
+    """Return the exit code of a command: its own, 130 when interrupted (`kept` says what remains), 2 after an error."""
     try:
         with terminated_as_interrupt():
             return run()
     except (ValueError, ModuleNotFoundError) as error:
         parser.error(str(error))
     except OSError as error:
-        parser.error(f'{error}. {kept()}')
+        parser.error(f'{error}. {kept()}'.rstrip())
     except KeyboardInterrupt:
-        print(f'{parser.prog}: interrupted. {kept()}', file=sys.stderr)
+        print(f'{parser.prog}: interrupted. {kept()}'.rstrip(), file=sys.stderr)
         return 130

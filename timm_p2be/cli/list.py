@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
+from timm_p2be.cli.interruption import run_long
 from timm_p2be.hub.browsing import MAX_REMOTE, TAG, Entry, cached_entries, remote_entries, shipped_entries
 from timm_p2be.hub.training_record import counts_of, is_on_training_images, part_of
 
@@ -27,28 +28,21 @@ def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     parser.add_argument('--remote', metavar='NAMESPACE', help='a user or an organization of the Hub')
     parser.add_argument('--json', action='store_true', help='for programs: everything known of each, as JSON')
 
-    def command(args: argparse.Namespace) -> int:
-        try:
-            entries = [*shipped_entries(), *cached_entries()] if args.remote is None else remote_entries(args.remote)
-        except (ValueError, OSError) as error:
-            parser.error(str(error))
-        if args.json:
-            print(json.dumps([asdict(entry) for entry in entries], indent=1))
-        elif entries:
-            print(_table(entries))
-        elif args.remote is None:
-            print(
-                'Nothing yet: no shipped weights, and nothing of ours in the Hub cache. Look for something with '
-                'timm-p2be list --remote NAMESPACE, fetch it with timm-p2be pull ORG/NAME.'
-            )
-        else:
-            print(
-                f'Nothing found: {args.remote} has no repository with the tag {TAG} that you may see, or is no name of '
-                'the Hub. Check the spelling; for private repositories log in with hf auth login.'
-            )
-        return 0
+    return lambda args: run_long(parser, lambda: _run(args))
 
-    return command
+
+def _run(args: argparse.Namespace) -> int:
+    entries = [*shipped_entries(), *cached_entries()] if args.remote is None else remote_entries(args.remote)
+    if args.json:
+        print(json.dumps([asdict(entry) for entry in entries], indent=1))
+    elif entries:  # without --remote what is shipped
+        print(_table(entries))
+    else:
+        print(
+            f'Nothing found: {args.remote} has no repository with the tag {TAG} that you may see, or is no name of the '
+            'Hub. Check the spelling; for private repositories log in with hf auth login.'
+        )
+    return 0
 
 
 _HEADS = ('WHERE', 'NAME', 'KIND', 'ENCODING', 'M', 'DATA SET', 'ERROR', 'CODES', 'UNLIKE', 'SIZE', 'REVISION', 'TAGS')
@@ -80,12 +74,7 @@ def _cells(entry: Entry) -> tuple[str, ...]:
         error = '' if error is None or is_on_training_images(found.provenance) else f'{error:.2f}'
         known = (found.kind, found.encoding, bits, dataset, error, distinct, unlike)
     tags = entry.problem or ' '.join(tag for tag in entry.tags if tag != TAG)
-    cells = (entry.where, entry.name, *known, _size(entry.size), revision, tags)
+    size = '' if entry.size is None else f'{entry.size / 1e6:.2f} MB'
+    cells = (entry.where, entry.name, *known, size, revision, tags)
     # what a stranger wrote must not move the cursor
     return tuple(''.join(char if char.isprintable() else '?' for char in cell) for cell in cells)
-
-
-def _size(size: int | None) -> str:
-    if size is None:
-        return ''
-    return f'{size / 1e6:.1f} MB' if size >= 1e6 else f'{size / 1e3:.1f} kB'

@@ -23,21 +23,17 @@ examples:
 def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
     """Add the flags of `pull` and return the command."""
     parser.epilog = _EPILOG
-    parser.add_argument('repository', metavar='ID[@REVISION]', help="'org/name' on the Hub")
-    parser.add_argument('--revision', metavar='REV', help='branch, tag or commit (default: the main branch)')
+    parser.add_argument('repository', metavar='ID[@REVISION]', help='on the Hub; REVISION: branch, tag or commit')
     parser.add_argument('--output', type=Path, metavar='FOLDER', help='write plain files there (default: Hub cache)')
     parser.add_argument('--overwrite', action='store_true', help='replace what an earlier pull wrote to FOLDER')
 
-    def command(args: argparse.Namespace) -> int:
-        if args.overwrite and args.output is None:
-            parser.error('--overwrite needs --output FOLDER.')
-        return run_long(parser, lambda: _run(args), lambda: 'Nothing was written to --output.')
-
-    return command
+    return lambda args: run_long(parser, lambda: _run(args), lambda: 'Nothing was written to --output.')
 
 
 def _run(args: argparse.Namespace) -> int:
-    pulled = pull(args.repository, args.revision, args.output, args.overwrite)
+    if args.overwrite and args.output is None:
+        raise ValueError('--overwrite needs --output FOLDER.')
+    pulled = pull(args.repository, args.output, args.overwrite)
     found = pulled.contents
     lines = [('what', found.describe()), ('commit', pulled.commit), ('pinned', pulled.pinned)]
     lines += [('sha256', f'{digest}  {name}') for name, digest in pulled.sha256.items()]

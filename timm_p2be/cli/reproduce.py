@@ -42,7 +42,6 @@ def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     add('--budget', metavar='NAME', help="minutes, hours or paper (default: the grid's first, minutes)")
     add('--seeds', nargs='+', type=int, default=[], metavar='S', help="default: the budget's")
     add('--limit', type=int, metavar='N', help='measure the first N images only, for a quick look')
-    add('--only', nargs='+', default=[], metavar='RUN', help='make these runs only')
     add('--plan', action='store_true', help='say what it would cost on this machine, after half a minute')
     add('--print-commands', action='store_true', help='print one training a line, for a queue; the grid finds them')
     add = parser.add_argument_group('run').add_argument
@@ -58,34 +57,25 @@ def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
         action.help = (action.help or '').replace('%(default)s', "the recipe's")
     names = [action.dest for action in parser._actions[before:]]
 
-    def command(args: argparse.Namespace) -> int:
-        return run_long(parser, lambda: _run(args, names, parser.prog), lambda: 'The same command goes on from here.')
-
-    return command
+    kept = 'The same command goes on from here.'
+    return lambda args: run_long(parser, lambda: _run(args, names, parser.prog), lambda: kept)
 
 
 def _run(args: argparse.Namespace, data_names: list[str], prog: str) -> int:
     name = args.table or (f'figure{args.figure}' if args.figure else args.grid.stem)
     grid = _grid(args, args.grid or TABLES / f'{name}.yaml', data_names)
     output = args.output or Path('output/reproduce') / f'{name}-{grid.settings["budget"]}'
-    if unknown := {*args.only} - {run.name for run in grid.runs}:
-        raise ValueError(f'--only {" ".join(sorted(unknown))}: no such run; the first is {grid.runs[0].name}.')
+    corrupted = {dataset: Path(folder) for dataset, _, folder in (text.rpartition('=') for text in args.corrupted)}
+    check(grid, corrupted)
     if args.print_commands:
-        check(grid)
-        runs = [run for run in grid.runs if not args.only or run.name in args.only]
-        print('\n'.join(map(shlex.join, commands(runs, str(output)))))
+        print('\n'.join(map(shlex.join, commands(grid, output))))
         return 0
     if args.plan:
-        check(grid)
         table = plan(grid)
-        for row in [table.header, *table.rows]:
-            print('  '.join(f'{cell:<34}' if place == 0 else f'{cell:>22}' for place, cell in enumerate(row)))
+        for first, *rest in [table.header, *table.rows]:
+            print(f'{first:<34}', *(f'{cell:>23}' for cell in rest), sep='')
         return 0
-    corrupted = {}
-    for text in args.corrupted:
-        dataset, _, folder = text.rpartition('=')
-        corrupted[dataset] = Path(folder)
-    return carry_out(grid, output, corrupted, prog, args.only)
+    return carry_out(grid, output, corrupted, prog)
 
 
 def _grid(args: argparse.Namespace, path: Path, data_names: list[str]) -> Grid:

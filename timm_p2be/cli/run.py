@@ -42,14 +42,6 @@ def run_script(script: Path, args: Sequence[str]) -> None:
 
     Processes that the script spawns load it under the name `__mp_main__`, as they do after `python script`. They have
     not imported this package, unless they unpickle something of it: data loading does not need it.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as folder:
-        ...     script = Path(folder) / 'hello.py'
-        ...     _ = script.write_text('import sys; print(__name__, sys.argv[1:])')
-        ...     run_script(script, ['--help'])
-        __main__ ['--help']
     """
     try:
         import timm_p2be.timm_script  # noqa: F401

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from timm_p2be.cli.interruption import run_long
 from timm_p2be.cli.picture_files import save_picture
 from timm_p2be.encodings.statistics import CodeStatistics, code_statistics, latent_statistics
 from timm_p2be.encodings.table_file import codes_sha256
@@ -39,40 +40,39 @@ def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     parser.add_argument('--overwrite', action='store_true', help='replace FILE')
     parser.add_argument('--json', action='store_true', help='for programs: everything as JSON')
 
-    def command(args: argparse.Namespace) -> int:
-        if args.overwrite and args.output is None:
-            parser.error('--overwrite needs --output FILE.')
-        try:
-            table = find_table(args.table, args.num_bits)
-            report = _report(table)
-            if args.output is not None:
-                save_picture(codes_picture(table.codes, _title(table)), args.output, args.overwrite)
-        except (ValueError, OSError) as error:
-            parser.error(str(error))
-        print(json.dumps(report, indent=1) if args.json else _text(table, report, args.output))
-        return 0
+    return lambda args: run_long(parser, lambda: _run(args))
 
-    return command
+
+def _run(args: argparse.Namespace) -> int:
+    if args.overwrite and args.output is None:
+        raise ValueError('--overwrite needs --output FILE.')
+    table = find_table(args.table, args.num_bits)
+    report = _report(table)
+    if args.output is not None:
+        save_picture(codes_picture(table.file.codes, _title(table)), args.output, args.overwrite)
+    print(json.dumps(report, indent=1) if args.json else _text(table, report, args.output))
+    return 0
 
 
 def _report(table: Table) -> dict[str, Any]:
+    file = table.file
     return {
         'source': table.source,
         'origin': table.origin,
-        'encoding': table.encoding,
+        'encoding': file.encoding,
         'commit': table.commit,
-        'codes_sha256': codes_sha256(table.codes),
-        'statistics': asdict(code_statistics(table.codes)),
-        'latents': None if table.latents is None else asdict(latent_statistics(table.latents)),
-        'provenance': table.provenance,
+        'codes_sha256': codes_sha256(file.codes),
+        'statistics': asdict(code_statistics(file.codes)),
+        'latents': None if file.latents is None else asdict(latent_statistics(file.latents)),
+        'provenance': file.provenance,
     }
 
 
 def _title(table: Table) -> str:
     """Return one line above a picture."""
-    dataset = ((table.provenance or {}).get('dataset') or {}).get('name')
+    dataset = ((table.file.provenance or {}).get('dataset') or {}).get('name')
     source = '/'.join(Path(table.source).parts[-2:])[-100:]
-    parts = [source, f'{table.encoding}, M = {table.codes.shape[1]}', dataset]
+    parts = [source, f'{table.file.encoding}, M = {table.file.codes.shape[1]}', dataset]
     return '   '.join(part for part in parts if part)
 
 
@@ -98,7 +98,7 @@ def _text(table: Table, report: dict[str, Any], picture: Path | None) -> str:
             ),
             ('', f'{100 * latents["saturated"]:.1f} % have |w| >= 1, where the approximate sign has no gradient'),
         ]
-    lines += _provenance(table.provenance) if table.latents is not None else []
+    lines += _provenance(table.file.provenance) if latents is not None else []
     if table.commit is not None:
         lines.append(('commit', table.commit))
     lines.append(('sha256', f'{report["codes_sha256"]} of the packed codes'))

@@ -63,13 +63,10 @@ def check_num_bits(num_bits: int) -> None:
 
 
 def onehot_codes(num_bits: int) -> Tensor:
-    """Return the one-hot table: bit i of level k is 1 iff i = min(floor(k M / 255), M - 1).
+    """Return the (256, M) float32 one-hot table: bit i of level k is 1 iff i = min(floor(k M / 255), M - 1), else 0.
 
     Eq. 1 of the paper with its last bin closed as in nutszebra/Pixel-to-Binary-Embedding, third_party/
     ResNeXt_DenseNet_s/models/onehot.py; the reasons are in docs/protocol.md.
-
-    Returns:
-        (256, num_bits) float32 tensor of 0 and 1.
 
     Example:
         >>> onehot_codes(4)[128].tolist()
@@ -81,13 +78,9 @@ def onehot_codes(num_bits: int) -> Tensor:
 
 
 def thermometer_codes(num_bits: int) -> Tensor:
-    """Return the thermometer table: bit i of level k is 1 iff min(floor(k M / 255), M - 1) <= i (ones last).
+    """Return the (256, M) thermometer table: bit i of level k is 1 iff min(floor(k M / 255), M - 1) <= i (ones last).
 
-    Eq. 2 of the paper with its last bin closed as in nutszebra/Pixel-to-Binary-Embedding, third_party/
-    ResNeXt_DenseNet_s/models/thermometer.py; the reasons are in docs/protocol.md.
-
-    Returns:
-        (256, num_bits) float32 tensor of 0 and 1.
+    Eq. 2 of the paper, its last bin closed as that of `onehot_codes`.
 
     Example:
         >>> thermometer_codes(4)[128].tolist()
@@ -106,9 +99,6 @@ def linear_codes(num_bits: int) -> Tensor:
     Thermometer bits say which cell a level lies in, d binary digits where in the cell; d is as small as M allows.
     Neighboring levels differ in at most d + 1 bits: 8 for M = 9 (t = 1, d = 7), 3 for M = 64 (t = 60, d = 3), 1 for
     M = 256 (t = 255, d = 0). Beyond 256 bits some thermometer bits are equal.
-
-    Returns:
-        (256, num_bits) float32 tensor of 0 and 1, for num_bits of at least 9.
 
     Example:
         >>> linear_codes(9)[130].tolist()
@@ -136,13 +126,10 @@ def smooth_latents(
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Return N(0, 1) latents filtered along the levels by a Gaussian of standard deviation `length` levels.
+    """Return (256, M) latents N(0, 1), filtered along the levels by a Gaussian of standard deviation `length` levels.
 
     Rescaled to unit variance. Neighboring levels then differ in about 0.225 / length of their bits (the rate of zeros
     of a Gaussian process: Rice's formula), in 0.22 of 64 with a length of 64.
-
-    Returns:
-        (256, num_bits) float32.
     """
     reach = int(4 * length) + 1
     noise = torch.randn(LEVELS + 2 * reach, num_bits, generator=generator, device=device)

@@ -33,10 +33,7 @@ class LatentStatistics:
 
 
 def code_statistics(codes: Tensor) -> CodeStatistics:
-    """Return the statistics of a table of codes.
-
-    Args:
-        codes: (L, M) tensor of 0 and 1; level k is row k.
+    """Return the statistics of a table of codes, an (L, M) tensor of 0 and 1 whose row k is level k.
 
     Example:
         >>> statistics = code_statistics(torch.eye(256))
@@ -60,12 +57,7 @@ def code_statistics(codes: Tensor) -> CodeStatistics:
 
 
 def latent_statistics(latents: Tensor) -> LatentStatistics:
-    """Return the statistics of a table of latents, any shape with at least one value.
-
-    Example:
-        >>> latent_statistics(torch.tensor([[0.5, -1.5]])).saturated
-        0.5
-    """
+    """Return the statistics of a table of latents, any shape with at least one value."""
     magnitudes = latents.detach().float().cpu().abs()
     return LatentStatistics(
         mean_magnitude=magnitudes.mean().item(),

@@ -79,26 +79,21 @@ class TableFile:
     package_version: str | None = INSTALLED  # that wrote it
 
     def config(self) -> dict[str, Any]:
-        """Return the content of config.json, checked."""
-        codes = self.codes
-        if codes.is_meta or not bool(((codes == 0) | (codes == 1)).all()):
-            raise ValueError(
-                f'Got codes on {codes.device}; allowed is a (256, M) table of 0 and 1. Pass the codes() of an '
-                'embedding with values, none of them NaN.'
-            )
+        """Return the content of config.json, after checking it and the table."""
         config = {
             'format': FORMAT,
             'format_version': FORMAT_VERSION,
             'package_version': self.package_version,
             'encoding': self.encoding,
-            'levels': codes.shape[0],
-            'num_bits': codes.shape[1],
+            'levels': self.codes.shape[0],
+            'num_bits': self.codes.shape[1],
             'plane_order': 'bit-major',
             'init': self.init,
-            'codes_sha256': codes_sha256(codes),
+            'codes_sha256': codes_sha256(self.codes),
             'provenance': self.provenance,
         }
         check_config(config, 'The table to be saved')
+        self.check('The table to be saved')
         return config
 
     def write(self, folder: str | Path, card: str | None = None) -> None:
@@ -112,7 +107,6 @@ class TableFile:
             ValueError: `read_table_file` would refuse the table; nothing was written.
         """
         config = json.dumps(self.config(), indent=1, allow_nan=False).encode()
-        self.check('The table to be saved')
         tensors = {'codes': _pack(self.codes)}
         if self.latents is not None:
             tensors['weight'] = self.latents.detach().to('cpu', torch.float32).contiguous()

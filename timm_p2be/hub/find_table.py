@@ -1,8 +1,7 @@
 """The table of codes that a name, a file, a folder or a repository stands for, and where it comes from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import timm
 from timm.models import split_model_name_tag
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from timm_p2be.checkpoints import read_checkpoint
 from timm_p2be.encodings.codes import LEVELS, binarize, check_num_bits, fixed_codes
-from timm_p2be.encodings.table_file import names_table, read_table_file
+from timm_p2be.encodings.table_file import TableFile, names_table, read_table_file
 from timm_p2be.hub.fetch import resolved_commit
 from timm_p2be.hub.repository import DEFAULT_BITS, FILES, Contents, fetch_repository, verified_weights
 from timm_p2be.models.tables import table_path
@@ -26,29 +25,26 @@ class Table:
 
     source: str  # what was asked for
     origin: str  # what that turned out to be, in a few words
-    encoding: str
-    codes: Tensor  # (256, M) float32, 0 and 1
-    latents: Tensor | None = None  # (256, M) float32; None for a fixed encoding
-    provenance: dict[str, Any] | None = None
+    file: TableFile  # as `PixelEmbedding.save_pretrained` would write it
     commit: str | None = None
 
 
 def find_table(source: str, num_bits: int | None = None) -> Table:
     """Return the table that `source` stands for, by the rules of `timm-p2be show --help`.
 
-    Args:
-        source: a name, file, folder or repository.
-        num_bits: M of 'onehot' or 'thermometer', 64 by default; for nothing else.
+    `num_bits` is for 'onehot' and 'thermometer' alone, by default 64.
     """
     if source in _FIXED:
         bits = DEFAULT_BITS if num_bits is None else num_bits
-        check_num_bits(bits)
-        return Table(source, f'fixed encoding of {bits} bits', source, fixed_codes(source, bits))
+        return Table(source, f'fixed encoding of {bits} bits', _fixed(source, bits))
     if num_bits is not None:
         raise ValueError(f'Got num_bits={num_bits} for {source}; only {" and ".join(_FIXED)} come in any length.')
     path = Path(source)
     if path.is_file():
-        return _of_checkpoint(path)
+        checkpoint = read_checkpoint(path)
+        model = checkpoint.args.get('model')
+        origin = f'table in a checkpoint of {model!r:.100}' if model else 'table in a file of weights'
+        return Table(source, origin, _learned(checkpoint.state_dict, source))
     if ':' in source or '/' in source or (path / FILES[0]).is_file():
         return _of_repository(source)
     if timm.is_model(source):
@@ -63,66 +59,58 @@ def find_table(source: str, num_bits: int | None = None) -> Table:
     )
 
 
-def _of_checkpoint(path: Path) -> Table:
-    checkpoint = read_checkpoint(path)
-    latents = _learned_table(checkpoint.state_dict, str(path))
-    model = checkpoint.args.get('model')
-    origin = f'table in a checkpoint of {model!r:.100}' if model else 'table in a file of weights'
-    return Table(str(path), origin, 'p2be', binarize(latents), latents)
-
-
 def _of_repository(source: str) -> Table:
     def has_table(found: Contents) -> None:
         if found.num_bits is None:
             raise ValueError(f'{source} is a {found.describe()}: it has no table. Name an encoded model.')
 
     folder, found = fetch_repository(source, check=has_table)
-    latents: Tensor | None
     if found.kind == 'embedding':
         file = read_table_file(folder)
-        codes, latents = file.codes, file.latents
     else:
         state = verified_weights(folder, found)
-        latents = None if found.encoding in _FIXED else _learned_table(state, source)
-        codes = fixed_codes(found.encoding, found.num_bits or 0) if latents is None else binarize(latents)
-    commit = resolved_commit(folder)
-    return Table(source, found.describe(), found.encoding, codes, latents, found.provenance, commit)
+        fixed = found.encoding in _FIXED
+        file = _fixed(found.encoding, found.num_bits or 0) if fixed else _learned(state, source)
+    return Table(source, found.describe(), replace(file, provenance=found.provenance), resolved_commit(folder))
 
 
 def _of_registered(name: str) -> Table:
     if names_table(name):
         file = read_table_file(table_path(split_model_name_tag(name)[1]))
-        origin = 'table that ships with the package'
-        return Table(name, origin, file.encoding, file.codes, file.latents, file.provenance)
+        return Table(name, 'table that ships with the package', file)
     has_weights = timm.is_model_pretrained(name)
-    embedding = find_embedding(timm.create_model(name, pretrained=has_weights))
-    if embedding.weight is None:
-        return Table(name, 'fixed table of a model', embedding.encoding, embedding.codes())
+    file = find_embedding(timm.create_model(name, pretrained=has_weights)).table_file()
+    if file.latents is None:
+        return Table(name, 'fixed table of a model', file)
     if not has_weights:
         raise ValueError(f'{name} has no shipped weights, so its table would be random. Name a checkpoint of it.')
-    latents = embedding.weight.detach()
     cfg = timm.get_pretrained_cfg(name, allow_unregistered=False)
     provenance = shipped_weights()[f'{cfg.architecture}.{cfg.tag}']['provenance']
-    return Table(name, 'table in the shipped weights of a model', 'p2be', binarize(latents), latents, provenance)
+    return Table(name, 'table in the shipped weights of a model', replace(file, provenance=provenance))
 
 
-def _learned_table(state: dict[str, Tensor], where: str) -> Tensor:
-    """Return the one learned table in a model's weights, float32."""
-    found = {
-        name: tensor
+def _fixed(encoding: str, num_bits: int) -> TableFile:
+    check_num_bits(num_bits)
+    return TableFile(encoding, 'normal', fixed_codes(encoding, num_bits), None)
+
+
+def _learned(state: dict[str, Tensor], where: str) -> TableFile:
+    """Return the one learned table in a model's weights."""
+    found = [
+        tensor
         for name, tensor in state.items()
         if name.endswith('embedding.weight')
         and f'{name.removesuffix("embedding.weight")}weight' in state  # of the convolution that reads the codes
         and tensor.ndim == 2
         and tensor.shape[0] == LEVELS
-    }
+    ]
     if len(found) != 1:
         raise ValueError(
             f'{where} has {len(found)} learned tables (256 rows, beside the first convolution); exactly one is needed. '
             'Models of pixel values have none; a fixed one is shown by timm-p2be show thermometer --num-bits M, an '
             'embedding by its folder.'
         )
-    (latents,) = found.values()
+    latents = found[0].detach().float().cpu()
     if not bool(latents.isfinite().all()):
         raise ValueError(f'{where}: the table holds values that are not finite. Choose another checkpoint.')
-    return latents.detach().float().cpu()
+    return TableFile('p2be', 'normal', binarize(latents), latents)

@@ -1,9 +1,10 @@
 """Pictures of a table of codes: those of the paper's Fig. 2, and those of cards."""
 
+import io
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +14,6 @@ from torch import Tensor
 from timm_p2be.encodings.codes import thermometer_codes
 from timm_p2be.encodings.statistics import code_statistics
 from timm_p2be.extras import require
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _DPI = 150
 
@@ -32,7 +30,7 @@ def draw_pictures(folder: Path, codes: Tensor | None, errors: Mapping[str, float
         codes_image(codes).save(folder / 'codes.png')
         names.append('codes.png')
     if errors and find_spec('matplotlib'):
-        figure: Figure = require('matplotlib.figure', extra='robustness').Figure(figsize=(8, 4), layout='constrained')
+        figure = require('matplotlib.figure', extra='robustness').Figure(figsize=(8, 4), layout='constrained')
         axes = figure.subplots()
         axes.bar([*errors], [*errors.values()])
         axes.set(ylabel='error, %, mean over severities', ylim=(0, 100))
@@ -55,23 +53,19 @@ def codes_image(codes: Tensor) -> Image.Image:
     return Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST)
 
 
-def codes_figure(codes: Tensor, title: str = '') -> 'Figure':
-    """Return a figure of a table in three panels.
+def codes_figure(codes: Tensor, title: str = '') -> Any:
+    """Return a matplotlib Figure of a table in three panels.
 
     Left the bits (level down, bit across, white is 1); in the middle the cosine similarities of all pairs of codes,
     about 0.5 for random ones (black is 0, white is 1; docs/protocol.md); right the mean Hamming distance of levels i
     and j against |i - j|, with a dashed line at M / 2, which random codes have, unless the distances stay far below.
-
-    Args:
-        codes: (256, M) tensor of 0 and 1.
-        title: text above the picture.
     """
     codes = codes.detach().float().cpu()
     unit = torch.nn.functional.normalize(codes, dim=1)
-    figures = require('matplotlib.figure', extra='robustness')
     levels, num_bits = codes.shape
     distances = code_statistics(codes).distances
-    figure: Figure = figures.Figure(figsize=(15, 5), dpi=_DPI, layout='constrained')
+    figures = require('matplotlib.figure', extra='robustness')
+    figure = figures.Figure(figsize=(15, 5), dpi=_DPI, layout='constrained')
     figure.suptitle(title, parse_math=False)  # a title may hold the name somebody gave a repository
     bits, similarity, curve = figure.subplots(1, 3, width_ratios=(1, 1.2, 1.4))
     gray = {'cmap': 'gray', 'vmin': 0, 'vmax': 1, 'interpolation': 'nearest'}
@@ -91,9 +85,6 @@ def codes_figure(codes: Tensor, title: str = '') -> 'Figure':
 
 def codes_picture(codes: Tensor, title: str = '') -> Image.Image:
     """Return `codes_figure` as an RGB image."""
-    figure = codes_figure(codes, title)
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert('RGB')
+    buffer = io.BytesIO()
+    codes_figure(codes, title).savefig(buffer, format='png')
+    return Image.open(buffer).convert('RGB')

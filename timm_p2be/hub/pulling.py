@@ -2,12 +2,13 @@
 
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from timm_p2be.files import atomic_folder, file_sha256
 from timm_p2be.hub.errors import FetchError
 from timm_p2be.hub.fetch import resolved_commit, split_revision
-from timm_p2be.hub.repository import FILES, RELEASE_FILES, Contents, fetch_repository, verify
+from timm_p2be.hub.repository import RELEASE_FILES, Contents, fetch_verified
 
 
 @dataclass(frozen=True)
@@ -27,29 +28,26 @@ class Pulled:
         return f'{self.repo_id}@{self.commit}'
 
 
-def pull(source: str, revision: str | None = None, output: Path | None = None, overwrite: bool = False) -> Pulled:
+def pull(source: str, output: Path | None = None, overwrite: bool = False) -> Pulled:
     """Download a repository at one commit, verify it, and say where it lies.
 
     Files in the cache that fail the verification are downloaded once more, in case the disk damaged them.
 
     Args:
         source: 'org/name' or 'org/name@revision'; never a local folder.
-        revision: branch, tag or commit; None takes the one in `source`, or the default branch.
         output: folder to write plain files to, all of them or none; None leaves them in the cache.
         overwrite: replace what an earlier pull wrote to `output`.
-
-    Raises:
-        ValueError: what arrived is not what it claims to be, or `output` holds other files.
     """
     name = source.removeprefix('hf-hub:')
     repo_id, _ = split_revision(name)
+    get = partial(fetch_verified, f'hf-hub:{name}', optional=RELEASE_FILES[2:])
     try:
-        folder, contents = _fetch_verified(name, revision)
+        folder, contents = get()
     except FetchError:
         raise
     except ValueError as damage:
         try:
-            folder, contents = _fetch_verified(name, revision, force_download=True)
+            folder, contents = get(force_download=True)
         except FetchError as error:
             raise damage from error
     commit = resolved_commit(folder)
@@ -57,13 +55,6 @@ def pull(source: str, revision: str | None = None, output: Path | None = None, o
     is_new = output is None or _write_folder(folder, output.absolute(), overwrite)
     place = folder if output is None else output.absolute()
     return Pulled(repo_id, commit, place, contents, _digests(place), is_new)
-
-
-def _fetch_verified(name: str, revision: str | None, force_download: bool = False) -> tuple[Path, Contents]:
-    folder, _ = fetch_repository(
-        f'hf-hub:{name}', revision, optional=RELEASE_FILES[len(FILES) :], force_download=force_download
-    )
-    return folder, verify(folder)
 
 
 def _digests(folder: Path) -> dict[str, str]:

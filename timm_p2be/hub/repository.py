@@ -17,15 +17,15 @@ from timm_p2be.checkpoints import read_checkpoint
 from timm_p2be.encodings.codes import ENCODINGS, LEVELS
 from timm_p2be.encodings.table_file import (
     CARD_FILE,
+    CONFIG,
     CONFIG_FILE,
-    MAX_BITS,
     MAX_TABLE_BYTES,
     WEIGHTS_FILE,
     check_config,
     is_sha256,
     read_table_file,
 )
-from timm_p2be.files import Schema, check_schema, file_sha256, read_json, shown
+from timm_p2be.files import Schema, check_schema, file_sha256, read_json
 from timm_p2be.hub.fetch import MAX_BYTES, fetch, local_folder, resolved_commit, split_revision
 from timm_p2be.hub.training_record import check_training_record
 
@@ -124,10 +124,9 @@ def _model_contents(config: dict[str, Any], where: str) -> Contents:
     if not isinstance(cfg, dict) or cfg.get('hf_hub_filename') is not None:  # which leads to another file
         raise ValueError(f'{where}: pretrained_cfg must be an object without hf_hub_filename. {_AGAIN}')
     encoding, num_bits = encoding_of(architecture, args), args.get('num_bits', DEFAULT_BITS)
-    if encoding not in (*ENCODINGS, 'rgb'):
-        raise ValueError(f'{where}: encoding is {shown(encoding)}; allowed are {list(ENCODINGS)}. {_AGAIN}')
-    if type(num_bits) is not int or not 1 <= num_bits <= MAX_BITS:
-        raise ValueError(f'{where}: num_bits is {shown(num_bits)}; allowed is an integer in 1..{MAX_BITS}. {_AGAIN}')
+    if encoding != 'rgb':
+        found = {'encoding': encoding, 'num_bits': num_bits}
+        check_schema(found, {name: CONFIG[name] for name in found}, where)
     bits, record = None if encoding == 'rgb' else num_bits, stated['provenance']
     return Contents('model', encoding, bits, record, architecture, stated['weights_sha256'], is_ours=ours is not None)
 
@@ -187,3 +186,9 @@ def verify(folder: Path) -> Contents:
     else:
         verified_weights(folder, contents)
     return contents
+
+
+def fetch_verified(source: str, **options: Any) -> tuple[Path, Contents]:
+    """Return what `fetch_repository` does, after checking the weights, too."""
+    folder, _ = fetch_repository(source, **options)
+    return folder, verify(folder)

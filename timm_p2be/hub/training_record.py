@@ -62,9 +62,6 @@ def check_training_record(record: Any, where: str = 'provenance') -> None:
 
     Every key of `RECORD` is there, and None where unknown; errors and accuracies are in percent, and `results` may
     hold whatever else was measured. Messages begin with `where`.
-
-    Example:
-        >>> check_training_record(None)  # unknown is allowed
     """
     if record is None:
         return

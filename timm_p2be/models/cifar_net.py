@@ -46,15 +46,19 @@ def cifar10_weights(name: str) -> dict[str, Any]:
     }
 
 
-def cifar_feature_cfg(given: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Return timm's `feature_cfg`: `features_only=True` gives all four feature levels unless `given` says otherwise."""
-    return {'out_indices': (0, 1, 2, 3), **(given or {})}
+def with_features(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return arguments of a model with which `features_only=True` gives all four levels, unless they say which."""
+    return {**kwargs, 'feature_cfg': {'out_indices': (0, 1, 2, 3), **(kwargs.get('feature_cfg') or {})}}
 
 
 def create_cifar_net(model_cls: type['CifarNet'], variant: str, pretrained: bool, **kwargs: Any) -> Any:
     """Return timm's build of the registered RGB network `variant`, a `model_cls` made from `kwargs`."""
-    feature_cfg = cifar_feature_cfg(kwargs.pop('feature_cfg', None))
-    return build_checked(model_cls, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
+    return build_checked(model_cls, variant, pretrained, **with_features(kwargs))
+
+
+def factory_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return device and dtype among the arguments of a network, for its layers."""
+    return {name: kwargs.get(name) for name in ('device', 'dtype')}
 
 
 def _absolute_indices(indices: int | Sequence[int] | None, levels: int) -> list[int]:
@@ -82,7 +86,6 @@ class CifarNet(nn.Module):
         stages: the three stages; `layer2` and `layer3` halve the resolution.
         widths: output channels of stem and stages.
         preact: blocks start with norm and activation: none after the stem, one after the last stage.
-        num_classes: classes, 0 for none.
         global_pool: 'avg', 'max', 'avgmax', 'catavgmax', or '' for none.
         drop_rate: dropout before the classifier.
     """

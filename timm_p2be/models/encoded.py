@@ -1,18 +1,17 @@
 """What the entrypoints of encoded models share: an RGB network whose first convolution is made to read pixel codes."""
 
 import difflib
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
-from timm.models import adapt_input_conv, model_entrypoint, split_model_name_tag
+from timm.models import adapt_input_conv, model_entrypoint, register_model, split_model_name_tag
 from torch import Tensor, nn
 
 from timm_p2be.encodings import PixelEmbedding
 from timm_p2be.models.pretrained import build_checked
 from timm_p2be.models.tables import published_table, tagged_table
 from timm_p2be.stem import convert, encoded_stem, find_embedding
-
-__all__: list[str] = []
 
 _OWN_ARGUMENTS = ('num_bits', 'embedding', 'embedding_init', 'freeze_embedding', 'backbone', 'encoding', 'preserve')
 
@@ -105,7 +104,7 @@ def _first_table(
 
     A network whose tag stands for a table gets `freeze_embedding` among its `arguments`.
     """
-    tagged = tagged_table(variant, encoding, arguments)
+    tagged = tagged_table(variant, arguments)
     if tagged and pretrained:
         if embedding is not None:
             raise ValueError(
@@ -155,3 +154,19 @@ def create_encoded(
     table, pretrained = _first_table(variant, embedding, encoding, pretrained, kwargs)
     build = partial(build_encoded, backbone, encoding, table, None)
     return build_checked(build, variant, pretrained, pretrained_filter_fn=fit_stem, **kwargs)
+
+
+def entrypoint(
+    module: str, name: str, prepare: Callable[[dict[str, Any]], dict[str, Any]] = dict
+) -> Callable[..., Any]:
+    """Register {backbone}_{encoding} with timm as a function of `module`, and return it.
+
+    `prepare` is applied to the arguments of the model.
+    """
+    backbone, _, encoding = name.rpartition('_')
+
+    def create(pretrained: bool = False, **kwargs: Any) -> Any:
+        return create_encoded(name, backbone, encoding, pretrained, **prepare(kwargs))
+
+    create.__module__, create.__name__, create.__qualname__ = module, name, name
+    return register_model(create)

@@ -21,26 +21,11 @@ from timm_p2be.models.encoded import build_encoded, create_encoded, encoded_cfg,
 from timm_p2be.models.pretrained import build_checked
 from timm_p2be.models.tables import TABLES, add_tables, tagged_table
 
-__all__: list[str] = []
-
 # what an encoded model takes over from its backbone's cfg; the rest describes the backbone's own weights
 _BACKBONE_FIELDS = (
-    'input_size',
-    'test_input_size',
-    'min_input_size',
-    'fixed_input_size',
-    'interpolation',
-    'crop_pct',
-    'test_crop_pct',
-    'crop_mode',
-    'num_classes',
-    'pool_size',
-    'test_pool_size',
-    'first_conv',
-    'classifier',
-)
-
-
+    'input_size test_input_size min_input_size fixed_input_size interpolation crop_pct test_crop_pct crop_mode '
+    'num_classes pool_size test_pool_size first_conv classifier'
+).split()
 _SAVED = ('hf-hub', 'local-dir')  # sources of a cfg that came with weights of ours
 
 default_cfgs = generate_default_cfgs({'encoded': encoded_cfg()})
@@ -77,7 +62,7 @@ def _create_preserved(
     `pretrained` loads the backbone's weights, RGB ones, from where its tag or what the caller changed in the cfg
     (`given`, and the overlay among `kwargs`) says; or those of a saved model, which has an encoded stem already.
     """
-    if embedding is not None or tagged_table('encoded', encoding, {'pretrained_cfg': given}):
+    if embedding is not None or tagged_table('encoded', {'pretrained_cfg': given}):
         raise ValueError(
             'Got preserve=True and a published table; the function of an RGB stem is kept by a table of its own '
             '(linear_codes). Leave one of them out.'

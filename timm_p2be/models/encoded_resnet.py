@@ -3,15 +3,14 @@
 `{arch}_{encoding}` is the network `arch` whose first convolution reads pixel codes of that encoding.
 """
 
+from functools import partial
 from typing import Any
 
-from timm.models import ResNet, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs
 
 from timm_p2be.encodings import ENCODINGS
-from timm_p2be.models.encoded import create_encoded, encoded_cfg
+from timm_p2be.models.encoded import encoded_cfg, entrypoint
 from timm_p2be.models.tables import add_tables
-
-__all__: list[str] = []
 
 
 def _cfg(**fields: Any) -> dict[str, Any]:
@@ -32,48 +31,14 @@ default_cfgs = generate_default_cfgs(
     {f'{arch}_{encoding}.untrained': _cfg() for arch in ('resnet18', 'resnet34', 'resnet50') for encoding in ENCODINGS}
 )
 add_tables(default_cfgs)
+_entrypoint = partial(entrypoint, __name__)
 
-
-@register_model
-def resnet18_p2be(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    return create_encoded('resnet18_p2be', 'resnet18', 'p2be', pretrained, **kwargs)
-
-
-@register_model
-def resnet18_onehot(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    return create_encoded('resnet18_onehot', 'resnet18', 'onehot', pretrained, **kwargs)
-
-
-@register_model
-def resnet18_thermometer(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    return create_encoded('resnet18_thermometer', 'resnet18', 'thermometer', pretrained, **kwargs)
-
-
-@register_model
-def resnet34_p2be(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    return create_encoded('resnet34_p2be', 'resnet34', 'p2be', pretrained, **kwargs)
-
-
-@register_model
-def resnet34_onehot(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    return create_encoded('resnet34_onehot', 'resnet34', 'onehot', pretrained, **kwargs)
-
-
-@register_model
-def resnet34_thermometer(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    return create_encoded('resnet34_thermometer', 'resnet34', 'thermometer', pretrained, **kwargs)
-
-
-@register_model
-def resnet50_p2be(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    return create_encoded('resnet50_p2be', 'resnet50', 'p2be', pretrained, **kwargs)
-
-
-@register_model
-def resnet50_onehot(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    return create_encoded('resnet50_onehot', 'resnet50', 'onehot', pretrained, **kwargs)
-
-
-@register_model
-def resnet50_thermometer(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    return create_encoded('resnet50_thermometer', 'resnet50', 'thermometer', pretrained, **kwargs)
+resnet18_p2be = _entrypoint('resnet18_p2be')
+resnet18_onehot = _entrypoint('resnet18_onehot')
+resnet18_thermometer = _entrypoint('resnet18_thermometer')
+resnet34_p2be = _entrypoint('resnet34_p2be')
+resnet34_onehot = _entrypoint('resnet34_onehot')
+resnet34_thermometer = _entrypoint('resnet34_thermometer')
+resnet50_p2be = _entrypoint('resnet50_p2be')
+resnet50_onehot = _entrypoint('resnet50_onehot')
+resnet50_thermometer = _entrypoint('resnet50_thermometer')

@@ -10,7 +10,7 @@ from timm.models import PretrainedCfg, build_model_with_cfg, resolve_pretrained_
 from torch import Tensor, nn
 
 from timm_p2be.hub.fetch import resolved_commit, split_revision
-from timm_p2be.hub.repository import fetch_repository, verify
+from timm_p2be.hub.repository import fetch_verified
 from timm_p2be.models.weights import verify_weights
 
 _WEIGHTS = 'model.safetensors'
@@ -54,18 +54,12 @@ def _complete(
 def _checked(cfg: PretrainedCfg, cache_dir: str | Path | None) -> PretrainedCfg:
     """Return the cfg with its weights verified, and pinned where they come from the Hub."""
     if cfg.source == 'local-dir':
-        _fetch_weights(f'local-dir:{cfg.file}', cache_dir)
+        fetch_verified(f'local-dir:{cfg.file}', cache_dir=cache_dir)
     elif cfg.source == 'hf-hub' or (cfg.hf_hub_id and not cfg.file and not cfg.state_dict):
-        folder = _fetch_weights(f'hf-hub:{cfg.hf_hub_id}', cache_dir)
+        folder, _ = fetch_verified(f'hf-hub:{cfg.hf_hub_id}', cache_dir=cache_dir)
         # in the cache by now, and what a branch points to may have changed since
         pinned = f'{split_revision(cfg.hf_hub_id)[0]}@{resolved_commit(folder)}'
         return replace(cfg, hf_hub_id=pinned, hf_hub_filename=_WEIGHTS, custom_load=False)
     elif cfg.file:
         verify_weights(Path(cfg.file))
     return cfg
-
-
-def _fetch_weights(source: str, cache_dir: str | Path | None) -> Path:
-    folder, _ = fetch_repository(source, cache_dir=cache_dir)
-    verify(folder)
-    return folder

@@ -43,7 +43,7 @@ def add_tables(default_cfgs: dict[str, DefaultCfg]) -> None:
             cfg.tags.extend(TABLES)
 
 
-def tagged_table(variant: str, encoding: str, arguments: dict[str, Any]) -> tuple[str, str] | None:
+def tagged_table(variant: str, arguments: dict[str, Any]) -> tuple[str, str] | None:
     """Return the network's name with its tag, and the folder or repository of the table that the tag stands for.
 
     None if the cfg among the `arguments` of the model stands for weights: those of a saved model that once had such a
@@ -52,11 +52,6 @@ def tagged_table(variant: str, encoding: str, arguments: dict[str, Any]) -> tupl
     given = arguments.get('pretrained_cfg')
     if isinstance(given, str) and names_table(f'{variant}.{given}'):
         table_path(given)
-        if encoding != 'p2be':
-            raise ValueError(
-                f"Got the tag {given!r}, a learned table; encoding {encoding!r} is fixed. Use 'p2be', or leave out "
-                'the tag.'
-            )
     cfg = resolve_pretrained_cfg(variant, given, arguments.get('pretrained_cfg_overlay'))
     name = f'{variant}.{cfg.tag}'
     if not names_table(name) or cfg.source or cfg.state_dict or (cfg.file and Path(cfg.file).is_file()):

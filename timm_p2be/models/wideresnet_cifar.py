@@ -10,7 +10,7 @@ from timm.layers import BatchNormAct2d
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from timm_p2be.models.cifar_net import CifarNet, cifar10_weights, cifar_cfg, create_cifar_net, repeats
+from timm_p2be.models.cifar_net import CifarNet, cifar10_weights, cifar_cfg, create_cifar_net, factory_kwargs, repeats
 
 __all__ = ['WideResNet']
 
@@ -43,26 +43,17 @@ class WideResNet(CifarNet):
         depth: number of weight layers, 6 n + 4.
         widen_factor: the stages are 16, 32 and 64 times as wide.
         proj_drop_rate: dropout between the two convolutions of every block (the WideResNet paper's dropout).
-        **kwargs: of `CifarNet`.
     """
 
-    def __init__(
-        self,
-        depth: int = 40,
-        widen_factor: int = 2,
-        proj_drop_rate: float = 0.0,
-        device: Any = None,
-        dtype: Any = None,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, depth: int = 40, widen_factor: int = 2, proj_drop_rate: float = 0.0, **kwargs: Any) -> None:
         blocks = repeats(depth, 6, 4, 'WideResNet')
-        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
+        dd = factory_kwargs(kwargs)
         widths = [_STEM_WIDTH, *(_STEM_WIDTH * widen_factor * factor for factor in (1, 2, 4))]
         stages = []
         for in_chs, out_chs, stride in zip(widths[:-1], widths[1:], (1, 2, 2), strict=True):
             shapes = [(in_chs, stride)] + [(out_chs, 1)] * (blocks - 1)
             stages.append(nn.Sequential(*(PreActBlock(c, out_chs, s, proj_drop_rate, **dd) for c, s in shapes)))
-        super().__init__(stages, widths, preact=True, **dd, **kwargs)
+        super().__init__(stages, widths, preact=True, **kwargs)
 
 
 def _cfg(**fields: Any) -> dict[str, Any]:
@@ -81,7 +72,7 @@ default_cfgs = generate_default_cfgs(
 @register_model
 def wrn40_2(pretrained: bool = False, **kwargs: Any) -> WideResNet:
     """WRN-40-2 on RGB 32x32 images, the paper's WideResNet."""
-    return create_cifar_net(WideResNet, 'wrn40_2', pretrained, **{'depth': 40, **kwargs})
+    return create_cifar_net(WideResNet, 'wrn40_2', pretrained, **kwargs)
 
 
 @register_model

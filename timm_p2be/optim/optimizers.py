@@ -96,24 +96,14 @@ class EmbeddingOptimizer(torch.optim.Optimizer):
             embedding_smoothness_reduction=smoothness_reduction,
         )
         super().__init__(params, defaults)
-        if not self.param_groups:
-            raise ValueError('Got no parameter but a frozen table; pass the network too, or unfreeze the table.')
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group as torch does; trainable tables in it get a group of their own, frozen ones none."""
-        params = param_group['params'] if isinstance(param_group, dict) else None
-        if params is None or isinstance(params, set):
-            super().add_param_group(param_group)  # torch explains what it cannot take
-            return
+        params = param_group['params']
         entries = [params] if isinstance(params, Tensor) else list(params)
         tables = [entry for entry in entries if isinstance(_tensor(entry), EmbeddingParameter)]
         network = [entry for entry in entries if not isinstance(_tensor(entry), EmbeddingParameter)]
         marked = bool(param_group.get('embedding'))
-        if marked and network:
-            raise ValueError(
-                f"Got a group marked 'embedding' with {len(network)} parameters that are no pixel embedding's table; "
-                'put them into a group of their own.'
-            )
         if network or not tables:
             self._append({**param_group, 'params': network})
         if tables := [entry for entry in tables if _tensor(entry).requires_grad]:
@@ -125,7 +115,7 @@ class EmbeddingOptimizer(torch.optim.Optimizer):
         """Add `group` and take away the defaults that torch gives it for the other rule."""
         super().add_param_group(group)
         network = {name for name in self.defaults if not name.startswith('embedding_')}
-        for name in self.defaults.keys() - ({*_TABLE_SETTINGS, 'maximize'} if group.get('embedding') else network):
+        for name in self.defaults.keys() - ({*_TABLE_SETTINGS} if group.get('embedding') else network):
             del self.param_groups[-1][name]
 
     @torch.no_grad()
@@ -162,9 +152,8 @@ class EmbeddingOptimizer(torch.optim.Optimizer):
         params = [p for p in group['params'] if p.grad is not None]
         grads = [p.grad for p in params]
         if group.get('embedding') and (smoothness := self.defaults['embedding_smoothness']):
-            weight = -smoothness if group['maximize'] else smoothness
             reduction = self.defaults['embedding_smoothness_reduction']
-            grads = [p.grad.add(smoothness_gradient(p, reduction), alpha=weight) for p in params]  # p.grad stays
+            grads = [p.grad.add(smoothness_gradient(p, reduction), alpha=smoothness) for p in params]  # p.grad stays
         for p in params:
             if not self.state[p]:
                 self.state[p]['step'] = torch.tensor(0.0, dtype=torch.float32)
@@ -185,7 +174,7 @@ class EmbeddingOptimizer(torch.optim.Optimizer):
             lr=lr,
             weight_decay=group['weight_decay'],
             eps=group['eps'],
-            maximize=group['maximize'],
+            maximize=False,
         )
 
 
@@ -193,7 +182,7 @@ class SGDP2BE(EmbeddingOptimizer):
     """torch.optim.SGD for the network, AdamW for the pixel embedding; 'sgdp2be' in timm.
 
     Nesterov momentum is on as in the official code; the paper only says "Momentum SGD with momentum of 0.9" (section
-    IV-B). `embedding` are the settings of `EmbeddingOptimizer`; `maximize` holds for both rules.
+    IV-B). `embedding` are the settings of `EmbeddingOptimizer`.
 
     Example:
         >>> from timm_p2be.encodings import PixelEmbedding
@@ -210,7 +199,6 @@ class SGDP2BE(EmbeddingOptimizer):
         dampening: float = 0.0,
         nesterov: bool = True,
         *,
-        maximize: bool = False,
         foreach: bool | None = None,
         **embedding: Any,
     ) -> None:
@@ -219,32 +207,23 @@ class SGDP2BE(EmbeddingOptimizer):
                 f'Got nesterov=True with momentum={momentum!r} and dampening={dampening!r}; it needs a momentum and no '
                 'dampening. Pass nesterov=False (in train.py: --opt-kwargs nesterov=False).'
             )
-        defaults: dict[str, Any] = {
-            'lr': lr,
-            'momentum': momentum,
-            'weight_decay': weight_decay,
-            'dampening': dampening,
-        }
-        defaults.update(nesterov=nesterov, maximize=maximize, foreach=foreach)
-        super().__init__(params, defaults, **embedding)
+        defaults = {'lr': lr, 'momentum': momentum, 'weight_decay': weight_decay, 'dampening': dampening}
+        super().__init__(params, {**defaults, 'nesterov': nesterov, 'foreach': foreach}, **embedding)
 
     def _network_rule(self, group: dict[str, Any], lr: float) -> None:
         params = [p for p in group['params'] if p.grad is not None]
         grads = [p.grad for p in params]
         buffers = [self.state[p].get('momentum_buffer') for p in params]
-        settings = ('momentum', 'weight_decay', 'dampening', 'nesterov', 'maximize', 'foreach')
+        settings = {name: group[name] for name in ('momentum', 'weight_decay', 'dampening', 'nesterov', 'foreach')}
         has_sparse_grad = any(grad.is_sparse for grad in grads)
-        sgd(params, grads, buffers, has_sparse_grad=has_sparse_grad, lr=lr, **{name: group[name] for name in settings})
+        sgd(params, grads, buffers, has_sparse_grad=has_sparse_grad, lr=lr, maximize=False, **settings)
         if group['momentum'] != 0:
             for p, momentum_buffer in zip(params, buffers, strict=True):
                 self.state[p]['momentum_buffer'] = momentum_buffer
 
 
 class AdamWP2BE(EmbeddingOptimizer):
-    """torch.optim.AdamW for the network, another for the pixel embedding; 'adamwp2be' in timm.
-
-    `embedding` are the settings of `EmbeddingOptimizer`; `maximize` holds for both rules.
-    """
+    """torch.optim.AdamW for the network, another for the table by `embedding` settings as `SGDP2BE` has them."""
 
     def __init__(
         self,
@@ -254,12 +233,11 @@ class AdamWP2BE(EmbeddingOptimizer):
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
         *,
-        maximize: bool = False,
         foreach: bool | None = None,
         **embedding: Any,
     ) -> None:
         defaults = {'lr': lr, 'betas': _betas('betas', betas), 'eps': eps, 'weight_decay': weight_decay}
-        super().__init__(params, {**defaults, 'maximize': maximize, 'foreach': foreach}, **embedding)
+        super().__init__(params, {**defaults, 'foreach': foreach}, **embedding)
 
     def _network_rule(self, group: dict[str, Any], lr: float) -> None:
         self._adamw_rule(group, lr)

@@ -23,7 +23,7 @@ _KEYS = {'title', 'dataset', 'images', 'flags', 'axes', 'columns', 'show', 'comp
 _OPTIONAL = {'paper', 'picture'}
 _BUDGET_KEYS = {'flags', 'axes', 'corruption_images', 'attack_images'}
 _DATA = ('dataset', 'train_split', 'val_split', 'train_num_samples', 'val_num_samples')  # flags that change images
-_CLAIM_KEYS = {'says', 'source', 'lower', 'than', 'error', 'within', 'where'}
+_CLAIM_KEYS = {'says', 'source', 'lower', 'than', 'error'}
 
 Key = tuple[str, ...]  # values on the axes but the seed
 Axes = dict[str, dict[str, str]]  # axis -> value -> text that takes the place of {axis} in the flags
@@ -69,36 +69,23 @@ class Run:
 
 @dataclass(frozen=True)
 class Grid:
-    """Runs, what is measured of them, and how the page shows it.
-
-    Attributes:
-        axes: in the order of the runs' cells.
-        columns: axes that go into the columns of the tables.
-        show: of `FIGURES`.
-        compare: axis whose values are compared pair by pair.
-        scale: in what the runs differ from the paper's; empty if in nothing.
-        settings: title -> text, for the page.
-        images: of the paper's data set, {'train': N, 'test': N}; empty if unknown.
-        corruption_images, attack_images: first images of the validation split; None takes all.
-        picture: 'codes', or an axis of numbers that curves are drawn over.
-        printed: the paper's figures.
-    """
+    """Runs, what is measured of them, and how the page shows it."""
 
     title: str
-    axes: Axes
+    axes: Axes  # in the order of the runs' cells
     runs: list[Run]
-    columns: Sequence[str]
-    show: Sequence[str]
-    compare: str
+    columns: Sequence[str]  # axes that go into the columns of the tables
+    show: Sequence[str]  # of `FIGURES`
+    compare: str  # axis whose values are compared pair by pair
     rule: str = ''
     claims: Sequence[Claim] = ()
-    scale: str = ''
-    settings: dict[str, str] = field(default_factory=dict)
-    images: Mapping[str, int] = field(default_factory=dict)
-    corruption_images: int | None = None
+    scale: str = ''  # in what the runs differ from the paper's
+    settings: Mapping[str, str] = field(default_factory=dict)  # title -> text, for the page
+    images: Mapping[str, int] = field(default_factory=dict)  # of the paper's data set: 'train' and 'test'
+    corruption_images: int | None = None  # first images of the validation split; None takes all
     attack_images: int | None = None
-    picture: str = ''
-    printed: Mapping[Key, Mapping[str, str]] = field(default_factory=dict)
+    picture: str = ''  # 'codes', or an axis of numbers that curves are drawn over
+    printed: Mapping[Key, Mapping[str, str]] = field(default_factory=dict)  # the paper's figures
 
 
 def read_grid(
@@ -126,33 +113,31 @@ def read_grid(
     size = content['budgets'][budget] or {}
     _check_keys(size, set(), _BUDGET_KEYS, f'{path}: budget {budget}')
     all_axes = {name: _values(values) for name, values in content['axes'].items()}
-    axes = _axes(all_axes, size.get('axes', {}), DATASET in data, seeds, f'{path}: budget {budget}')
-    template = f'{content["flags"]} {size.get("flags", "")}'
-    runs = _runs(template, axes, command_line({**data}), embedding, str(path))
-    if not runs:
-        empty = [name for name, values in axes.items() if not values]
+    _check_members(size.get('axes', {}), all_axes, f'{path}: budget {budget}: axes')
+    axes = all_axes | {name: _values(values) for name, values in size.get('axes', {}).items()}
+    if seeds:
+        axes[SEED] = _values([*seeds])
+    if DATASET in data and DATASET in axes:
+        axes[DATASET] = dict([*axes[DATASET].items()][:1])
+    if empty := [name for name, values in axes.items() if not values]:
         raise ValueError(f'{path}: budget {budget} yields no run: no values on {", ".join(empty)}.')
+    template, data_flags = f'{content["flags"]} {size.get("flags", "")}', command_line({**data})
+    runs = _runs(template, axes, data_flags, embedding, str(path))
     if embedding and embedding not in runs[-1].words:
         raise ValueError(f'{path}: no run starts from a table of codes; leave out --embedding {embedding}.')
     changes = [f'budget {budget}'] if budget != 'paper' else []
     if data.keys() & {*_DATA}:
         other = Path(data[DATASET]).name if data.get(DATASET) else 'other images'
         changes.append(f'{other} instead of {content["dataset"]}')
-    settings = {name: '; '.join(f'{v}: {t}' for v, t in values.items()) for name, values in axes.items()}
     return Grid(
-        title=content['title'],
-        axes=axes,
-        runs=runs,
-        columns=content['columns'],
-        show=content['show'],
-        compare=content['compare'],
-        rule=content['rule'],
-        claims=[_claim(entry, all_axes, content['show'], str(path)) for entry in content['claims']],
-        scale=', '.join(changes),
-        settings={'budget': budget, 'flags': template, 'data': shlex.join(command_line({**data})), **settings},
-        images=content['images'],
+        **{key: content[key] for key in ('title', 'columns', 'show', 'compare', 'rule', 'images')},
         corruption_images=size.get('corruption_images'),
         attack_images=size.get('attack_images'),
+        axes=axes,
+        runs=runs,
+        claims=[_claim(entry, all_axes, content['show'], str(path)) for entry in content['claims']],
+        scale=', '.join(changes),
+        settings={'budget': budget, 'flags': template, 'data': shlex.join(data_flags), **axes_in_words(axes)},
         picture=content.get('picture', ''),
         printed=_printed(content['paper'], len(axes) - 1, str(path)) if 'paper' in content else {},
     )
@@ -178,20 +163,17 @@ def _read(path: Path) -> dict[str, Any]:
     return dict(content)
 
 
+def axes_in_words(axes: Axes) -> dict[str, str]:
+    """Return what the values on each axis stand for."""
+    return {axis: '; '.join(f'{value}: {text}' for value, text in values.items()) for axis, values in axes.items()}
+
+
 def _values(values: Any) -> dict[str, str]:
     """Return value -> text of an axis, given as such or as a list of texts."""
     if not isinstance(values, dict | list):
         raise ValueError(f'Got {values!r} as values of an axis; a list, or a mapping of values to texts is allowed.')
     pairs = values.items() if isinstance(values, dict) else zip(values, values, strict=True)
     return {str(value): str(text) for value, text in pairs}
-
-
-def _axes(axes: Axes, changed: dict[str, Any], other_data: bool, seeds: Sequence[int], where: str) -> Axes:
-    """Return the axes at a budget, which changes the values on some, with one data set if that is given."""
-    _check_members(changed, axes, f'{where}: axes')
-    axes = axes | {name: _values(values) for name, values in changed.items()}
-    axes |= {SEED: _values([*seeds])} if seeds else {}
-    return axes | ({DATASET: dict([*axes[DATASET].items()][:1])} if other_data and DATASET in axes else {})
 
 
 def _runs(template: str, axes: Axes, data_flags: Sequence[str], embedding: str | None, where: str) -> list[Run]:
@@ -216,18 +198,15 @@ def _printed(table: str, depth: int, where: str) -> dict[Key, dict[str, str]]:
         rows = {tuple(row['cell'].split('/')): row for row in csv.DictReader(file) if row['table'] == str(table)}
     if {len(key) for key in rows} != {depth}:
         raise ValueError(f'{where}: paper: paper.csv has no table {table!r} of {depth} axes beside the seed.')
-    return {
-        key: {
-            name: row[name] + (f' ± {row[std]}' if row.get(std := f'{name}_std') else '')
-            for name in FIGURES
-            if row.get(name)
-        }
+    figures = {
+        key: {name: [text for text in (row.get(name), row.get(f'{name}_std')) if text] for name in FIGURES}
         for key, row in rows.items()
     }
+    return {key: {name: ' ± '.join(texts) for name, texts in row.items() if texts} for key, row in figures.items()}
 
 
 def _claim(entry: Any, axes: Axes, show: Sequence[str], path: str) -> Claim:
-    _check_keys(entry, _CLAIM_KEYS - {'within', 'where'}, {'within', 'where'}, f'{path}: claim')
+    _check_keys(entry, _CLAIM_KEYS, {'within', 'where'}, f'{path}: claim')
     entry = {**entry, 'lower': str(entry['lower']), 'than': str(entry['than'])}
     entry['where'] = {name: str(value) for name, value in entry.get('where', {}).items()}
     where = f'{path}: claim {entry["says"]!r}'
@@ -241,16 +220,13 @@ def _claim(entry: Any, axes: Axes, show: Sequence[str], path: str) -> Claim:
 
 
 def _check_keys(content: Any, required: set[str], optional: set[str], where: str) -> None:
+    needed = f'needed are the keys {sorted(required)}, and allowed {sorted(optional)}.'
     if not isinstance(content, dict):
-        raise ValueError(
-            f'{where} is a {type(content).__name__}; a mapping of {sorted(required | optional)} is allowed.'
-        )
-    unknown, missing = sorted(map(str, content.keys() - required - optional)), sorted(required - content.keys())
-    if unknown or missing:
-        raise ValueError(
-            f'{where} {f"has the unknown keys {unknown}" if unknown else f"lacks the keys {missing}"}; allowed are '
-            f'{sorted(required | optional)}, and needed {sorted(required)}.'
-        )
+        raise ValueError(f'{where} is {content!r}; {needed}')
+    if unknown := sorted(map(str, content.keys() - required - optional)):
+        raise ValueError(f'{where} has the unknown keys {unknown}; {needed}')
+    if missing := sorted(required - content.keys()):
+        raise ValueError(f'{where} lacks the keys {missing}; {needed}')
 
 
 def _check_members(names: Collection[str], allowed: Collection[str], where: str) -> None:

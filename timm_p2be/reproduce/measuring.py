@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from timm_p2be.hub.run_folder import build_model, read_run
+from timm_p2be.hub import run_folder
 from timm_p2be.reproduce.grid import CORRUPTED, Grid, Run
 from timm_p2be.robustness.attacks.attack import Attack
 from timm_p2be.robustness.attacks.lspga import LSPGA
@@ -18,7 +18,7 @@ from timm_p2be.robustness.images import RESIZE, ImageSet, read_images
 from timm_p2be.robustness.pixel_model import PixelModel
 
 
-def measure(grid: Grid, run: Run, folder: Path, corrupted: dict[str, Path]) -> dict[str, float]:
+def measure(grid: Grid, run: Run, trained: run_folder.Run, corrupted: dict[str, Path]) -> dict[str, float]:
     """Return the figures of a trained run that its grid shows, beside its clean error, in percent.
 
     The benchmarks' own results lie in the run's folder, where they resume. `corrupted` holds folders of stored
@@ -27,8 +27,9 @@ def measure(grid: Grid, run: Run, folder: Path, corrupted: dict[str, Path]) -> d
     show, figures = {*grid.show}, dict[str, float]()
     if not show & {*CORRUPTED, 'lspga'}:
         return figures
-    suite = suite_of(run)
-    model = _load(folder, run)
+    suite, folder, flags, device = suite_of(run), trained.folder, trained.flags, run.arguments.args.device
+    model = PixelModel(run_folder.build_model(trained), flags['mean'], flags['std'], run.name, trained.sha256)
+    model.to('cpu' if device.startswith('cuda') and not torch.cuda.is_available() else device)
     if show & {*CORRUPTED}:
         stored = corrupted.get(run.cell.get('dataset', ''), corrupted.get(''))
         limit = grid.corruption_images
@@ -40,15 +41,11 @@ def measure(grid: Grid, run: Run, folder: Path, corrupted: dict[str, Path]) -> d
         figures |= {'corrupted': summary['mean_corruption_error'], 'mce': summary['mce_alexnet'], **by_name}
     if 'lspga' in show:
         images = _images(run, suite, grid.attack_images)
-        attack = lspga(model)
+        # the paper's attack; on pixel values PGD of as many steps within the same bound
+        attack: Attack = LSPGA.official(model) if model.encoding else PGD(model, steps=7, name='pgd-7')
         results = benchmark_attacks(model, images, [attack], alone=len(images), worst_case=0, output=folder)
         figures['lspga'] = results.bits('alone', attack.name).mean().item()
     return {name: 100 * value for name, value in figures.items() if name in show}
-
-
-def lspga(model: PixelModel) -> Attack:
-    """Return the paper's attack, or for a model of pixel values PGD of as many steps within the same bound."""
-    return LSPGA.official(model) if model.encoding else PGD(model, steps=7, name='pgd-7')
 
 
 def suite_of(run: Run) -> str:
@@ -60,25 +57,10 @@ def suite_of(run: Run) -> str:
     return suite
 
 
-def _load(folder: Path, run: Run) -> PixelModel:
-    found = read_run(folder)
-    device = run.arguments.args.device
-    device = 'cpu' if device.startswith('cuda') and not torch.cuda.is_available() else device
-    model = build_model(found)
-    return PixelModel(model, found.flags['mean'], found.flags['std'], name=run.name, sha256=found.sha256).to(device)
-
-
 def _images(run: Run, suite: str, limit: int | None) -> ImageSet:
     """Return the first images of the run's validation split."""
     args = run.arguments.args
     reader = {key: getattr(args, key) for key in ('input_key', 'target_key', 'class_map')}
-    return read_images(
-        args.dataset,
-        args.data_dir,
-        args.val_split,
-        SUITES[suite],
-        RESIZE[suite],
-        limit,
-        download=args.dataset_download,
-        **reader,
-    )
+    reader['download'] = args.dataset_download
+    where = (args.dataset, args.data_dir, args.val_split)
+    return read_images(*where, SUITES[suite], RESIZE[suite], limit, **reader)

@@ -46,22 +46,29 @@ class Codes(NamedTuple):
 def write_page(grid: Grid, outcomes: Sequence[Outcome], output: Path) -> Report:
     """Write report.md, report.html and results.json of a whole grid, and return the report."""
     axes = [axis for axis in grid.axes if axis != SEED]
-    ours = _spreads(axes, outcomes)
+    cells: dict[Key, dict[str, list[float]]] = {}  # a diverged run has no figures
+    for outcome in outcomes:
+        cell = cells.setdefault(tuple(outcome[axis] for axis in axes), {})
+        for name, value in outcome['figures'].items():
+            cell.setdefault(name, []).append(value)
+    ours = {key: {name: spread(values) for name, values in cell.items()} for key, cell in cells.items()}
     verdicts = [
         (claim, paired(outcomes, grid.axes, claim.axis, claim.lower, claim.than, claim.error, claim.where))
         for claim in grid.claims
     ]
     suffix = f' ({grid.scale})' if grid.scale else ''
-    claims = Section(f'Claims of the paper{suffix}', notes=_notes(grid, outcomes), texts=[grid.rule])
-    claims.table = _verdicts(grid, verdicts) if verdicts else None
-    seeds = ', '.join(grid.axes[SEED])
     sections = [
-        claims if grid.rule else Section('Notes', notes=_notes(grid, outcomes)),
         Section(
-            f'Ours: mean and standard deviation, seeds {seeds}, %',
+            f'Claims of the paper{suffix}' if grid.rule else 'Notes',
+            notes=_notes(grid, outcomes),
+            texts=[grid.rule] if grid.rule else [],
+            table=_verdicts(grid, verdicts) if verdicts else None,
+        ),
+        Section(
+            f'Ours: mean and standard deviation, seeds {", ".join(grid.axes[SEED])}, %',
             texts=[text for name, text in _MEASURES.items() if name in grid.show],
             table=_pivot(grid, axes, ours),
-            figures=[*_dots(grid, outcomes, axes), *_drawn(grid, ours, axes, output)],
+            figures=[*_dots(grid, cells), *_drawn(grid, ours, axes, output)],
         ),
         Section("The paper's, %", table=_pivot(grid, axes, grid.printed)),
         Section('Paired differences by seed, points, 95 % t interval', table=_differences(grid, outcomes, axes)),
@@ -80,59 +87,34 @@ def write_page(grid: Grid, outcomes: Sequence[Outcome], output: Path) -> Report:
     return report
 
 
-def _spreads(axes: Sequence[str], outcomes: Iterable[Outcome]) -> Spreads:
-    """Return what the runs of each cell give, which a diverged one does not enter."""
-    found: dict[Key, dict[str, list[float]]] = {}
-    for outcome in outcomes:
-        cell = found.setdefault(tuple(outcome[axis] for axis in axes), {})
-        for name, value in outcome['figures'].items():
-            cell.setdefault(name, []).append(value)
-    return {key: {name: spread(values) for name, values in cell.items()} for key, cell in found.items()}
-
-
 def _pivot(grid: Grid, axes: Sequence[str], cells: Mapping[Key, Mapping[str, Spread | str]]) -> Table:
     """Return cells as a table: rows and columns by the axes, one column a figure."""
-
-    def split(key: Key) -> tuple[Key, Key]:
-        down, across = (
-            tuple(value for axis, value in zip(axes, key, strict=True) if (axis in grid.columns) == columns)
-            for columns in (False, True)
-        )
-        return down, across
-
-    placed = {split(key): found for key, found in cells.items()}
-    rows, columns = ([*dict.fromkeys(key[part] for key in placed)] for part in (0, 1))
-    header = [', '.join([*column, name]) for column in columns for name in grid.show]
-    body = [
-        [*row, *(str(placed.get((row, column), {}).get(name, '-')) for column in columns for name in grid.show)]
-        for row in rows
-    ]
+    table: dict[Key, dict[str, str]] = {}
+    for key, found in cells.items():
+        across = [value for axis, value in zip(axes, key, strict=True) if axis in grid.columns]
+        row = table.setdefault(tuple(v for axis, v in zip(axes, key, strict=True) if axis not in grid.columns), {})
+        row |= {', '.join([*across, name]): str(found.get(name, '-')) for name in grid.show}
+    header = [*dict.fromkeys(name for row in table.values() for name in row)]
+    body = [[*key, *(row.get(name, '-') for name in header)] for key, row in table.items()]
     return Table([*(axis for axis in axes if axis not in grid.columns), *header], body)
 
 
-def _points(value: float | None) -> str:
-    return '-' if value is None else f'{value:+.2f}'
-
-
-def _interval(difference: Difference | None) -> str:
-    if difference is None or difference.low is None:
-        return '-'
-    return f'{_points(difference.low)} to {_points(difference.high)}'
+def _shown(difference: Difference | None) -> tuple[str, str]:
+    """Return a difference and its interval in words."""
+    if difference is None:
+        return '-', '-'
+    interval = '-' if difference.low is None else f'{difference.low:+.2f} to {difference.high:+.2f}'
+    return f'{difference.mean:+.2f}', interval
 
 
 def _verdicts(grid: Grid, verdicts: Sequence[tuple[Any, Difference | None]]) -> Table:
     rows = []
     for claim, difference in verdicts:
-        about = ', '.join(f'{axis} {value}' for axis, value in claim.where.items())
-        what = f'{claim.error}: {claim.lower} - {claim.than}' + (f', {about}' if about else '')
-        within = f'{claim.within:g}'
+        where = (f'{axis} {value}' for axis, value in claim.where.items())
+        what = ', '.join([f'{claim.error}: {claim.lower} - {claim.than}', *where])
         verdict = decide(claim, difference) + (f' ({grid.scale})' if grid.scale else '')
-        figures = [
-            _points(difference and difference.mean),
-            _interval(difference),
-            str(difference.seeds if difference else 0),
-        ]
-        rows.append([claim.says, claim.source, what, *figures, within, verdict])
+        figures = [*_shown(difference), str(difference.seeds if difference else 0), f'{claim.within:g}']
+        rows.append([claim.says, claim.source, what, *figures, verdict])
     return Table(['claim', 'source', 'difference', 'points', '95 % interval', 'seeds', 'below', 'verdict'], rows)
 
 
@@ -144,23 +126,19 @@ def _differences(grid: Grid, outcomes: Sequence[Outcome], axes: Sequence[str]) -
         for than, lower in itertools.combinations(grid.axes[grid.compare], 2):
             row = [*values, f'{lower} - {than}']
             for name in grid.show:
-                found = paired(outcomes, grid.axes, grid.compare, lower, than, name, where)
-                row += [_points(found and found.mean), _interval(found)]
+                row += _shown(paired(outcomes, grid.axes, grid.compare, lower, than, name, where))
             rows.append(row)
     figures = [text for name in grid.show for text in (name, '95 % interval')]
     return Table([*others, grid.compare, *figures], rows)
 
 
-def _dots(grid: Grid, outcomes: Sequence[Outcome], axes: Sequence[str]) -> Iterator[Dots]:
+def _dots(grid: Grid, cells: Mapping[Key, Mapping[str, list[float]]]) -> Iterator[Dots]:
     """Yield a picture for each figure, its rows being the cells; with the paper's figures beside runs of its size."""
+    printed = {} if grid.scale else grid.printed
     for name in grid.show:
         if name in CORRUPTIONS:
             continue  # in the tables
-        rows: dict[str, list[float]] = {}
-        for outcome in outcomes:
-            values = rows.setdefault(', '.join(outcome[axis] for axis in axes), [])
-            values += [outcome['figures'][name]] if name in outcome['figures'] else []
-        printed = {} if grid.scale else grid.printed
+        rows = {', '.join(key): cell.get(name, []) for key, cell in cells.items()}
         marks = {', '.join(key): float(texts[name].split()[0]) for key, texts in printed.items() if name in texts}
         yield Dots(f'{name}: a ring each seed, a bar their mean, a cross the paper', rows, marks, 'error in %')
 
@@ -174,7 +152,7 @@ def _drawn(grid: Grid, ours: Spreads, axes: Sequence[str], output: Path) -> list
             Codes('Random codes, the signs of N(0, 1)', (noise >= 0).float()),
             Codes('One-hot, M = 64', onehot_codes(64)),
             Codes('Thermometer, M = 64', thermometer_codes(64)),
-            *(Codes(f'P2BE, {name}', find_table(str(file), None).codes) for name, file in learned if file.is_file()),
+            *(Codes(f'P2BE, {name}', find_table(str(file)).file.codes) for name, file in learned if file.is_file()),
         ]
     if not grid.picture:
         return []
@@ -190,15 +168,11 @@ def _drawn(grid: Grid, ours: Spreads, axes: Sequence[str], output: Path) -> list
 
 
 def _runs(grid: Grid, outcomes: Iterable[Outcome]) -> Table:
-    rows = [
-        [
-            *(outcome[axis] for axis in grid.axes),
-            outcome['state'],
-            str(outcome.get('epochs', '-')),
-            *(f'{outcome["figures"][name]:.2f}' if name in outcome['figures'] else '-' for name in grid.show),
-        ]
-        for outcome in outcomes
-    ]
+    rows = []
+    for outcome in outcomes:
+        figures = [f'{outcome["figures"][name]:.2f}' if name in outcome['figures'] else '-' for name in grid.show]
+        about = [outcome[axis] for axis in grid.axes]
+        rows.append([*about, outcome['state'], str(outcome.get('epochs', '-')), *figures])
     return Table([*grid.axes, 'state', 'epochs', *grid.show], rows)
 
 

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -36,20 +36,17 @@ def plan(grid: Grid) -> Table:
     groups: dict[tuple[str, ...], list[Run]] = {}
     for run in grid.runs:
         groups.setdefault(_words_but(run, {'--seed'}), []).append(run)
-    kinds = {words: _words_but(runs[0], _SAME_SPEED) for words, runs in groups.items()}
-    samples = {kind: groups[words][0] for words, kind in kinds.items()}
-    speeds = {kind: measure(run, SECONDS / len(samples)) for kind, run in samples.items()}
-    rows, total_runs, total_images, total_hours = [], 0, 0, 0.0
-    for words, runs in groups.items():
-        speed = speeds[kinds[words]]
-        images, hours = _images(grid, runs[0]), _hours(grid, runs[0], speed)
-        cell = ', '.join(value for axis, value in runs[0].cell.items() if axis != 'seed')
-        total_runs, total_images = total_runs + len(runs), total_images + len(runs) * images
-        total_hours += len(runs) * hours
-        rows.append(
-            [cell, str(len(runs)), f'{images:,}', f'{1 / speed.update:.1f}', _shown(hours), _shown(len(runs) * hours)]
-        )
-    rows.append(['all', str(total_runs), f'{total_images:,}', '-', '-', _shown(total_hours)])
+    kinds = {_words_but(run, _SAME_SPEED): run for run, *_ in groups.values()}
+    speeds = {kind: measure(run, SECONDS / len(kinds)) for kind, run in kinds.items()}
+    rows, all_images, all_hours = [], 0, 0.0
+    for run, *more in groups.values():
+        speed, count = speeds[_words_but(run, _SAME_SPEED)], 1 + len(more)
+        images, hours = _images(grid, run), _hours(grid, run, speed)
+        cell = ', '.join(value for axis, value in run.cell.items() if axis != 'seed')
+        times = [f'{1 / speed.update:.1f}', _shown(hours), _shown(count * hours)]
+        rows.append([cell, str(count), f'{images:,}', *times])
+        all_images, all_hours = all_images + count * images, all_hours + count * hours
+    rows.append(['all', str(len(grid.runs)), f'{all_images:,}', '-', '-', _shown(all_hours)])
     return Table(['cell', 'runs', 'training images a run', 'images/s', 'hours a run', 'hours'], rows)
 
 
@@ -118,6 +115,6 @@ def measure(run: Run, seconds: float) -> Speed:
     return Speed(update, forward, gradient)
 
 
-def commands(runs: Sequence[Run], output: str) -> list[list[str]]:
+def commands(grid: Grid, output: Path) -> list[list[str]]:
     """Return the command of each training, whose folder the grid will find."""
-    return [['timm-p2be', 'train', *run.words, '--output', output, '--experiment', run.name] for run in runs]
+    return [['timm-p2be', 'train', *run.words, '--output', str(output), '--experiment', run.name] for run in grid.runs]

@@ -19,7 +19,7 @@ from timm_p2be import PixelEmbedding
 from timm_p2be.cli.interruption import run_long
 from timm_p2be.encodings.table_file import codes_sha256
 from timm_p2be.files import read_json, write_json
-from timm_p2be.reproduce.grid import SEED, Grid, Run
+from timm_p2be.reproduce.grid import SEED, Grid, Run, axes_in_words
 from timm_p2be.reproduce.running import carry_out, check
 from timm_p2be.training.arguments import flag_groups
 from timm_p2be.training.conflicts import TRAINED_ONLY, flag_name
@@ -132,9 +132,7 @@ def _experiment(args: argparse.Namespace, prog: str) -> int:
         columns=['target', 'mode'],
         show=['clean'] if args.corruptions is None else ['clean', 'corrupted'],
         compare='table',
-        settings={
-            axis: '; '.join(f'{name}: {text}' for name, text in values.items()) for axis, values in names.items()
-        },
+        settings=axes_in_words(names),
         corruption_images=args.corruptions or None,
     )
     check(grid)
@@ -151,19 +149,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('--target', nargs='+', required=True, metavar="'NAME: FLAGS'", help='data sets to train on')
-    parser.add_argument('--table', nargs='+', default=[], metavar='NAME=ID', help='folders or Hub ids of tables')
-    parser.add_argument('--model', default='wrn40_2_p2be', help='P2BE network of every run (default: %(default)s)')
-    parser.add_argument('--mode', nargs='+', choices=_MODES, default=list(_MODES), help='default: both')
-    parser.add_argument('--seeds', nargs='+', type=int, default=[42], metavar='S', help='default: 42')
-    parser.add_argument(
-        '--corruptions',
-        nargs='?',
-        type=int,
-        const=0,
-        metavar='N',
-        help='measure those of the first N images (or of all)',
-    )
-    parser.add_argument('--output', type=Path, default=Path('output/transfer'), help='default: %(default)s')
+    add = parser.add_argument
+    add('--target', nargs='+', required=True, metavar="'NAME: FLAGS'", help='data sets to train on')
+    add('--table', nargs='+', default=[], metavar='NAME=ID', help='folders or Hub ids of tables')
+    add('--model', default='wrn40_2_p2be', help='P2BE network of every run (default: %(default)s)')
+    add('--mode', nargs='+', choices=_MODES, default=list(_MODES), help='default: both')
+    add('--seeds', nargs='+', type=int, default=[42], metavar='S', help='default: 42')
+    add('--corruptions', nargs='?', type=int, const=0, metavar='N', help='measure those of the first N images (or all)')
+    add('--output', type=Path, default=Path('output/transfer'), help='default: %(default)s')
     args = parser.parse_args(argv)
     return run_long(parser, lambda: _experiment(args, parser.prog), lambda: 'The same command goes on from here.')

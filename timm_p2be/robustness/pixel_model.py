@@ -17,6 +17,7 @@ from timm_p2be.encodings.statistics import code_statistics
 from timm_p2be.encodings.table_file import names_table
 from timm_p2be.files import file_sha256
 from timm_p2be.stem import EncodedConv2d, find_embedding
+from timm_p2be.stem.keep_function import normalization
 
 Module = TypeVar('Module', bound=nn.Module)
 
@@ -55,11 +56,12 @@ class PixelModel(nn.Module):
         cfg = getattr(model, 'pretrained_cfg', None) or {'mean': (0, 0, 0), 'std': (1, 1, 1)}
         self.architecture = cfg.get('architecture') or type(model).__name__
         self.name = name or self.architecture
-        self.mean = _three(self.name, 'mean', mean if mean is not None else cfg.get('mean'))
-        self.std = _three(self.name, 'std', std if std is not None else cfg.get('std'))
-        if min(self.std) <= 0:
-            raise ValueError(f'{self.name}: got std={self.std}; the values must be positive.')
-        self.num_classes = _count_classes(model)
+        given = {name: value for name, value in (('mean', mean), ('std', std)) if value is not None}
+        remedy = f'Pass --mean and --std of {self.name}, in Python PixelModel(model, mean, std); 0 and 1 for none.'
+        self.mean, self.std = normalization({**cfg, **given}, 3, remedy)
+        # those that the model states, or the outputs of its last linear layer
+        linear = [module.out_features for module in model.modules() if isinstance(module, nn.Linear)]
+        self.num_classes = int(getattr(model, 'num_classes', linear[-1] if linear else 0) or 0)
         if self.num_classes < 2:
             raise ValueError(f'{self.name}: got a model of {self.num_classes} classes; a classifier has at least 2.')
         # a head that was made for other classes keeps the names of the weights it started from
@@ -125,10 +127,10 @@ class PixelModel(nn.Module):
             'architecture': self.architecture,
             'encoding': self.encoding or 'rgb',
             # mean, from a level to the next: what an attack of one level moves
-            'flipped_bits': round(code_statistics(codes).neighbors[1], 3) if codes is not None else None,
+            'neighbor_distance': round(code_statistics(codes).neighbors[1], 3) if codes is not None else None,
             'num_classes': self.num_classes,
-            'mean': list(self.mean),
-            'std': list(self.std),
+            'mean': self.mean,
+            'std': self.std,
             'parameters': sum(parameter.numel() for parameter in self.model.parameters()),
             'checkpoint_sha256': self.sha256,
             'weights_sha256': weights_sha256(self.model.state_dict()),
@@ -196,12 +198,6 @@ def load_model(
     return PixelModel(model, mean, std, label or name, file_sha256(path), names).to(device)
 
 
-def _count_classes(model: nn.Module) -> int:
-    """Return the number of classes that a model states, or the outputs of its last linear layer."""
-    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    return int(getattr(model, 'num_classes', linear[-1].out_features if linear else 0) or 0)
-
-
 def _classes(name: str, state: dict[str, Tensor], path: Path) -> int:
     """Return the number of classes in a state dict: the rows of the layer that the model calls its classifier."""
     classifier = (timm.get_pretrained_cfg(name, allow_unregistered=True) or timm.models.PretrainedCfg()).classifier
@@ -209,14 +205,3 @@ def _classes(name: str, state: dict[str, Tensor], path: Path) -> int:
     if weight is None:
         raise ValueError(f'{path} does not show the number of classes of {name}; pass --num-classes.')
     return int(weight.shape[0])
-
-
-def _three(model: str, name: str, value: Any) -> tuple[float, float, float]:
-    values = tuple(float(x) for x in value) if value is not None else ()
-    values = values * 3 if len(values) == 1 else values
-    if len(values) != 3:
-        raise ValueError(
-            f'{model}: the {name} of its normalization is unknown (got {value!r}, not 3 values). Pass --{name}, in '
-            f'Python PixelModel(model, {name}=...); 0 0 0 and 1 1 1 for a model of pixels in [0, 1].'
-        )
-    return values[0], values[1], values[2]

@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_SET_CFG = 'Pass mean= and std= to convert, as the model was trained with.'
-
 
 @torch.no_grad()
 def keep_function(conv: nn.Conv2d, stem: nn.Conv2d, codes: Tensor, cfg: Mapping[str, Any]) -> None:
@@ -25,7 +23,8 @@ def keep_function(conv: nn.Conv2d, stem: nn.Conv2d, codes: Tensor, cfg: Mapping[
     """
     if conv.weight.is_meta:
         raise ValueError('preserve=True needs weights, and these are on the meta device. Load them first.')
-    factors = plane_factors(codes, *normalization(cfg, conv.in_channels))
+    remedy = 'Pass mean= and std= to convert, as the model was trained with.'
+    factors = plane_factors(codes, *normalization(cfg, conv.in_channels, remedy))
     kernel = applied_kernel(conv)
     planes = stem.weight.unflatten(1, tuple(factors.shape))
     for plane, factor in zip(planes.unbind(1), factors, strict=True):  # bit by bit: a ViT has gigabytes of them
@@ -34,16 +33,16 @@ def keep_function(conv: nn.Conv2d, stem: nn.Conv2d, codes: Tensor, cfg: Mapping[
         stem.bias.copy_(conv.bias)
 
 
-def normalization(cfg: Mapping[str, Any], in_chans: int) -> tuple[list[float], list[float]]:
-    """Return mean and std of every color from a timm model's `pretrained_cfg`; one value there holds for all colors."""
+def normalization(cfg: Mapping[str, Any], in_chans: int, remedy: str) -> tuple[list[float], list[float]]:
+    """Return `mean` and `std` of every color; `cfg` has one for each or one for all. Errors end in `remedy`."""
     found = []
     for name in ('mean', 'std'):
         values = [float(value) for value in cfg.get(name) or ()]
         values = values * in_chans if len(values) == 1 else values
         if len(values) != in_chans or not all(map(math.isfinite, values)) or (name == 'std' and min(values) <= 0):
             raise ValueError(
-                f'Got pretrained_cfg[{name!r}]={cfg.get(name)!r} in a model of {in_chans} channels; allowed are '
-                f'{in_chans} finite values (of std: positive), or 1 for all. {_SET_CFG}'
+                f'Got {name}={cfg.get(name)!r} for images of {in_chans} channels; allowed are {in_chans} finite values '
+                f'(of std: positive), or 1 for all. {remedy}'
             )
         found.append(values)
     return found[0], found[1]

@@ -43,20 +43,12 @@ class Attack(ABC):
         """Return the budget of one image."""
 
     def __call__(self, levels: Tensor, labels: Tensor, generator: Generator | None = None) -> Tensor:
-        """Return an attempt for each image: uint8 (B, 3, H, W), at most `eps` levels from `levels`.
+        """Return an attempt for each image, at most `eps` levels from `levels`, both uint8 (B, 3, H, W).
 
-        Args:
-            levels: uint8 (B, 3, H, W) clean images, on the model's device.
-            labels: int64 (B,) true labels.
-            generator: CPU source of all randomness; None starts one from seed 0.
+        `generator`, on the CPU, is the source of all randomness; None starts one from seed 0.
         """
         check_images(levels)
         check_labels(self.model, labels)
-        if not levels.device == labels.device == self.model.device:
-            raise ValueError(
-                f'Got images on {levels.device}, labels on {labels.device} and a model on {self.model.device}; bring '
-                'all to one device.'
-            )
         return self._attack(levels, labels, generator or torch.Generator().manual_seed(0))
 
     @abstractmethod
@@ -100,6 +92,7 @@ def check_eps(eps: int) -> None:
         )
 
 
-def check_count(argument: str, value: int, least: int = 1) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f'Got {argument}={value!r}; it must be an integer of at least {least}.')
+def check_counts(least: int = 1, **counts: int) -> None:
+    for name, value in counts.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f'Got {name}={value!r}; it must be an integer of at least {least}.')

@@ -1,5 +1,7 @@
 """The book-keeping of attacks that try and keep the best, by queries alone."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Generator, Tensor
 
@@ -19,13 +21,20 @@ class Attempts:
         self.levels = levels.clone()
         self.labels = labels
         self._model = model
-        self.margins = (
-            margins(model, levels, labels) if clean else torch.full(labels.shape, torch.inf).to(labels.device)
-        )
+        untried = torch.full(labels.shape, torch.inf, device=labels.device)
+        self.margins = margins(model, levels, labels) if clean else untried
 
     def standing(self) -> Tensor:
         """Return the numbers of the images that have not fallen, int64 (N,)."""
         return (self.margins >= 0).nonzero().squeeze(1)
+
+    def rounds(self, most: int) -> Iterator[tuple[int, Tensor]]:
+        """Yield number and standing images of each round, until none stands or there were `most`."""
+        for number in range(most):
+            standing = self.standing()
+            if len(standing) == 0:
+                return
+            yield number, standing
 
     def score(self, images: Tensor, candidates: Tensor) -> Tensor:
         """Return the margins, (N, C), of C candidates for each of N images, uint8 (N, C, 3, H, W)."""

@@ -9,7 +9,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from timm_p2be.encodings import pixel_levels
-from timm_p2be.robustness.attacks.attack import Attack, Cost, check_count, margin
+from timm_p2be.robustness.attacks.attack import Attack, Cost, check_counts, margin
+from timm_p2be.robustness.attacks.attempts import Attempts
 
 LOSSES = ('ce', 'margin', 'target')
 
@@ -32,7 +33,7 @@ class Ascent:
     Every tensor has a row for each image that still moves.
     """
 
-    def __init__(self, start: Tensor, clean: Tensor, eps: int, step: float = 0) -> None:
+    def __init__(self, start: Tensor, clean: Tensor, eps: int, step: float) -> None:
         self.low, self.high = (clean - eps).clamp(min=0), (clean + eps).clamp(max=255)
         self.current = self.project(start)
         self.step = torch.full((len(start), 1, 1, 1), step, dtype=start.dtype, device=start.device)
@@ -70,7 +71,7 @@ class Climber(Attack):
         self, model: nn.Module, eps: int, name: str, steps: int, passes: Sequence[Pass], stop: bool = True
     ) -> None:
         super().__init__(model, eps, name)
-        check_count('steps', steps)
+        check_counts(steps=steps)
         self.steps = steps
         self.passes = list(passes)
         self.stop = stop
@@ -81,24 +82,17 @@ class Climber(Attack):
         return Cost(len(self.passes) + targeted, len(self.passes) * self.steps)
 
     def _attack(self, levels: Tensor, labels: Tensor, generator: Generator) -> Tensor:
-        result = levels.clone()
-        margins = torch.full((len(levels),), math.inf, device=levels.device)
-        standing = torch.arange(len(levels), device=levels.device)
+        attempts = Attempts(self.model, levels, labels, clean=False)
         likely = self._likely(levels, labels) if any(way.loss == 'target' for way in self.passes) else labels[:, None]
-        for way in self.passes:
+        for number, standing in attempts.rounds(len(self.passes)):
+            way = self.passes[number]
             clean = levels[standing].float()
-            start = clean
-            if way.random:
-                start = self._random_start(clean, generator)
+            start = self._random_start(clean, generator) if way.random else clean
             target = likely[standing, way.rank]
             attempt, found = self._climb(self._ascent(start, clean), way.loss, labels[standing], target)
-            better = found < margins[standing]
-            result[standing[better]] = pixel_levels(attempt[better] / 255)
-            margins[standing[better]] = found[better]
-            standing = standing[~(margins[standing] < 0)]
-            if len(standing) == 0:
-                break
-        return result
+            better = found < attempts.margins[standing]
+            attempts.take(standing[better], pixel_levels(attempt[better] / 255), found[better])
+        return attempts.levels
 
     def ascend(self, levels: Tensor, labels: Tensor, generator: Generator) -> Tensor:
         """Return the last iterate of one climb of the cross-entropy from a random start, as `LSPGA.ascend` does."""

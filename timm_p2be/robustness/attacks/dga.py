@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from timm_p2be.robustness.attacks.attack import check_count
+from timm_p2be.robustness.attacks.attack import check_counts
 from timm_p2be.robustness.attacks.climbing import Ascent, Climber, Pass
 from timm_p2be.robustness.attacks.code_model import CodeModel
 from timm_p2be.robustness.attacks.windows import Windows
@@ -32,7 +32,7 @@ class DGA(Climber):
     """
 
     def __init__(self, model: nn.Module, eps: int = 8, steps: int = 40, targets: int = 3, name: str = 'dga') -> None:
-        check_count('targets', targets, least=0)
+        check_counts(least=0, targets=targets)
         super().__init__(model, eps, name, steps, [Pass('margin'), Pass('ce', random=True)])
         self.passes += [Pass('target', rank=rank) for rank in range(min(targets, self.model.num_classes - 1))]
         self._network = CodeModel(self.model)
@@ -46,15 +46,14 @@ class DGA(Climber):
 
 
 class _Jumps(Ascent):
-    """Jumps of the pixel values that do most harm, from levels within the ball."""
+    """Jumps of the pixel values that do most harm, a share `step` of all, from levels within the ball."""
 
     def __init__(self, start: Tensor, clean: Tensor, eps: int, table: Tensor) -> None:
-        super().__init__(start, clean, eps)
+        super().__init__(start, clean, eps, SHARE)
         self.current = self.current.round()
         self.best = self.current
         self.best_loss = torch.full((len(start),), -math.inf, device=start.device)
         self.stale = torch.zeros_like(self.best_loss)
-        self.share = torch.full_like(self.best_loss, SHARE)
         self.clean = clean.to(torch.uint8)
         self.harm = torch.zeros((), device=start.device).expand(len(start), 1, 1, 1, 1)  # of candidates, with momentum
         self._rule = (eps, table)
@@ -75,8 +74,8 @@ class _Jumps(Ascent):
         most, choice = legal.max(dim=1)
         gain = windows.unsort(most - legal.gather(1, windows.position(self.current).unsqueeze(1)).squeeze(1))
         ranked = gain.flatten(1).sort(dim=1, descending=True).values
-        count = (self.share * ranked.shape[1]).ceil().long()
-        least = ranked.gather(1, count.unsqueeze(1) - 1).view(-1, 1, 1, 1)
+        count = (self.step.flatten(1) * ranked.shape[1]).ceil().long()
+        least = ranked.gather(1, count - 1).view(-1, 1, 1, 1)
         jumping = (gain >= least) & (gain > 0)
 
         # the gradient is not that of the best images: those that return jump in the next step
@@ -84,5 +83,5 @@ class _Jumps(Ascent):
         moved = torch.where(jumping, windows.pick(choice).float(), self.current)
         self.current = torch.where(again, self.best, moved)
         self.harm = self.harm * ~again.unsqueeze(4)
-        self.share = torch.where(tired, self.share / 2, self.share)
+        self.step = torch.where(again, self.step / 2, self.step)
         self.stale = torch.where(tired, 0, self.stale)

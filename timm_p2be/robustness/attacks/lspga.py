@@ -5,14 +5,13 @@ import math
 import torch
 from torch import Generator, Tensor, nn
 
-from timm_p2be.robustness.attacks.attack import Attack, Cost, check_count
+from timm_p2be.robustness.attacks.attack import Attack, Cost, check_counts
 from timm_p2be.robustness.attacks.attempts import Attempts
 from timm_p2be.robustness.attacks.code_model import CodeModel
 from timm_p2be.robustness.attacks.windows import Windows
 from timm_p2be.robustness.pixel_model import tied_copy
 
 ANNEALS = ('flatten', 'sharpen')
-GRADIENTS = ('sign', 'raw')
 
 
 class LSPGA(Attack):
@@ -28,7 +27,6 @@ class LSPGA(Attack):
         step_size: xi, added to u in each step; above 0.
         anneal_rate: delta, at least 1 (constant temperature).
         anneal: 'flatten' as the P2BE code: T = 1, 1, delta, delta^2, ...; 'sharpen' as Buckman: T = 1, 1/delta, ...
-        gradient: 'sign', or 'raw' (of the loss summed over images), as a bug in widespread copies of the original.
         restarts: random starts u ~ N(0, 1), at least 1; an image that has fallen is not attacked again.
 
     Example:
@@ -48,26 +46,21 @@ class LSPGA(Attack):
         step_size: float = 1.0,
         anneal_rate: float = 1.2,
         anneal: str = 'flatten',
-        gradient: str = 'sign',
         restarts: int = 1,
         name: str = 'lspga',
     ) -> None:
         super().__init__(model, eps, name)
-        check_count('steps', steps)
-        check_count('restarts', restarts)
+        check_counts(steps=steps, restarts=restarts)
         if not 0 < step_size < math.inf:
             raise ValueError(f'Got step_size={step_size!r}; it must be positive (1.0 in the official code).')
         if not 1 <= anneal_rate < math.inf:
             raise ValueError(f'Got anneal_rate={anneal_rate!r}; it must be at least 1, `anneal` gives the direction.')
         if anneal not in ANNEALS:
             raise ValueError(f'Unknown anneal {anneal!r}; choose one of {list(ANNEALS)}.')
-        if gradient not in GRADIENTS:
-            raise ValueError(f'Unknown gradient {gradient!r}; choose one of {list(GRADIENTS)}.')
         self.steps = steps
         self.step_size = step_size
         self.anneal_rate = anneal_rate
         self.anneal = anneal
-        self.gradient = gradient
         self.restarts = restarts
         self._network = CodeModel(self.model)
         self._judge = tied_copy(self.model)  # a PixelModel may be training meanwhile
@@ -82,10 +75,7 @@ class LSPGA(Attack):
 
     def _attack(self, levels: Tensor, labels: Tensor, generator: Generator) -> Tensor:
         attempts = Attempts(self._judge, levels, labels, clean=False)
-        for _ in range(self.restarts):
-            standing = attempts.standing()
-            if len(standing) == 0:
-                break
+        for _, standing in attempts.rounds(self.restarts):
             attempts.offer(standing, self.ascend(levels[standing], labels[standing], generator))
         return attempts.levels
 
@@ -104,7 +94,7 @@ class LSPGA(Attack):
             slope = windows.compare(self._network.gradient(windows.mix(shares, table), labels), table)
             # softmax backward; exactly 0 where the share is 0, so illegal levels never move
             slope = shares * (slope - (shares * slope).sum(1, keepdim=True)) / temperature
-            logits += self.step_size * (slope.sign_() if self.gradient == 'sign' else slope)
+            logits += self.step_size * slope.sign_()
         return windows.pick(logits.argmax(dim=1))
 
     def _temperature(self, step: int) -> float:

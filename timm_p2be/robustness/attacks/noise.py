@@ -3,7 +3,7 @@
 import torch
 from torch import Generator, Tensor, nn
 
-from timm_p2be.robustness.attacks.attack import Attack, Cost, check_count
+from timm_p2be.robustness.attacks.attack import Attack, Cost, check_counts
 from timm_p2be.robustness.attacks.attempts import Attempts, shift, signs
 
 
@@ -17,7 +17,7 @@ class Noise(Attack):
 
     def __init__(self, model: nn.Module, eps: int = 8, draws: int = 10, name: str = 'noise') -> None:
         super().__init__(model, eps, name)
-        check_count('draws', draws)
+        check_counts(draws=draws)
         self.draws = draws
 
     def cost(self) -> Cost:
@@ -25,10 +25,7 @@ class Noise(Attack):
 
     def _attack(self, levels: Tensor, labels: Tensor, generator: Generator) -> Tensor:
         attempts = Attempts(self.model, levels, labels)
-        for draw in range(self.draws):
-            standing = attempts.standing()
-            if len(standing) == 0:
-                break
+        for draw, standing in attempts.rounds(self.draws):
             shape = levels[standing].shape
             if draw % 2:
                 noise = self.eps * signs(shape, generator)

@@ -4,7 +4,7 @@ import math
 
 from torch import Tensor, nn
 
-from timm_p2be.robustness.attacks.attack import check_count
+from timm_p2be.robustness.attacks.attack import check_counts
 from timm_p2be.robustness.attacks.climbing import LOSSES, Ascent, Climber, Pass
 from timm_p2be.robustness.attacks.surrogates import attack_view, choose_surrogate
 
@@ -39,7 +39,7 @@ class PGD(Climber):
         stop: bool = True,
         name: str | None = None,
     ) -> None:
-        check_count('restarts', restarts)
+        check_counts(restarts=restarts)
         if loss not in LOSSES:
             raise ValueError(f'Unknown loss {loss!r}; choose one of {list(LOSSES)}.')
         targeted = loss == 'target'

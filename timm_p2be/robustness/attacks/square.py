@@ -6,7 +6,7 @@ from bisect import bisect_left
 import torch
 from torch import Generator, Tensor, nn
 
-from timm_p2be.robustness.attacks.attack import Attack, Cost, check_count
+from timm_p2be.robustness.attacks.attack import Attack, Cost, check_counts
 from timm_p2be.robustness.attacks.attempts import Attempts, shift, signs
 
 SHARE = 0.8  # of the image that the first squares cover
@@ -28,7 +28,7 @@ class Square(Attack):
 
     def __init__(self, model: nn.Module, eps: int = 8, queries: int = 5000, name: str = 'square') -> None:
         super().__init__(model, eps, name)
-        check_count('queries', queries, least=2)
+        check_counts(least=2, queries=queries)
         self.queries = queries
 
     def cost(self) -> Cost:
@@ -41,10 +41,7 @@ class Square(Attack):
         standing = attempts.standing()
         stripes = self.eps * signs((len(standing), 3, 1, width), generator)
         attempts.offer(standing, shift(levels[standing], stripes.to(levels.device)), always=True)
-        for index in range(squares):
-            standing = attempts.standing()
-            if len(standing) == 0:
-                break
+        for index, standing in attempts.rounds(squares):
             side = self._side(index / squares, height, width)
             inside = _squares(len(standing), side, height, width, generator).to(levels.device)
             offsets = self.eps * signs((len(standing), 3, 1, 1), generator).to(levels.device)

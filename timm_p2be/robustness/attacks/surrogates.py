@@ -58,8 +58,6 @@ def attack_view(model: nn.Module, surrogate: str = 'auto', eps: float = 8, sigma
     view = tied_copy(pixel_model)
     name, stem = encoded_stem(view.model)
     surrogate = choose_surrogate(pixel_model, surrogate)
-    if not 0 <= eps <= 255:
-        raise ValueError(f'Got eps={eps!r}; it is in levels, from 0 to 255. The usual bound 8/255 is eps=8.')
     sigma = min(max(eps / 2, 1.0), 4.0) if sigma is None else sigma
     if not 1 <= sigma < float('inf'):
         raise ValueError(
@@ -88,14 +86,8 @@ def robustbench_model(model: str | nn.Module, surrogate: str = 'auto', eps: floa
 def round_toward(images: Tensor, clean: Tensor) -> Tensor:
     """Return the levels next to adversarial images on the side of the clean ones, so that any Lp bound still holds.
 
-    Rounding to the nearest level can lengthen an L2 perturbation (.25 becomes .2577 on a CIFAR image).
-
-    Args:
-        images: float (B, 3, H, W) in [0, 1].
-        clean: uint8 (B, 3, H, W).
-
-    Returns:
-        uint8 (B, 3, H, W).
+    `images` are floats in [0, 1], `clean` and the result uint8 levels. Rounding to the nearest level can lengthen an L2
+    perturbation (.25 becomes .2577 on a CIFAR image).
 
     Example:
         >>> round_toward(torch.tensor([10.9, 5.2]) / 255, torch.tensor([10, 6], dtype=torch.uint8)).tolist()

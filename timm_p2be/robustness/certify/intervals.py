@@ -193,6 +193,4 @@ def _batch_norm(module: nn.BatchNorm2d, given: Bounds) -> Bounds:
 
 def _shrink(bounds: Bounds, share: float) -> Bounds:
     center, lower, upper = bounds
-    return (
-        bounds if share == 1 else Bounds(center, center + share * (lower - center), center + share * (upper - center))
-    )
+    return Bounds(center, center.lerp(lower, share), center.lerp(upper, share))  # with 1 the same to the last bit

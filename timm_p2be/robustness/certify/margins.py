@@ -14,10 +14,6 @@ def margin_bounds(bounds: Propagation, labels: Tensor) -> Tensor:
     """Return the least lead of the label's logit over each class's within the ball, (B, K), 0 for the label itself.
 
     The classifier is taken into the difference of two logits, which is tighter than the difference of their bounds.
-
-    Args:
-        bounds: of `IntervalNetwork.propagate`.
-        labels: int64 (B,).
     """
     weight, features = bounds.classifier.weight, bounds.features
     lead = weight[labels].unsqueeze(1) - weight  # (B, K, F)
@@ -28,13 +24,9 @@ def margin_bounds(bounds: Propagation, labels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def certified(model: nn.Module, levels: Tensor, labels: Tensor, eps: int = 1) -> Tensor:
-    """Return whether each image keeps its label whatever changes of at most `eps` levels are made to it, (B,) bool.
+    """Return, as (B,) bool, which uint8 images (B, 3, H, W) keep their label under any change of at most `eps` levels.
 
-    Args:
-        model: timm classifier, encoded or not, judged in evaluation mode.
-        levels: uint8 (B, 3, H, W).
-        labels: int64 (B,).
-        eps: levels, 0 to 255; 0 asks for the decision on the images themselves.
+    The timm classifier, encoded or not, is judged in evaluation mode; eps=0 asks for its decision on the images.
 
     Raises:
         ValueError: for a network with a layer whose bounds are not known; see `IntervalNetwork`.

@@ -9,20 +9,12 @@ from timm_p2be.stem import EncodedConv2d
 
 
 def stem_bounds(stem: EncodedConv2d, levels: Tensor, eps: int) -> tuple[Tensor, Tensor]:
-    """Return the least and the largest feature map of a stem over all images within `eps` levels.
+    """Return the least and the largest feature map, (B, O, H', W'), over all images within `eps` of `levels`.
 
     A feature is a sum over taps of a number that depends on one pixel value, and every tap reads another value. So its
     largest value is the sum of the largest numbers within each window of 2 eps + 1 levels: a convolution of the same
-    levels whose table went through a sliding maximum. Each feature attains its bounds; both have gradients with respect
-    to table and kernel.
-
-    Args:
-        stem: encoded convolution.
-        levels: uint8 (B, C, H, W).
-        eps: levels, 0 to 255.
-
-    Returns:
-        Two float tensors (B, O, H', W').
+    levels, uint8 (B, C, H, W), whose table went through a sliding maximum. Each feature attains its bounds; both have
+    gradients with respect to table and kernel.
 
     Example:
         >>> stem = EncodedConv2d(3, 4, 3, padding=1)

@@ -6,7 +6,7 @@ from timm.task import ClassificationTask
 from torch import Tensor, nn
 
 from timm_p2be.encodings import pixel_levels
-from timm_p2be.robustness.attacks.attack import check_count, check_eps
+from timm_p2be.robustness.attacks.attack import check_counts, check_eps
 from timm_p2be.robustness.certify.intervals import IntervalNetwork
 from timm_p2be.robustness.certify.margins import margin_bounds
 from timm_p2be.robustness.pixel_model import PixelModel
@@ -21,9 +21,7 @@ class IBPTask(ClassificationTask):
 
     Args:
         model: timm classifier whose layers `IntervalNetwork` understands.
-        eps: levels, 1 to 255.
-        kappa: 0 to 1.
-        warmup: updates, at least 1.
+        eps: levels, at least 1.
 
     Example:
         >>> import timm
@@ -34,8 +32,7 @@ class IBPTask(ClassificationTask):
 
     def __init__(self, model: nn.Module, eps: int = 1, kappa: float = 0.5, warmup: int = 1000, **kwargs: Any) -> None:
         check_eps(eps)
-        check_count('eps', eps)
-        check_count('warmup', warmup)
+        check_counts(eps=eps, warmup=warmup)
         if not 0 <= kappa <= 1:
             raise ValueError(f'Got kappa={kappa!r}; the weight of the worst case is 0 to 1.')
         super().__init__(model, **kwargs)

@@ -48,7 +48,6 @@ def corrupt(
     Args:
         image: uint8 levels (H, W, 3), 32x32 for the suite 'cifar' and 224x224 for 'imagenet'.
         name: one of `CORRUPTIONS` or `EXTRA_CORRUPTIONS`.
-        severity: 1 to 5.
         suite: 'cifar' or 'imagenet'; the two have different parameters.
         seed: a non-negative integer, or a sequence of them.
 

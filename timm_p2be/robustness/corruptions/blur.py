@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.random import Generator
 from numpy.typing import NDArray
 
 from timm_p2be.extras import require
+from timm_p2be.robustness.images import Pixels
 
 cv2 = require('cv2', extra='robustness')
 ndimage = require('scipy.ndimage', extra='robustness')
@@ -19,7 +21,7 @@ def gaussian_filter(x: NDArray[Any], deviation: float) -> NDArray[Any]:
     return ndimage.gaussian_filter(x, (deviation, deviation, 0)[: x.ndim], mode='nearest', truncate=4)
 
 
-def directed_blur(levels: NDArray[np.uint8], radius: int, deviation: float, angle: float) -> NDArray[np.uint8]:
+def directed_blur(levels: Pixels, radius: int, deviation: float, angle: float) -> Pixels:
     """Smear an image (H, W) or (H, W, C) to one side, as ImageMagick 6.9.11's motion blur does.
 
     Half a Gaussian of 2 * radius + 1 taps is laid along a line; each tap reads the pixel nearest to its place, or the
@@ -42,7 +44,7 @@ def directed_blur(levels: NDArray[np.uint8], radius: int, deviation: float, angl
     return np.floor(total + 0.5 / 257).astype(np.uint8)  # it rounds to 16 bits, where a level is 257, and cuts those
 
 
-def gaussian_blur(image: NDArray[np.uint8], generator: np.random.Generator, *, deviation: float) -> NDArray[Any]:
+def gaussian_blur(image: Pixels, generator: Generator, *, deviation: float) -> NDArray[Any]:
     """Smooth with a Gaussian."""
     return np.clip(gaussian_filter(image / 255.0, deviation), 0, 1) * 255
 
@@ -61,16 +63,12 @@ def disk_kernel(radius: float, alias: float) -> NDArray[np.float32]:
     return kernel
 
 
-def defocus_blur(
-    image: NDArray[np.uint8], generator: np.random.Generator, *, radius: float, alias: float
-) -> NDArray[Any]:
+def defocus_blur(image: Pixels, generator: Generator, *, radius: float, alias: float) -> NDArray[Any]:
     """Convolve every channel with `disk_kernel`, edges mirrored."""
     return np.clip(cv2.filter2D(image / 255.0, -1, disk_kernel(radius, alias)), 0, 1) * 255
 
 
-def glass_blur(
-    image: NDArray[np.uint8], generator: np.random.Generator, *, deviation: float, reach: int, rounds: int
-) -> NDArray[Any]:
+def glass_blur(image: Pixels, generator: Generator, *, deviation: float, reach: int, rounds: int) -> NDArray[Any]:
     """Smooth, scatter pixels locally, smooth again.
 
     The scripts' swap of a pixel with a neighbor at -reach..reach-1, two NumPy views, copies the neighbor; so does this.
@@ -90,9 +88,7 @@ def glass_blur(
     return np.clip(gaussian_filter(scattered / 255.0, deviation), 0, 1) * 255
 
 
-def motion_blur(
-    image: NDArray[np.uint8], generator: np.random.Generator, *, radius: int, deviation: float
-) -> NDArray[Any]:
+def motion_blur(image: Pixels, generator: Generator, *, radius: int, deviation: float) -> NDArray[Any]:
     """Smear to one side, at up to 45 degrees from horizontal."""
     return directed_blur(image, radius, deviation, angle=generator.uniform(-45, 45))
 
@@ -119,7 +115,7 @@ def _interpolation(side: int, factor: float) -> tuple[NDArray[np.intp], NDArray[
     return left + (side - crop) // 2, places - left
 
 
-def zoom_blur(image: NDArray[np.uint8], generator: np.random.Generator, *, factors: Sequence[float]) -> NDArray[Any]:
+def zoom_blur(image: Pixels, generator: Generator, *, factors: Sequence[float]) -> NDArray[Any]:
     """Average the image with its magnifications by `factors`, of which the first is 1."""
     x = (image / 255.0).astype(np.float32)
     exact = x.astype(np.float64)

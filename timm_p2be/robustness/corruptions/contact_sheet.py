@@ -24,18 +24,16 @@ def contact_sheet(
     See `corrupt` for the arguments; `names` are corruptions, from top to bottom.
     """
     scale = 2 if suite == 'cifar' else 0.5  # pixels stay visible as squares; or are averaged
-    rows = [[image, *(corrupt(image, name, severity, suite, seed) for severity in SEVERITIES)] for name in names]
-    width, height = (round(side * scale) for side in image.shape[1::-1])
-    columns = 1 + len(SEVERITIES)
-    canvas = Image.new('RGB', (_LABEL + columns * (width + _GAP), _LINE + len(rows) * (height + _GAP)), color='white')
-    draw = ImageDraw.Draw(canvas)
-    for column, title in enumerate(['clean', *map(str, SEVERITIES)]):
-        draw.text((_LABEL + column * (width + _GAP), _GAP), title, fill=0)
     resampling = Image.Resampling.BOX if scale < 1 else Image.Resampling.NEAREST
-    for row, (name, pictures) in enumerate(zip(names, rows, strict=True)):
-        top = _LINE + row * (height + _GAP)
-        draw.text((_GAP, top + height // 2 - 6), name, fill=0)
-        for column, pixels in enumerate(pictures):
-            picture = Image.fromarray(pixels).resize((width, height), resampling)
-            canvas.paste(picture, (_LABEL + column * (width + _GAP), top))
+    side, columns = round(len(image) * scale), (0, *SEVERITIES)
+    pitch = side + _GAP
+    canvas = Image.new('RGB', (_LABEL + len(columns) * pitch, _LINE + len(names) * pitch), color='white')
+    draw = ImageDraw.Draw(canvas)
+    for left, severity in zip(range(_LABEL, canvas.width, pitch), columns, strict=True):
+        draw.text((left, _GAP), str(severity or 'clean'), fill=0)
+        for top, name in zip(range(_LINE, canvas.height, pitch), names, strict=True):
+            if severity == 0:
+                draw.text((_GAP, top + side // 2 - 6), name, fill=0)
+            pixels = corrupt(image, name, severity, suite, seed) if severity else image
+            canvas.paste(Image.fromarray(pixels).resize((side, side), resampling), (left, top))
     return canvas

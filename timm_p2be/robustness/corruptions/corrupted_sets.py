@@ -31,7 +31,9 @@ class CorruptedSet:
     class_names: Sequence[str] | None = None
 
     def __init__(self, names: Iterable[str], severities: Sequence[int]) -> None:
-        self.names, self.severities = tuple(names), check_severities(severities)
+        if not severities or not set(severities) <= set(SEVERITIES):
+            raise ValueError(f'Got severities {list(severities)}; choose from {list(SEVERITIES)}.')
+        self.names, self.severities = tuple(names), tuple(sorted(set(severities)))
 
     def __len__(self) -> int:
         """Return the number of images at each severity of each corruption."""
@@ -53,13 +55,9 @@ class CorruptedSet:
 def choose_names(
     names: Sequence[str] | None, extra: bool = False, found: set[str] | None = None, where: str = 'The benchmark'
 ) -> tuple[str, ...]:
-    """Return the corruptions to use, in the order of the benchmark, others by name.
+    """Return the corruptions to use, in the order of the benchmark, others by name, and the four extra ones if `extra`.
 
-    Args:
-        names: None takes the 15 of the benchmark, or all if there is none of these.
-        extra: add the four extra ones.
-        found: those that are there; None if any of the benchmark can be made.
-        where: what errors call the place.
+    `names` by default are the 15 of the benchmark, or all if none of these is `found`; None if any can be made.
     """
     known = (*CORRUPTIONS, *EXTRA_CORRUPTIONS)
     there = set(known) if found is None else found
@@ -76,13 +74,6 @@ def choose_names(
             'among these with --corruptions, or add what is missing.'
         )
     return ordered(wanted)
-
-
-def check_severities(severities: Sequence[int]) -> tuple[int, ...]:
-    """Return the severities in order."""
-    if not severities or not set(severities) <= set(SEVERITIES):
-        raise ValueError(f'Got severities {list(severities)}; choose from {list(SEVERITIES)}.')
-    return tuple(sorted(set(severities)))
 
 
 def spans_of(count: int, batch_size: int) -> list[range]:

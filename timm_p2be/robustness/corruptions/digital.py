@@ -4,10 +4,12 @@ import io
 from typing import Any
 
 import numpy as np
+from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image
 
 from timm_p2be.extras import require
+from timm_p2be.robustness.images import Pixels
 
 cv2 = require('cv2', extra='robustness')
 ndimage = require('scipy.ndimage', extra='robustness')
@@ -15,7 +17,7 @@ hsv2rgb = require('skimage.color', extra='robustness').hsv2rgb
 rgb2hsv = require('skimage.color', extra='robustness').rgb2hsv
 
 
-def contrast(image: NDArray[np.uint8], generator: np.random.Generator, *, factor: float) -> NDArray[Any]:
+def contrast(image: Pixels, generator: Generator, *, factor: float) -> NDArray[Any]:
     """Shrink the distance from each channel's mean over the image."""
     x = image / 255.0
     means = x.mean(axis=(0, 1), keepdims=True)
@@ -23,7 +25,7 @@ def contrast(image: NDArray[np.uint8], generator: np.random.Generator, *, factor
 
 
 def elastic_transform(
-    image: NDArray[np.uint8], generator: np.random.Generator, *, amplitude: float, deviation: float, affine: float
+    image: Pixels, generator: Generator, *, amplitude: float, deviation: float, affine: float
 ) -> NDArray[Any]:
     """Warp by three points moved by up to `affine`, then shift every pixel by smoothed noise; edges are mirrored."""
     x = np.asarray(image, dtype=np.float32) / np.float32(255)
@@ -45,14 +47,14 @@ def elastic_transform(
     return np.clip(np.stack(channels, axis=-1), 0, 1) * 255
 
 
-def pixelate(image: NDArray[np.uint8], generator: np.random.Generator, *, factor: float) -> NDArray[Any]:
+def pixelate(image: Pixels, generator: Generator, *, factor: float) -> NDArray[Any]:
     """Shrink by averaging over boxes and enlarge again the same way."""
     height, width = image.shape[:2]
     small = Image.fromarray(image).resize((int(width * factor), int(height * factor)), Image.Resampling.BOX)
     return np.asarray(small.resize((width, height), Image.Resampling.BOX))
 
 
-def jpeg_compression(image: NDArray[np.uint8], generator: np.random.Generator, *, quality: int) -> NDArray[Any]:
+def jpeg_compression(image: Pixels, generator: Generator, *, quality: int) -> NDArray[Any]:
     """Compress as JPEG and decode."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format='JPEG', quality=quality)
@@ -60,7 +62,7 @@ def jpeg_compression(image: NDArray[np.uint8], generator: np.random.Generator, *
         return np.asarray(reloaded)
 
 
-def saturate(image: NDArray[np.uint8], generator: np.random.Generator, *, factor: float, shift: float) -> NDArray[Any]:
+def saturate(image: Pixels, generator: Generator, *, factor: float, shift: float) -> NDArray[Any]:
     """Scale the saturation of HSV by `factor` and raise it by `shift`."""
     hsv = rgb2hsv(image / 255.0)
     hsv[..., 1] = np.clip(hsv[..., 1] * factor + shift, 0, 1)

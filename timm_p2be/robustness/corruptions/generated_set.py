@@ -26,17 +26,7 @@ JPEG = {'quality': 85, 'optimize': True}  # of ImageNet-C: hendrycks/robustness,
 class GeneratedSet(CorruptedSet):
     """Clean images, corrupted on the fly: image i has noise of its own, drawn from (seed, i), however it is loaded.
 
-    Args:
-        clean, suite: see `corrupt` for their sizes.
-        names, extra: see `choose_names`.
-
-    Example:
-        >>> from PIL import Image
-        >>> clean = ImageSet([(Image.new('RGB', (32, 32)), 3)], 'black', size=32)
-        >>> data = GeneratedSet(clean, 'cifar', ['brightness'])
-        >>> images, labels = next(data.batches('brightness', 5, [range(1)]))
-        >>> images.shape, labels.tolist()
-        (torch.Size([1, 3, 32, 32]), [3])
+    `clean` has the image size of the suite; `names` and `extra` are those of `choose_names`.
     """
 
     def __init__(
@@ -48,11 +38,6 @@ class GeneratedSet(CorruptedSet):
         extra: bool = False,
         seed: int = 0,
     ) -> None:
-        if suite not in SUITES or clean.size != SUITES[suite] or seed < 0:
-            raise ValueError(
-                f'Got suite={suite!r} for images of {clean.size} pixels and seed={seed}; allowed are the suites (and '
-                f'sizes) {SUITES} and seeds from 0.'
-            )
         super().__init__(choose_names(names, extra), severities)
         self.clean, self.suite, self.seed = clean, suite, seed
         self.num_classes, self.class_names = clean.num_classes, clean.class_names
@@ -101,15 +86,9 @@ def write_set(
 ) -> int:
     """Write a whole set: arrays for the suite 'cifar', folders of JPEG files for 'imagenet'.
 
-    What an earlier call of the same data has finished is kept. The images are those that `data` makes.
-
-    Args:
-        data: what to write; for the suite 'cifar' it has all severities.
-        folder: empty, or with the same data.
-        overwrite: delete a set that this package wrote there before.
-
-    Returns:
-        Number of arrays, or of folders of one severity, that were written now.
+    What an earlier call of the same data has finished is kept, another set in the folder is an error.
+    `overwrite` deletes a set that this package wrote there before. Returns the number of arrays, or of folders of one
+    severity, that were written now.
     """
     arrays = data.suite == 'cifar'
     if arrays and data.severities != SEVERITIES:

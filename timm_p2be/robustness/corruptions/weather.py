@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.random import Generator
 from numpy.typing import NDArray
 
-from timm_p2be.extras import require
+from timm_p2be.extras import MissingExtra, require
 from timm_p2be.robustness.corruptions.blur import directed_blur, gaussian_filter, magnified
+from timm_p2be.robustness.images import Pixels
 
 cv2 = require('cv2', extra='robustness')
 hsv2rgb = require('skimage.color', extra='robustness').hsv2rgb
@@ -22,8 +24,8 @@ FROST_PICTURES = ('frost1.png', 'frost2.png', 'frost3.png', 'frost4.jpg', 'frost
 
 
 def snow(
-    image: NDArray[np.uint8],
-    generator: np.random.Generator,
+    image: Pixels,
+    generator: Generator,
     *,
     mean: float,
     deviation: float,
@@ -48,12 +50,7 @@ def snow(
 
 
 def frost(
-    image: NDArray[np.uint8],
-    generator: np.random.Generator,
-    *,
-    image_weight: float,
-    frost_weight: float,
-    scale: float,
+    image: Pixels, generator: Generator, *, image_weight: float, frost_weight: float, scale: float
 ) -> NDArray[Any]:
     """Add a random crop of one of five photographs of frost."""
     picture = frost_picture(FROST_PICTURES[generator.integers(len(FROST_PICTURES))], scale)
@@ -65,18 +62,16 @@ def frost(
 
 
 @functools.cache
-def frost_picture(name: str, scale: float) -> NDArray[np.uint8]:
+def frost_picture(name: str, scale: float) -> Pixels:
     """Return a photograph of the benchmark, RGB (H, W, 3), read-only, resized linearly by `scale`."""
     package = importlib.util.find_spec('imagecorruptions')  # found, not imported: that would load numba
     if package is None or package.origin is None:
-        raise ModuleNotFoundError(
-            "The corruption 'frost' adds photographs that come with the package imagecorruptions-imaug, which is not "
-            'installed; run: pip install imagecorruptions-imaug'
+        raise MissingExtra(
+            "The corruption 'frost' adds photographs of the package imagecorruptions-imaug, which is not installed; it "
+            "comes with the extra [robustness]: pip install 'timm-p2be[robustness]'"
         )
-    file = Path(package.origin).with_name('frost') / name
-    picture = cv2.imread(str(file))
-    if picture is None:
-        raise FileNotFoundError(f'No photograph at {file}; run: pip install --force-reinstall imagecorruptions-imaug')
+    picture = cv2.imread(str(Path(package.origin).with_name('frost') / name))
+    assert picture is not None, f'the package at {package.origin} has it'
     if scale != 1:
         picture = cv2.resize(picture, (0, 0), fx=scale, fy=scale)
     rgb = np.ascontiguousarray(picture[..., ::-1], dtype=np.uint8)
@@ -84,7 +79,7 @@ def frost_picture(name: str, scale: float) -> NDArray[np.uint8]:
     return rgb
 
 
-def fog(image: NDArray[np.uint8], generator: np.random.Generator, *, density: float, decay: float) -> NDArray[Any]:
+def fog(image: Pixels, generator: Generator, *, density: float, decay: float) -> NDArray[Any]:
     """Add a fractal cloud to x in [0, 1] and scale the sum back to the brightest level."""
     x = image / 255.0
     height, width = x.shape[:2]
@@ -93,7 +88,7 @@ def fog(image: NDArray[np.uint8], generator: np.random.Generator, *, density: fl
     return np.clip((x + density * cloud) * brightest / (brightest + density), 0, 1) * 255
 
 
-def plasma(side: int, decay: float, generator: np.random.Generator) -> NDArray[np.float64]:
+def plasma(side: int, decay: float, generator: Generator) -> NDArray[np.float64]:
     """Return a cloud that spans [0, 1], made by the diamond-square algorithm on a torus; `side` is a power of two.
 
     The noise is w * U(-w, w); w is 100 at first and is divided by `decay` from one scale to the next.
@@ -121,7 +116,7 @@ def plasma(side: int, decay: float, generator: np.random.Generator) -> NDArray[n
     return cloud / cloud.max()
 
 
-def brightness(image: NDArray[np.uint8], generator: np.random.Generator, *, shift: float) -> NDArray[Any]:
+def brightness(image: Pixels, generator: Generator, *, shift: float) -> NDArray[Any]:
     """Raise the value of HSV by `shift`."""
     hsv = rgb2hsv(image / 255.0)
     hsv[..., 2] = np.clip(hsv[..., 2] + shift, 0, 1)
@@ -129,8 +124,8 @@ def brightness(image: NDArray[np.uint8], generator: np.random.Generator, *, shif
 
 
 def spatter(
-    image: NDArray[np.uint8],
-    generator: np.random.Generator,
+    image: Pixels,
+    generator: Generator,
     *,
     mean: float,
     deviation: float,
@@ -159,7 +154,7 @@ def spatter(
     return np.clip(x + opacity * WATER.astype(np.float32), 0, 1) * 255
 
 
-def _thickness(liquid: NDArray[np.uint8]) -> NDArray[np.float32]:
+def _thickness(liquid: Pixels) -> NDArray[np.float32]:
     """Return how thick drops of water look: their distance from edges, in relief, times the liquid; float32 (H, W)."""
     distance = cv2.distanceTransform(255 - cv2.Canny(liquid, 50, 150), cv2.DIST_L2, 5)
     near = cv2.blur(np.minimum(distance, 20), (3, 3)).astype(np.uint8)

@@ -54,7 +54,7 @@ def warnings(content: Content) -> Iterator[str]:
         yield 'The worst case over all attacks was not measured.'
     elif content['settings']['worst_case'] < 1000:
         yield f'The worst case covers {content["settings"]["worst_case"]} images; 1,000 are usual.'
-    flipped = content['model']['flipped_bits']
+    flipped = content['model']['neighbor_distance']
     if flipped is not None and flipped >= ROUGH:
         yield (
             f'The table is rough: {flipped:.2f} bits flip from a level to the next. Accuracy under noise of one level '
@@ -70,7 +70,7 @@ def _summary(contents: Sequence[Content]) -> Table:
     rows = []
     for content in contents:
         model, worst, clean = content['model'], content['worst_case'], content['clean']
-        flipped = model['flipped_bits']
+        flipped = model['neighbor_distance']
         row = [model['name'], model['encoding'], '-' if flipped is None else f'{flipped:.2f}']
         row.append(content['settings']['eps'])
         row += [_share(clean.get('worst_case', clean['alone'])), _share(worst), _interval(worst)]
