@@ -75,7 +75,8 @@ def test_output_folder_is_timms(data: Path, output: Path) -> None:
         parts = [float(row[f'train_{name}']) for name in ('loss', 'ce', 'jsd', 'smoothness')]
         assert parts[0] == pytest.approx(parts[1] + 12 * parts[2] + parts[3], rel=1e-5)
     state = checkpoint(output / 'last.pth.tar')
-    assert {'epoch', 'arch', 'state_dict', 'optimizer', 'version', 'args', 'metric', 'saver'} == state.keys()
+    own = {'metric', 'saver', 'label_names'}
+    assert {'epoch', 'arch', 'state_dict', 'optimizer', 'version', 'args'} | own == state.keys()
     assert (state['epoch'], state['arch']) == (1, 'encoded')
     model = timm.create_model(
         'encoded', backbone='test_resnet', num_bits=8, num_classes=2, checkpoint_path=str(output / 'last.pth.tar')
@@ -198,6 +199,17 @@ def test_folders_and_weights_that_do_not_fit(tmp_path: Path, output: Path, capsy
     (folder / 'validation' / 'a').rename(folder / 'validation' / 'c')
     assert train.main(command(folder, output, '--num-classes', '3')) == 2
     assert 'different classes (a, c' in capsys.readouterr().err
+
+
+def test_classes_are_counted_in_the_data(data: Path, output: Path, caplog: pytest.LogCaptureFixture) -> None:
+    words = command(data, output, model=('--model', 'wrn10_2_p2be', '--img-size', '32'))
+    at = words.index('--num-classes')
+    del words[at : at + 2]
+    with caplog.at_level(logging.INFO):
+        assert train.main(words) == 0
+    assert '--num-classes 2: the data has the classes a, b.' in caplog.text
+    assert weights(output)['fc.bias'].shape == (2,)
+    assert checkpoint(output / 'last.pth.tar')['label_names'] == ['a', 'b']
 
 
 def test_val_interval_skips_validation_and_checkpoints(data: Path, output: Path) -> None:

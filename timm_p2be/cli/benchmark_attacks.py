@@ -96,7 +96,10 @@ def _run(args: argparse.Namespace) -> int:
     suites = [build_suite(model, args.eps, args.attacks, sources) for model in models]
     sides = [args.img_size or model.input_size[-1] for model in models]
     data = {side: images_from(args, side, args.resize) for side in set(sides)}
-    jobs = [(model, data[side], attacks) for model, side, attacks in zip(models, sides, suites, strict=True)]
+    jobs = [
+        (model, data[side].numbered_for(model), attacks)
+        for model, side, attacks in zip(models, sides, suites, strict=True)
+    ]
     with connected_ranks() as ranks, alone_in(args.output, ranks.first and not args.budget):
         for model, images, attacks in jobs:  # what is wrong with the last model is said before the first
             folder = None if args.overwrite or args.budget else args.output

@@ -30,7 +30,13 @@ from timm_p2be.hub.fetch import MAX_BYTES, fetch, local_folder, resolved_commit,
 from timm_p2be.hub.training_record import check_training_record
 
 FILES = (CONFIG_FILE, WEIGHTS_FILE)
-RELEASE_FILES = (*FILES, CARD_FILE, 'results.json')  # nothing else is ever published or pulled
+RELEASE_FILES = (
+    *FILES,
+    CARD_FILE,
+    'results.json',
+    'codes.png',
+    'corruptions.png',
+)  # nothing else is ever published or pulled
 MODEL_FORMAT_VERSION = 1
 DEFAULT_BITS = 64  # of the models' entrypoints
 

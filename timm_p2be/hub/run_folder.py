@@ -95,6 +95,12 @@ def data_config(run: Run, model: nn.Module) -> dict[str, Any]:
     return {key: config[key] for key in ('input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')}
 
 
+def label_names(run: Run, model: nn.Module) -> list[str]:
+    """Return the names of the model's classes, of the data it was trained on; none if the checkpoint has not all."""
+    names = run.checkpoint.raw.get('label_names') or []
+    return [*map(str, names)] if len(names) == model.num_classes else []
+
+
 def _shown(model: str, kwargs: Mapping[str, Any] | None) -> str:
     return f'{model} {json.dumps(kwargs or {}, sort_keys=True, default=str)}'  # YAML makes lists of tuples
 

@@ -87,3 +87,16 @@ def part_of(record: Any, *keys: str) -> Any:
     for key in keys:
         record = record.get(key) if isinstance(record, dict) else None
     return record
+
+
+def counts_of(counts: Any) -> dict[str, int] | None:
+    """Return what is known of a learned table; further keys of results may hold anything."""
+    names = ('distinct', 'bits', 'unlike_thermometer')
+    known = all(type(part_of(counts, name)) is int for name in names)
+    return {name: counts[name] for name in names} if known else None
+
+
+def is_on_training_images(record: Any) -> bool:
+    """Return whether the clean error of a run is that of the images it was trained on."""
+    split = part_of(record, 'results', 'clean', 'split')
+    return bool(split) and split == part_of(record, 'dataset', 'split')

@@ -1,6 +1,8 @@
 """Clean labeled images as uint8 levels, read by any reader of timm, in a fixed order."""
 
+import copy
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from timm.data import ImageDataset, create_dataset
+from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
 from timm_p2be.data.image_files import Images, check_folder, hash_files, image_files
 from timm_p2be.extras import require
+from timm_p2be.robustness.pixel_model import PixelModel
 
 Pixels = NDArray[np.uint8]
 RESIZE = {'cifar': None, 'imagenet': 256}  # suite of corruptions -> shorter side before the central crop
@@ -29,6 +33,10 @@ class ImageSet(Dataset[tuple[Pixels, int]]):
         resize: shorter side before the central crop of `size`; None takes images only if they have `size` already.
         limit: the first `limit` images only; None takes all.
         files: a digest of the files that the images come from, part of the fingerprint.
+
+    Attributes:
+        class_names: of the labels 0, 1, ..., as the reader of `source` has them; None where it has none.
+        num_classes: of the data, None where that is unknown.
 
     Example:
         >>> data = ImageSet([(Image.new('RGB', (32, 32)), 3)], 'black', size=32)
@@ -58,6 +66,9 @@ class ImageSet(Dataset[tuple[Pixels, int]]):
         self.size = size
         self.limit = limit
         self.files = files
+        self.class_names = class_names(source)
+        self.num_classes = len(self.class_names) if self.class_names else None
+        self._numbers: Tensor | None = None  # a model's own, of the labels
         self._crop = Compose([Resize(resize, InterpolationMode.BILINEAR), CenterCrop(size)]) if resize else None
         self.transform = f'Resize({resize}, bilinear), CenterCrop({size})' if resize else f'none ({size}x{size})'
 
@@ -71,7 +82,15 @@ class ImageSet(Dataset[tuple[Pixels, int]]):
         image = image.convert('RGB')
         if self._crop is not None:
             image = self._crop(image)
-        return as_pixels(image, self.size, f'Image {index} of {self.name}'), int(label)
+        label = int(label if self._numbers is None else self._numbers[label])
+        return as_pixels(image, self.size, f'Image {index} of {self.name}'), label
+
+    def numbered_for(self, model: PixelModel) -> 'ImageSet':
+        """Return these images, labeled by the model's own numbers of the classes; see `PixelModel.numbers_of`."""
+        numbered = copy.copy(self)
+        if (numbers := model.numbers_of(self.class_names, self.num_classes, self.name)) is not None:
+            numbered._numbers, numbered.class_names = numbers, model.class_names
+        return numbered
 
     def describe(self) -> dict[str, Any]:
         """Return what reports say of the data.
@@ -89,6 +108,13 @@ class ImageSet(Dataset[tuple[Pixels, int]]):
             'transform': self.transform,
             'fingerprint': digest.hexdigest(),
         }
+
+
+def class_names(source: Any) -> Sequence[str] | None:
+    """Return the names of a data set's classes by their number; None where its reader does not name them all."""
+    found = getattr(getattr(source, 'reader', source), 'class_to_idx', None) or {}
+    names = {index: str(name) for name, index in reversed(found.items())}  # of synonyms the first
+    return [names[index] for index in range(len(names))] if names and names.keys() == {*range(len(names))} else None
 
 
 def as_pixels(image: Image.Image, size: int, name: str) -> Pixels:
@@ -126,7 +152,10 @@ def read_images(
         where = dataset + (f' in {data_dir}' if data_dir else '') if dataset else str(data_dir)
         raise ValueError(f'No images read from {where}, split {split!r}: {error or type(error).__name__}') from error
     name = (dataset or str(data_dir)).rstrip('/').rpartition('/')[2]
-    return ImageSet(source, f'{name} ({split})', size, resize, limit, files)
+    images = ImageSet(source, f'{name} ({split})', size, resize, limit, files)
+    if reader.get('class_map'):  # which gives the model's numbers
+        images.class_names = None
+    return images
 
 
 def _hash_of(source: Any, dataset: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from timm.models import resolve_model_input_args, split_model_name_tag
 
 from timm_p2be.encodings.table_file import names_table
+from timm_p2be.hub.errors import asking
 from timm_p2be.training.flags import DATASETS
 
 # What the flags of a learned table mean when neither recipe nor command line sets them (docs/protocol.md).
@@ -155,7 +156,8 @@ def _architecture(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     """Return name and arguments of --model, those of a saved one from its config."""
     if ':' not in args.model:
         return split_model_name_tag(args.model)[0], args.model_kwargs
-    kwargs = resolve_model_input_args(args.model, **args.model_kwargs)
+    with asking(args.model):
+        kwargs = resolve_model_input_args(args.model, **args.model_kwargs)
     return kwargs['model_name'], kwargs
 
 

@@ -65,7 +65,7 @@ def _model_flags(parser: argparse.ArgumentParser) -> None:
         help='continue the run of this checkpoint; auto: of the newest sound one of --experiment, if there is one',
     )
     add('--no-resume-opt', action='store_true', help='resume without the optimizer')
-    add('--num-classes', type=int, metavar='N', help="default: the model's")
+    add('--num-classes', type=int, metavar='N', help="default: the data's, or else the model's")
     add('--img-size', type=int, metavar='N', help="default: the model's")
     add('--in-chans', type=int, metavar='N', help='image channels (default: 3)')
     add('--input-size', nargs=3, type=int, metavar='N', help='channels, height, width')

@@ -35,6 +35,7 @@ from timm.utils import (
 from timm_p2be.data.image_files import UnreadableImage, last_message
 from timm_p2be.files import content_of
 from timm_p2be.optim import learning_rates
+from timm_p2be.robustness.images import class_names
 from timm_p2be.training import building
 from timm_p2be.training.arguments import Arguments, parse_args
 from timm_p2be.training.checkpoints import (
@@ -49,7 +50,7 @@ from timm_p2be.training.checkpoints import (
 )
 from timm_p2be.training.embedding_flags import adopt_table, pinned
 from timm_p2be.training.epoch import Trainer
-from timm_p2be.training.loading import build_loaders
+from timm_p2be.training.loading import build_loaders, open_data
 from timm_p2be.training.output import CannotWrite, OutputFolder, experiment_folder, settle_resume, writing
 from timm_p2be.training.saver import Saver, all_buffers, training_state
 from timm_p2be.training.schedules import Schedules
@@ -83,8 +84,10 @@ class Run:
         elif args.p2be_embedding:
             args.p2be_embedding = pinned(args.p2be_embedding)
         random_seed(args.seed, args.rank)
+        data = open_data(args)
+        self.label_names = class_names(data[0])
         model = building.build_model(args, device)
-        self.loaders = build_loaders(args, model, device)
+        self.loaders = build_loaders(args, model, device, *data)
         self.task = building.build_task(args, model, device, self.loaders.data_config)
         self.optimizer = building.build_optimizer(args, model)
         autocast, self.scaler = building.build_precision(args, device)
@@ -175,9 +178,10 @@ class Run:
 
     def _state(self, epoch: int, args: argparse.Namespace) -> dict[str, Any]:
         try:
-            return training_state(args, self.task, self.optimizer, self.scaler, epoch)
+            state = training_state(args, self.task, self.optimizer, self.scaler, epoch)
         except Diverged as error:
             raise Diverged(f'{error} at {self.trainer.where()}.') from error
+        return {**state, 'label_names': self.label_names} if self.label_names else state
 
     def train(self) -> None:
         """Train from the run's position to its last epoch, or raise Diverged, or Interrupted after a checkpoint."""

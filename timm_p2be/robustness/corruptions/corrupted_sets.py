@@ -24,10 +24,12 @@ class CorruptedSet:
         severities: ascending.
         suite: 'cifar' or 'imagenet', which fixes the side of the images.
         num_classes: of the data if it is known, else None.
+        class_names: of the labels 0, 1, ... if they are known, else None.
     """
 
     suite: str
     num_classes: int | None = None
+    class_names: Sequence[str] | None = None
 
     def __init__(self, names: Iterable[str], severities: Sequence[int]) -> None:
         if not severities or not set(severities) <= set(SEVERITIES):

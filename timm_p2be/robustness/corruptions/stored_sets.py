@@ -162,7 +162,7 @@ class CorruptedFolders(StoredSet):
         if not class_map:
             if self.made is not None:
                 return {folder: int(folder) for folder in folders}
-            self.num_classes = len(folders)
+            self.num_classes, self.class_names = len(folders), folders
             return {folder: number for number, folder in enumerate(folders)}
         try:
             index = {str(key): int(value) for key, value in load_class_map(class_map).items()}
