@@ -12,6 +12,7 @@ PACKAGE = ROOT / 'timm_p2be'
 # layer -> the layers of timm_p2be it may import; a layer is a top-level module or sub-package, '' is __init__.py
 ALLOWED: dict[str, set[str]] = {
     'files': set(),
+    'locks': set(),
     'extras': set(),
     'checkpoints': {'files'},
     'lookup': set(),
@@ -23,11 +24,11 @@ ALLOWED: dict[str, set[str]] = {
     'timm_script': {'data'},  # opt-in: timm's own train.py or `timm-p2be run` imports it
     'models': {'encodings', 'files', 'hub', 'stem'},
     'task': {'encodings', 'losses', 'robustness', 'stem'},
-    'robustness': {'checkpoints', 'encodings', 'extras', 'files', 'lookup', 'stem'},
+    'robustness': {'checkpoints', 'data', 'encodings', 'extras', 'files', 'lookup', 'stem'},
     'hub': {'checkpoints', 'encodings', 'extras', 'files', 'models', 'robustness', 'stem', ''},
     '': {'encodings', 'lookup', 'losses', 'models', 'optim', 'robustness', 'stem'},  # registers and re-exports
 }
-ALLOWED['training'] = {'cli', 'data', 'optim', 'task', *ALLOWED['hub'], 'hub'}
+ALLOWED['training'] = {'cli', 'data', 'locks', 'optim', 'task', *ALLOWED['hub'], 'hub'}
 ALLOWED['reproduce'] = {'cli', 'encodings', 'extras', 'files', 'hub', 'robustness', 'training', ''}
 ALLOWED['cli'] = {*ALLOWED}
 LATE = {'encodings': {'hub'}}  # inside functions only: a table saves and publishes itself

@@ -78,6 +78,7 @@ def test_a_recipe_is_found_by_name(tmp_path: Path, capsys: pytest.CaptureFixture
     assert named.args.config == 'cifar10.yaml'  # what cards say
     error = _error(capsys, '-c', 'cifar11')
     assert 'cannot read the recipe cifar11' in error
+    assert 'Did you mean cifar10?' in error
     assert all(path.stem in error for path in RECIPES.glob('*.yaml'))
 
 

@@ -348,10 +348,11 @@ def test_the_budget_expects_what_a_trial_showed() -> None:
 
 
 @pytest.fixture
-def flags(tmp_path: Path, data: Path, nets: dict[str, PixelModel]) -> list[str]:
-    torch.save(nets['wrn10_2_p2be'].model.state_dict(), tmp_path / 'net.pth')
+def flags(tmp_path: Path, data: Path) -> list[str]:
+    torch.manual_seed(0)
+    torch.save(timm.create_model('wrn10_2_p2be', num_classes=2).state_dict(), tmp_path / 'net.pth')
     return [
-        *('benchmark', 'attacks', '--model', f'net:wrn10_2_p2be={tmp_path}/net.pth', '--num-classes', '10'),
+        *('benchmark', 'attacks', '--model', f'net:wrn10_2_p2be={tmp_path}/net.pth', '--num-classes', '2'),
         *('--data-dir', str(data), '--output', str(tmp_path / 'out'), '--probed', '2'),
     ]
 

@@ -25,6 +25,7 @@ ATTACKS: dict[str, Callable[[nn.Module, Any], Attack]] = {
     'fgsm': lambda model, eps: PGD(model, eps, steps=1),
     'pgd': lambda model, eps: PGD(model, eps, steps=6),
     'pgd margin': lambda model, eps: PGD(model, eps, steps=3, loss='margin', restarts=2),
+    'apgd of one step, for curves': lambda model, eps: APGD(model, eps, steps=1),
     'apgd margin': lambda model, eps: APGD(model, eps, steps=3, loss='margin', restarts=2),
     'apgd target': lambda model, eps: APGD(model, eps, steps=3, loss='target', restarts=2),
     'dga': lambda model, eps: DGA(model, eps, steps=4),

@@ -134,7 +134,7 @@ def test_the_cache(hub: HubServer, namespace: dict[str, str], tmp_path: Path, pr
     assert f'{namespace["net"][:12]} v1' in out
 
 
-def test_what_is_shipped_and_an_empty_cache(hub: HubServer, listed: Listed) -> None:
+def test_what_is_shipped_and_an_empty_cache(hub: HubServer, listed: Listed, printed: Said) -> None:
     entries = listed()
     tables = [entry for entry in entries if entry['contents']['kind'] == 'embedding']
     assert [entry['name'] for entry in tables] == [f'*_p2be.{tag}' for tag in TABLES]
@@ -146,6 +146,8 @@ def test_what_is_shipped_and_an_empty_cache(hub: HubServer, listed: Listed) -> N
         assert entry['tags'] == ['cifar10']
         assert entry['contents']['architecture'] == entry['name'].partition('.')[0]
         assert (entry['contents']['num_bits'] is None) == (entry['contents']['encoding'] == 'rgb')
+    lines = printed('list').splitlines()
+    assert [line.split()[-7:-3] for line in lines if ' wrn16_2_p2be.' in line] == [['17.05', '64', '0.2', '%']]
 
 
 def test_what_strangers_write_cannot_move_the_cursor(hub: HubServer, tmp_path: Path, printed: Said) -> None:

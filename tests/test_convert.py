@@ -5,6 +5,7 @@ import copy
 import pytest
 import timm
 import torch
+import torchvision
 from stems import random_levels
 from timm.layers import StdConv2d
 from timm.models import FeatureListNet, get_model_input_config, model_entrypoint
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from timm_p2be import find_embedding
 from timm_p2be.encodings import EmbeddingParameter
+from timm_p2be.robustness.pixel_model import PixelModel
 from timm_p2be.stem import EncodedConv2d, UnsupportedStemError, convert, encoded_stem
 
 
@@ -157,7 +159,7 @@ def _conv(**kwargs: object) -> nn.Conv2d:
 
 
 UNSUPPORTED = {
-    'nothing declared': (_Network(_conv(), None), r"toy declares no first convolution \(pretrained_cfg\['first_conv'"),
+    'nothing declared': (_Network(_conv(), None), "toy declares no first convolution; pass first_conv='first'"),
     'several': (_Network(_conv(), ('first', 'second')), r"toy declares 2 first convolutions \['first', 'second'\]"),
     'misnamed': (_Network(_conv(), 'stem.0'), "toy declares the first convolution 'stem.0' but has no such module"),
     'linear': (_Network(nn.Linear(3, 4)), "toy has a Linear as its first convolution 'first'"),
@@ -167,7 +169,10 @@ UNSUPPORTED = {
     'reflected': (_Network(_conv(padding_mode='reflect')), "of 1 groups and 'reflect' padding"),
     'transformed': (_Rescaled(_conv()), "toy transforms the image before its first convolution 'first'"),
     'two readers': (_TwoReaders(_conv()), r"toy reads the image in several layers \['first', 'second'\]"),
-    'failing': (_Failing(_conv()), r'toy fails on a random image of shape \(3, 8, 8\) \(needs a mask\)'),
+    'failing': (
+        _Failing(_conv()),
+        r'toy fails on a random image of shape \(3, 8, 8\) \(needs a mask; see input_size\)',
+    ),
     'converted': (_Network(EncodedConv2d(3, 4, 1)), 'toy already reads pixel codes'),
     'no cfg': (nn.Sequential(_conv()), 'Sequential declares no first convolution'),
 }
@@ -234,6 +239,34 @@ def test_the_encoded_stem_has_a_name():
     assert encoded_stem(_Wrapper(model)) == ('module.conv1.0', model.conv1[0])
     assert encoded_stem(model.conv1[0]) == ('', model.conv1[0])
     assert encoded_stem(timm.create_model('test_resnet')) == ('', None)
+
+
+def test_networks_outside_timm_need_their_first_convolution_named():
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(num_classes=5).eval()
+    images, mean, std = random_levels(2, 3, 64, 64), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    normalized = torchvision.transforms.functional.normalize(images / 255, mean, std)
+    with pytest.raises(UnsupportedStemError, match="ResNet declares no first convolution; pass first_conv='conv1'"):
+        convert(model, 'p2be')
+    with torch.no_grad():
+        expected = model(normalized)
+        with pytest.raises(ValueError, match='Pass mean= and std= to convert'):
+            convert(model, 'p2be', preserve=True, first_conv='conv1')
+        convert(model, 'p2be', preserve=True, first_conv='conv1', mean=mean, std=std)
+        torch.testing.assert_close(model(images), expected, atol=1e-3, rtol=1e-4)
+        assert torch.equal(PixelModel(model)(images), model(images))
+    small = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 6 * 6, 2))
+    with pytest.raises(UnsupportedStemError, match='see input_size'):
+        convert(small, 'onehot', first_conv='0')
+    assert convert(small, 'onehot', first_conv='0', input_size=(1, 8, 8))(random_levels(2, 1, 8, 8)).shape == (2, 2)
+
+
+@pytest.mark.parametrize(('name', 'given'), [('wrn10_2_p2be', {}), ('encoded', {'backbone': 'test_resnet'})])
+def test_misspelled_arguments_are_explained(name, given):
+    with pytest.raises(TypeError, match=r"'num_bit'; did you mean num_bits\?"):
+        timm.create_model(name, num_bit=8, **given)
+    with pytest.raises(ValueError, match="backbone='test_resnet'"):
+        timm.create_model('encoded', backbone='test_resnett')
 
 
 # every family of timm, without memory or computation: it converts, or is refused for its reason

@@ -20,6 +20,7 @@ from timm_p2be.cli import main
 from timm_p2be.robustness.corruptions import CORRUPTIONS, SEVERITIES
 from timm_p2be.robustness.corruptions.generated_set import GeneratedSet
 from timm_p2be.robustness.evaluation import results
+from timm_p2be.robustness.evaluation.attack_benchmark import benchmark_attacks
 from timm_p2be.robustness.evaluation.corruption_benchmark import benchmark_corruptions, figures_of
 from timm_p2be.robustness.evaluation.corruption_metrics import ALEXNET_ERRORS, summarize
 from timm_p2be.robustness.evaluation.results import unpack_bits
@@ -151,6 +152,36 @@ def test_all_models_see_the_same_images() -> None:
     assert alone['results']['wrn10_2_p2be'] == content['results']['wrn10_2_p2be']
 
 
+def named(names: str, labels: str) -> ImageSet:
+    """Images of which `Brightness` says 0, 1, ...; their classes are `labels`, numbered in the order `names`."""
+
+    class Named(list[Any]):
+        class_to_idx = {name: index for index, name in enumerate(names)}  # noqa: RUF012
+
+    pixels = [Image.new('RGB', (32, 32), (26 * index + 5,) * 3) for index in range(len(labels))]
+    return ImageSet(Named(zip(pixels, map(names.index, labels), strict=True)), 'gray', size=32)
+
+
+def test_classes_are_compared_by_name_and_else_by_count() -> None:
+    model = PixelModel(Brightness(), name='mean', class_names='abcdefghij')
+    bare = PixelModel(Brightness(), name='bare')
+
+    def error(model: PixelModel, clean: ImageSet) -> float:
+        data = GeneratedSet(clean, 'cifar', NAMES[1:], (1,))
+        return benchmark_corruptions([model], data, clean, show=False)['clean'][model.name]['error']
+
+    assert error(model, named('jihgfedcba', 'abcdefghij')) == 0
+    assert error(model, named('ca', 'aac')) == pytest.approx(1 / 3)  # of some of the classes
+    with pytest.raises(ValueError, match="the corrupted set has the class 'x', mean has a, b, c"):
+        error(model, named('abx', 'ab'))
+    assert error(bare, named('abcdefghij', 'abcdefghij')) == 0
+    with pytest.raises(ValueError, match=r'bare has 10 classes, the data 4 .*--class-map'):
+        error(bare, named('abcd', 'abcd'))
+    with pytest.raises(ValueError, match=r'bare has 10 classes, the data 4 \(gray\)'):
+        benchmark_attacks(bare, named('abcd', 'abcd'), [])
+    assert [label for _, label in named('ca', 'aac').numbered_for(model)] == [0, 0, 2]
+
+
 def test_resume_does_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / 'results.json'
     whole = benchmark_corruptions([untrained()], corrupted(), images(), output=tmp_path / 'whole.json', show=False)
@@ -261,7 +292,7 @@ def test_two_ranks_give_the_results_of_one(tmp_path: Path) -> None:
 def checkpoint(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     path = tmp_path / 'weights.pth'
-    torch.save(timm.create_model('wrn10_2', num_classes=3).state_dict(), path)
+    torch.save(timm.create_model('wrn10_2', num_classes=2).state_dict(), path)
     return path
 
 
@@ -341,8 +372,9 @@ BAD_FLAGS = {
 @pytest.mark.parametrize('case', BAD_FLAGS)
 def test_bad_flags(checkpoint: Path, data: Path, tmp_path: Path, case: str, refused: Callable[..., str]) -> None:
     flags, message = BAD_FLAGS[case]
-    (tmp_path / 'big' / 'a').mkdir(parents=True)
-    Image.new('RGB', (40, 40)).save(tmp_path / 'big' / 'a' / 'x.png')
+    for name in 'ab':
+        (tmp_path / 'big' / name).mkdir(parents=True)
+        Image.new('RGB', (40, 40)).save(tmp_path / 'big' / name / 'x.png')
     flags = [{'DATA': str(data), 'BIG': str(tmp_path / 'big')}.get(flag, flag) for flag in flags]
     error = refused(*command(checkpoint), *flags, '--output', tmp_path / 'out')
     assert 'timm-p2be benchmark corruptions: error: ' in error

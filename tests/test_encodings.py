@@ -98,6 +98,10 @@ def test_other_dtypes_are_refused(dtype):
         pixel_levels(torch.zeros(2, dtype=dtype))
 
 
+def test_noise_that_scripts_warm_up_on_is_no_reason_to_warn():
+    assert not warn_if_not_pixels(torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+
+
 @pytest.mark.parametrize(('values', 'found'), [
     ([0.2, 2.64], 'from 0.2 to 2.64'),
     ([-2.12, 0.5], 'from -2.12 to 0.5'),

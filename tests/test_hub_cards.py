@@ -9,13 +9,15 @@ import published
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import ship
 from timm_p2be import PixelEmbedding, find_embedding
-from timm_p2be.hub.card import embedding_card, model_card
+from timm_p2be.hub.card import render_card
 from timm_p2be.hub.repository import read_contents
 from timm_p2be.models import weights
+from timm_p2be.models.tables import TABLES
 
 CARDS = Path(__file__).parents[1] / 'hub_cards'
 FOLDERS = sorted(path for path in CARDS.iterdir() if path.is_dir()) if CARDS.is_dir() else []
@@ -27,18 +29,27 @@ def test_every_shipped_model_has_a_card() -> None:
 
 
 @pytest.mark.parametrize('folder', FOLDERS, ids=lambda folder: folder.name)
-def test_a_card_describes_what_is_shipped(folder: Path) -> None:
+def test_a_card_describes_what_is_shipped(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     record = read_contents(folder)
     config = json.loads((folder / 'config.json').read_text())
     text = (folder / 'README.md').read_text()
-    name = re.search(r"'(?:hf-hub:)?([\w.-]+/[\w.-]+@[\w.-]+)'", text)
-    if record.kind == 'embedding':
+    is_table = record.kind == 'embedding'
+    (tag,) = [tag for tag, name in TABLES.items() if name == folder.name] if is_table else [None]
+    name = f'{record.provenance["model"]}.{tag}' if is_table else folder.name
+    pictures = [path.name for path in folder.glob('*.png')]
+    assert pictures == ([] if record.encoding == 'rgb' else ['codes.png'])
+    assert text == render_card(config, pictures=pictures, shipped=name)
+    Image.new('RGB', (32, 32)).save(tmp_path / 'image.png')
+    monkeypatch.chdir(tmp_path)
+    exec(re.search(r'```python\n(.*?)```', text, re.DOTALL)[1], {})  # type: ignore[index]
+    if is_table:
         table = PixelEmbedding.from_pretrained(folder)  # checks the whole folder
-        assert text == embedding_card(config, name[1])
         assert table.provenance == record.provenance
         return
+    assert re.fullmatch(r'(\d+\.\d% [a-z]+\n){5}', capsys.readouterr().out)
     results = json.loads((folder / 'results.json').read_text())
-    assert text == model_card(config, name[1])
     assert {**config['timm_p2be']['provenance']['results'], 'files': results['files']} == results
     assert record.weights_sha256 == weights.shipped_weights()[folder.name]['sha256']
     assert record.provenance == weights.shipped_weights()[folder.name]['provenance']
@@ -60,12 +71,12 @@ def test_a_card_names_no_place_of_ours(folder: Path) -> None:
 def test_shipping_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, 'FOLDER', tmp_path / 'weights')
     (tmp_path / 'weights').mkdir()
-    published.model(tmp_path / 'release')
+    published.model(tmp_path / 'release', encoding='p2be', num_bits=8)
     for name in ('wrn10_2_p2be.first', 'wrn10_2_p2be.second'):
         ship.ship(tmp_path / 'release', name, tmp_path / 'cards')
     assert [*weights.shipped_weights()] == ['wrn10_2_p2be.first', 'wrn10_2_p2be.second']
     assert weights.shipped_weights()['wrn10_2_p2be.first']['provenance'] == published.PROVENANCE
-    assert {path.name for path in (tmp_path / 'cards' / name).iterdir()} == {'README.md', 'config.json'}
+    assert {path.name for path in (tmp_path / 'cards' / name).iterdir()} == {'README.md', 'codes.png', 'config.json'}
     weights.verify_weights(Path(weights.weights_path(name)))
     shipped = load_file(weights.weights_path(name))
     state = load_file(tmp_path / 'release' / 'model.safetensors')
@@ -78,7 +89,7 @@ def test_shipping_a_table(tmp_path: Path) -> None:
     (tmp_path / 'release' / 'notes.txt').write_text('mine')
     ship.ship(tmp_path / 'release', 'p2be-m16', tmp_path / 'cards')
     files = {path.name for path in (tmp_path / 'cards' / 'p2be-m16').iterdir()}
-    assert files == {'README.md', 'config.json', 'model.safetensors'}
+    assert files == {'README.md', 'codes.png', 'config.json', 'model.safetensors'}
     assert PixelEmbedding.from_pretrained(tmp_path / 'cards' / 'p2be-m16').num_bits == 16
 
 

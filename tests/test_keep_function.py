@@ -332,7 +332,7 @@ def test_a_normalization_that_does_not_fit(change):
     model = _Network(nn.Conv2d(3, 4, 3))
     model.pretrained_cfg.update(change)
     conv, (name,) = model.first, change
-    with pytest.raises(ValueError, match=rf'(?s){name}.*images of 3 channels.*Set model.pretrained_cfg') as error:
+    with pytest.raises(ValueError, match=rf'(?s){name}.*images of 3 channels.*Pass mean= and std= to convert') as error:
         convert(model, 'p2be', preserve=True)
     assert repr(change[name]) in str(error.value)
     assert model.first is conv

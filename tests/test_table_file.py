@@ -1,6 +1,5 @@
 """The folder of a table: bit for bit there and back, and every damage refused before anything is used."""
 
-import copy
 import errno
 import hashlib
 import json
@@ -8,7 +7,6 @@ import os
 import pickle
 import re
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import safetensors.torch
@@ -17,7 +15,6 @@ from published import PROVENANCE, Bomb
 
 from timm_p2be.encodings.codes import onehot_codes
 from timm_p2be.encodings.table_file import MAX_TABLE_BYTES, TableFile, codes_sha256, read_table_file
-from timm_p2be.hub.training_record import check_training_record
 
 FILES = ('config.json', 'model.safetensors')
 EDGES = [0.0, -0.0, 1e-9, -1e-9, 1e-45, -1e-45, 3e38, -3e38, 0.5, -0.5]
@@ -244,59 +241,3 @@ def test_pickles_are_never_opened(tmp_path, name):
     (folder / name).write_bytes(content)
     _refused(folder, 'damaged' if name == 'model.safetensors' else 'never from a pickle')
     assert not planted.exists()
-
-
-# the training record: every key there, every value of its type
-
-
-def _record_refused(record: Any, *words: str) -> None:
-    with pytest.raises(ValueError, match='.*'.join(map(re.escape, words))):
-        check_training_record(record)
-
-
-def test_every_part_may_be_unknown() -> None:
-    check_training_record(None)
-    check_training_record(PROVENANCE)
-    check_training_record(dict.fromkeys(PROVENANCE))
-    check_training_record({**PROVENANCE, 'dataset': dict.fromkeys(PROVENANCE['dataset'])})
-    check_training_record({**PROVENANCE, 'results': {'clean': None, 'corruptions': None, 'attacks': None, 'more': 1}})
-    check_training_record({**PROVENANCE, 'flags': {'anything': {'at': ['all']}}, 'reduction': 'sum'})
-
-
-@pytest.mark.parametrize(
-    ('path', 'value', 'allowed'),
-    [
-        ('model', 'two\nlines', 'one line of printable text'),
-        ('model', 'x' * 1001, '...; allowed is one line'),
-        ('recipe', '/home/someone/recipe.yaml', 'a file name without its folder'),
-        ('seed', True, 'an integer'),
-        ('epochs', -1, 'an integer of at least 0'),
-        ('smoothness', float('nan'), 'a finite number'),
-        ('smoothness', 10**400, 'a finite number'),
-        ('reduction', ['mean'], "'mean' or 'sum'"),
-        ('dataset', 'CIFAR-10', 'an object'),
-        ('dataset.name', 10, 'one line'),
-        ('results.clean.error', 101, 'a percentage in 0..100'),
-        ('results.attacks', {}, 'a list'),
-    ],
-)
-def test_every_value_is_checked(path: str, value: Any, allowed: str) -> None:
-    record = copy.deepcopy(PROVENANCE)
-    *parents, key = path.split('.')
-    part = record
-    for parent in parents:
-        part = part[parent]
-    part[key] = value
-    _record_refused(record, '.'.join(['provenance', *parents]), f'{key} is', allowed)
-
-
-def test_unknown_and_missing_keys_and_attacks() -> None:
-    _record_refused({key: value for key, value in PROVENANCE.items() if key != 'seed'}, "provenance lacks ['seed']")
-    _record_refused({**PROVENANCE, 'dataset': {'name': 'CIFAR-10'}}, "provenance.dataset lacks ['id', 'note', 'split']")
-    _record_refused({**PROVENANCE, 'host': 'a'}, "unknown keys ['host']", 'base_model')
-    _record_refused({**PROVENANCE, 'dataset': {**PROVENANCE['dataset'], 'path': '/data'}}, "unknown keys ['path']")
-    results = PROVENANCE['results']
-    _record_refused({**PROVENANCE, 'results': {**results, 'attacks': [3]}}, 'attacks[0] is 3', 'an object')
-    _record_refused(
-        {**PROVENANCE, 'results': {**results, 'attacks': [{'name': 'pgd'}]}}, 'attacks[0] lacks', 'accuracy'
-    )

@@ -19,7 +19,7 @@ from timm_p2be import timm_script
 from timm_p2be.data import AugMix
 from timm_p2be.training.arguments import parse_args
 from timm_p2be.training.building import build_device
-from timm_p2be.training.loading import build_loaders
+from timm_p2be.training.loading import build_loaders, open_data
 
 
 def stages(**flags: Any) -> list[str]:
@@ -82,7 +82,8 @@ VIEWS = ('--p2be-augmix', '3', '--aug-splits', '3', '--jsd-loss', '--p2be-crop-p
 def our_batch(data: Path, output: Path, *flags: str) -> tuple[Tensor, Tensor]:
     args = parse_args(command(data, output, *flags)).args
     device = build_device(args, set())
-    loader = build_loaders(args, timm.create_model('test_resnet', num_classes=2), device).training
+    model = timm.create_model('test_resnet', num_classes=2)
+    loader = build_loaders(args, model, device, *open_data(args)).training
     torch.manual_seed(7)
     return next(iter(loader))
 

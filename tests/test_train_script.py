@@ -67,7 +67,8 @@ def test_output_folder_is_timms(data, output):
         parts = [float(row[f'train_{name}']) for name in ('loss', 'ce', 'jsd', 'smoothness')]
         assert parts[0] == pytest.approx(parts[1] + 12 * parts[2] + parts[3], rel=1e-5)
     state = checkpoint(output / 'last.pth.tar')
-    assert {'epoch', 'arch', 'state_dict', 'optimizer', 'version', 'args', 'metric', 'saver'} == state.keys()
+    own = {'metric', 'saver', 'label_names'}
+    assert {'epoch', 'arch', 'state_dict', 'optimizer', 'version', 'args'} | own == state.keys()
     assert (state['epoch'], state['arch']) == (1, 'encoded')
     model = timm.create_model(
         'encoded', backbone='test_resnet', num_bits=8, num_classes=2, checkpoint_path=str(output / 'last.pth.tar')
@@ -115,8 +116,8 @@ ERRORS = [
     (TINY, '--mean 0 0', '--mean each channel'),
     (TINY, '--in-chans 4', '--input-img-mode RGBA'),
     (TINY, '--pretrained', '--pretrained --pretrained-path'),
-    (TINY, '--pretrained --pretrained-path nowhere', 'Cannot create nowhere'),
-    (TINY, '--initial-checkpoint nowhere', 'Cannot create nowhere'),
+    (TINY, '--pretrained --pretrained-path nowhere', '--pretrained-path nowhere no such file'),
+    (TINY, '--initial-checkpoint nowhere', '--initial-checkpoint nowhere no such file'),
     (TINY, '--torchcompile nonsense', '--torchcompile nonsense'),
     (TINY, '--sync-bn', '--sync-bn GPUs'),
     (TINY, '--dataset torch/cifar10', '--dataset-download'),
@@ -164,6 +165,17 @@ def test_folders_and_weights_that_do_not_fit(tmp_path, output, capsys):
     (folder / 'validation' / 'a').rename(folder / 'validation' / 'c')
     assert train.main(command(folder, output, '--num-classes', '3')) == 2
     assert 'different classes (a, c' in capsys.readouterr().err
+
+
+def test_classes_are_counted_in_the_data(data, output, caplog):
+    words = command(data, output, model=('--model', 'wrn10_2_p2be', '--img-size', '32'))
+    at = words.index('--num-classes')
+    del words[at : at + 2]
+    with caplog.at_level(logging.INFO):
+        assert train.main(words) == 0
+    assert '--num-classes 2: the data has the classes a, b.' in caplog.text
+    assert weights(output)['fc.bias'].shape == (2,)
+    assert checkpoint(output / 'last.pth.tar')['label_names'] == ['a', 'b']
 
 
 def test_validation_may_be_rarer_and_the_start_later(data, output):

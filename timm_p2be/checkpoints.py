@@ -2,18 +2,19 @@
 
 import argparse
 import hashlib
+import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.models import clean_state_dict
 from torch import Tensor
 
-from timm_p2be.files import file_sha256, shown
+from timm_p2be.files import file_sha256, leaves_of, shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +35,8 @@ def read_checkpoint(path: str | Path, *, what: str = 'checkpoint') -> Checkpoint
     """Return the weights in a file, and what a training checkpoint holds besides them.
 
     Pickles are read by torch's `weights_only=True`, which loads tensors and plain containers; `argparse.Namespace`, in
-    which timm saves flags, is the one class allowed besides. A sha256 that lies beside the file has to be the file's.
+    which timm saves flags, is the one class allowed besides. Compressed files are refused, and tensors that are larger
+    than the file. A sha256 that lies beside the file has to be the file's.
 
     Args:
         path: a checkpoint of train.py (.pth.tar), a state dict (.pth, .pt) or a .safetensors file.
@@ -49,21 +51,11 @@ def read_checkpoint(path: str | Path, *, what: str = 'checkpoint') -> Checkpoint
     if path.suffix == '.safetensors':
         try:
             return Checkpoint(load_file(path), {}, {})
-        except (SafetensorError, OSError) as error:
+        except Exception as error:  # of dtypes that torch does not have, say
             raise ValueError(
                 f'{named}: truncated or no safetensors file ({error}). Copy or download it again.'
             ) from error
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:  # a damaged pickle can raise anything
-        text = str(error)
-        unsafe = 'unsupported global' in text.lower() or 'unsupported class' in text.lower()
-        reason = 'it holds Python objects, which are never loaded' if unsafe else 'truncated or not a checkpoint'
-        raise ValueError(
-            f'{named}: {reason}. Older files of its folder may be whole; a state dict saved by torch.save, '
-            'or a .safetensors file, does as well.'
-        ) from error
+    content = _load(path, named)
     if not isinstance(content, dict):
         raise ValueError(
             f'{named}: not a training checkpoint but a {type(content).__name__}; allowed is one, or a state dict.'
@@ -82,6 +74,40 @@ def read_checkpoint(path: str | Path, *, what: str = 'checkpoint') -> Checkpoint
         vars(args) if isinstance(args, argparse.Namespace) else {},
         {} if state is content else content,
     )
+
+
+def _load(path: Path, named: str) -> Any:
+    """Return what torch reads from a file without running code, and within limits."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+                    raise ValueError('it is compressed')
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            warnings.simplefilter('ignore')  # of storages of old torch, of a pickle's protocol
+            content = torch.load(path, map_location='cpu', weights_only=True)
+        _check_tensors(content, 4 * path.stat().st_size)
+    except Exception as error:  # a damaged pickle can raise anything
+        text = str(error)
+        unsafe = 'unsupported global' in text.lower() or 'unsupported class' in text.lower()
+        reason = 'it holds Python objects, which are never loaded' if unsafe else 'truncated or not a checkpoint'
+        if type(error) is ValueError:
+            reason += f' ({text:.100})'
+        # not `from error`: torch advises to load it all the same
+        raise ValueError(
+            f'{named}: {reason}. Older files of its folder may be whole; a state dict saved by torch.save, '
+            'or a .safetensors file, does as well.'
+        ) from None
+    return content
+
+
+def _check_tensors(content: Any, most_bytes: int) -> None:
+    """Raise ValueError if tensors, each counted as if it had memory of its own, are larger than their file can hold."""
+    for value in leaves_of(content):
+        if isinstance(value, Tensor):
+            most_bytes -= value.numel() * value.element_size()
+            if value.layout != torch.strided or value.is_quantized or value.is_meta or most_bytes < 0:
+                raise ValueError('tensors larger than the file, or sparse, quantized or empty')
 
 
 def _check_sha256(path: Path, named: str) -> None:

@@ -1,11 +1,13 @@
-"""Files and folders written whole or not at all, JSON read within limits and held against a schema, and sha256."""
+"""Files and folders written whole or not at all, JSON and YAML read within limits, schemas, and sha256."""
 
+import argparse
 import glob
 import hashlib
 import json
 import math
 import os
 import platform
+import reprlib
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,11 +15,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import yaml
+
 MAX_JSON_BYTES = 2**20
+MAX_DEPTH = 50  # of containers in containers, so that no code that goes through them recurses too deeply
+_MAX_VALUES = 2**18  # in a file, counted as often as they are referred to
 _STALE_SECONDS = 24 * 3600
 
 Field = tuple[str, Callable[[Any], bool]]  # what is allowed, in words, and the test of it
 Schema = Mapping[str, Field]
+Shape = Field | Mapping[str, Any] | list[Any]  # see `check_shape`
 
 
 def temporary_beside(path: Path) -> Path:
@@ -94,9 +101,79 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
         parsed = json.loads(content.decode(), parse_constant=_finite, parse_float=_finite)
         if not isinstance(parsed, dict):
             raise ValueError(f'a {type(parsed).__name__}, not an object')
+        check_extent(parsed)
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f'{path} cannot be read as JSON ({error}). Restore it, or get it again.') from error
     return parsed
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases, a few of which can stand for more values than memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise ValueError('it has an alias (*NAME); write the value out')
+        return super().compose_node(parent, index)
+
+
+def read_yaml(path: Path) -> Any:
+    """Return what a YAML file of plain values holds, never reading more than `MAX_JSON_BYTES` and one.
+
+    Raises:
+        ValueError: without the path; the file cannot be read, is larger, or no YAML of plain values.
+    """
+    try:
+        with path.open('rb') as file:
+            content = file.read(MAX_JSON_BYTES + 1)
+        if len(content) > MAX_JSON_BYTES:
+            raise ValueError(f'more than {MAX_JSON_BYTES} bytes')
+        loader = _PlainLoader(content.decode())
+        try:
+            parsed = loader.get_single_data()
+        finally:
+            loader.dispose()
+        check_extent(parsed)
+    except OSError as error:
+        raise ValueError(error.strerror) from error
+    except Exception as error:  # constructors of dates, numbers and keys raise whatever they like
+        raise ValueError(f'{error or type(error).__name__}') from error
+    return parsed
+
+
+def check_extent(content: Any) -> None:
+    """Raise unless nested containers are `MAX_DEPTH` deep at most, and hold no more values than a file should."""
+    for _ in leaves_of(content):
+        pass
+
+
+def leaves_of(content: Any) -> Iterator[Any]:
+    """Yield keys and values in nested containers, or raise as `check_extent` does."""
+    left, waiting = _MAX_VALUES, [(content, 0)]
+    while waiting:
+        value, depth = waiting.pop()
+        value = vars(value) if isinstance(value, argparse.Namespace) else value
+        if not isinstance(value, dict | list | tuple | set):
+            yield value
+            continue
+        left -= len(value)
+        if depth == MAX_DEPTH or left < 0:
+            raise ValueError(f'containers nested {MAX_DEPTH} deep, or more than {_MAX_VALUES} values')
+        inside = (*value, *value.values()) if isinstance(value, dict) else value
+        waiting += [(inner, depth + 1) for inner in inside]
+
+
+@contextmanager
+def content_of(named: str) -> Iterator[None]:
+    """Turn errors about the content of a stranger's file into one ValueError whose message begins with `named`."""
+    try:
+        yield
+    except (ValueError, OSError):
+        raise
+    except Exception as error:
+        reason = f'{type(error).__name__}: {error}'
+        raise ValueError(
+            f'{named} does not hold what it should ({reason:.200}). Restore it, or get it again.'
+        ) from error
 
 
 def _finite(text: str) -> float:
@@ -130,9 +207,42 @@ def check_schema(values: Any, schema: Schema, where: str, extra: bool = False) -
             raise ValueError(f'{where}: {name} is {shown(values[name])}; allowed is {allowed}.')
 
 
+def check_shape(value: Any, shape: Shape, where: str) -> None:
+    """Raise unless `value` is what a shape allows.
+
+    Args:
+        value: as `read_json` returns it.
+        shape: a `Field`; or an object, {key: shape}, in which 'key?' may be missing or null, '*' and '*?' stand for
+            any other key, and keys that are not named may hold anything; or a list, [shape of each entry].
+        where: what messages begin with.
+    """
+    if isinstance(shape, tuple):
+        check_schema({'it': value}, {'it': shape}, where)
+        return
+    if isinstance(shape, list):
+        if not isinstance(value, list):
+            raise ValueError(f'{where} is {shown(value)}; allowed is a list.')
+        for index, entry in enumerate(value):
+            check_shape(entry, shape[0], f'{where}[{index}]')
+        return
+    anything: Field = ('anything', lambda value: True)
+    needed = [key for key in shape if key[-1] not in '*?']
+    check_schema(value, dict.fromkeys(needed, anything), where, extra=True)
+    for key, entry in value.items():
+        inner = shape.get(key) or (shape.get(f'{key}?') if entry is not None else None)
+        if inner is None and f'{key}?' not in shape:
+            inner = shape.get('*') or (shape.get('*?') if entry is not None else None)
+        if inner is not None:
+            check_shape(entry, inner, f'{where}.{key:.100}')
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200  # more than is shown, so that the end is cut
+
+
 def shown(value: Any) -> str:
-    """Return `value` for a message; a hostile file may hold a megabyte of it."""
-    text = repr(value)
+    """Return `value` for a message; a hostile file may hold a megabyte of it, or a list that holds itself."""
+    text = _SHORT.repr(value)
     return text if len(text) <= 100 else f'{text[:100]}...'
 
 

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Puts releases into this repository: weights of models into the package, cards into hub_cards/.
 
-A release is what `timm-p2be publish RUN --half --dry-run FOLDER` writes. Its card, config.json and results.json go to
-hub_cards/NAME/. The weights of a model go to timm_p2be/models/weights/, listed in shipped.json with sha256 and
-provenance; a table of codes is small, and stays with its card.
+A release is what `timm-p2be publish RUN --half --dry-run FOLDER` writes. Its config.json and results.json go to
+hub_cards/NAME/, where its card is written anew: there is no repository to name. The weights of a model go to
+timm_p2be/models/weights/, listed in shipped.json with sha256 and provenance; a table of codes is small, and stays with
+its card. Without arguments all cards in hub_cards/ and their pictures are made again, from what is there.
 """
 
 import argparse
@@ -15,8 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from timm_p2be.files import file_sha256, write_json
-from timm_p2be.hub.repository import RELEASE_FILES, verify
+from timm_p2be.hub.card import write_card
+from timm_p2be.hub.find_table import find_table
+from timm_p2be.hub.repository import RELEASE_FILES, read_contents, verify
+from timm_p2be.hub.training_record import part_of
 from timm_p2be.models import weights
+from timm_p2be.models.tables import TABLES
 
 _CARDS = Path(__file__).parents[1] / 'hub_cards'
 _WEIGHTS = 'model.safetensors'
@@ -51,6 +56,17 @@ def ship(release: Path, name: str, cards: Path = _CARDS) -> None:
         listed = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
         listed[name] = {'sha256': file_sha256(target), 'provenance': found.provenance}
         write_json(path, dict(sorted(listed.items())))
+    make_card(folder, str(release))
+
+
+def make_card(folder: Path, source: str | None = None) -> None:
+    """Write the card of a folder of hub_cards/, with pictures of the codes in `source`, by default what is shipped."""
+    found, tags = read_contents(folder), {name: tag for tag, name in TABLES.items()}
+    is_table = found.kind == 'embedding'
+    source = source or (str(folder) if is_table else folder.name)
+    codes = None if found.encoding == 'rgb' else find_table(source).file.codes
+    tag, network = tags.get(folder.name), part_of(found.provenance, 'model')
+    write_card(folder, codes, shipped=(tag and f'{network}.{tag}') if is_table else folder.name)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,11 +74,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('release', type=Path, metavar='FOLDER', help='release')
-    parser.add_argument('name', metavar='NAME', help='ARCHITECTURE.TAG of a model, any name of a table')
+    parser.add_argument('release', nargs='?', type=Path, metavar='FOLDER', help='release')
+    parser.add_argument('name', nargs='?', default='', metavar='NAME', help='ARCHITECTURE.TAG, or any name of a table')
     args = parser.parse_args(argv)
     try:
-        ship(args.release, args.name)
+        if args.release is not None:
+            ship(args.release, args.name)
+            return 0
+        for config in sorted(_CARDS.glob('*/config.json')):
+            make_card(config.parent)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     return 0

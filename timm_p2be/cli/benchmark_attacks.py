@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from timm_p2be.cli.flags import add_data_flags, add_model_flags, images_from, models_from
-from timm_p2be.cli.interruption import kept_files, run_long
+from timm_p2be.cli.interruption import alone_in, kept_files, run_long
 from timm_p2be.extras import require
 from timm_p2be.robustness.attacks.attack import Attack
 from timm_p2be.robustness.evaluation.attack_benchmark import benchmark_attacks
@@ -96,8 +96,11 @@ def _run(args: argparse.Namespace) -> int:
     suites = [build_suite(model, args.eps, args.attacks, sources) for model in models]
     sides = [args.img_size or model.input_size[-1] for model in models]
     data = {side: images_from(args, side, args.resize) for side in set(sides)}
-    jobs = [(model, data[side], attacks) for model, side, attacks in zip(models, sides, suites, strict=True)]
-    with connected_ranks() as ranks:
+    jobs = [
+        (model, data[side].numbered_for(model), attacks)
+        for model, side, attacks in zip(models, sides, suites, strict=True)
+    ]
+    with connected_ranks() as ranks, alone_in(args.output, ranks.first and not args.budget):
         for model, images, attacks in jobs:  # what is wrong with the last model is said before the first
             folder = None if args.overwrite or args.budget else args.output
             AttackResults.start(model, images, attacks, _settings(args), folder if ranks.first else None)

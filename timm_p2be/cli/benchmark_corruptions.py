@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from timm_p2be.cli.flags import add_data_flags, add_model_flags, images_from, models_from
-from timm_p2be.cli.interruption import kept_files, run_long
+from timm_p2be.cli.interruption import alone_in, kept_files, run_long
 from timm_p2be.extras import require
 from timm_p2be.robustness.corruptions import SEVERITIES, SUITES
 from timm_p2be.robustness.corruptions.corrupted_sets import CorruptedSet
@@ -63,7 +63,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> int:
     require('matplotlib', extra='robustness')  # the report's; not found out after hours
     data, clean = _data(args)
-    with connected_ranks() as ranks:
+    with connected_ranks() as ranks, alone_in(args.output, ranks.first):
         content = benchmark_corruptions(
             models_from(args),
             data,

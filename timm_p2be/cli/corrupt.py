@@ -10,12 +10,13 @@ from PIL import Image
 from timm_p2be.cli.flags import DATA_FLAGS, add_data_flags, given_flags, images_from
 from timm_p2be.cli.interruption import run_long
 from timm_p2be.cli.picture_files import save_picture
+from timm_p2be.data.image_files import open_image
 from timm_p2be.robustness.corruptions import SEVERITIES, SUITES
 from timm_p2be.robustness.corruptions.contact_sheet import contact_sheet
 from timm_p2be.robustness.corruptions.corrupted_sets import choose_names
 from timm_p2be.robustness.corruptions.generated_set import GeneratedSet, write_set
 from timm_p2be.robustness.evaluation.runner import Progress
-from timm_p2be.robustness.images import RESIZE, ImageSet, open_image
+from timm_p2be.robustness.images import RESIZE, ImageSet
 
 _EPILOG = """\
 IMAGE files are written to OUTPUT as <image>_<corruption>_<severity>.png. A data set is written in the layout that
@@ -99,7 +100,7 @@ def _write_files(args: argparse.Namespace, data: GeneratedSet) -> None:
 
 def _read(path: Path, suite: str) -> Image.Image:
     """Return an image file at the suite's size: as it is if it has that, else as images of a data set are treated."""
-    image, side = open_image(path), SUITES[suite]
+    image, side = open_image(path, str(path)), SUITES[suite]
     if image.size == (side, side):
         return image
     return Image.fromarray(ImageSet([(image, 0)], path.name, side, RESIZE[suite])[0][0])

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from timm_p2be.locks import FolderLock
+
 
 @contextmanager
 def terminated_as_interrupt() -> Iterator[None]:
@@ -21,6 +23,17 @@ def terminated_as_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def alone_in(output: Path, locked: bool) -> Iterator[None]:
+    """Keep other benchmarks out of the folder `output` within the block, if it is to be `locked`."""
+    lock = FolderLock(output, 'benchmark.lock', '--output') if locked else None
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.close()
 
 
 def kept_files(files: Iterable[Path]) -> str:

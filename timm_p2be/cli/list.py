@@ -7,13 +7,14 @@ from dataclasses import asdict
 
 from timm_p2be.cli.interruption import run_long
 from timm_p2be.hub.browsing import MAX_REMOTE, TAG, Entry, cached_entries, remote_entries, shipped_entries
-from timm_p2be.hub.training_record import part_of
+from timm_p2be.hub.training_record import counts_of, is_on_training_images, part_of
 
 _EPILOG = f"""\
 Without --remote: models and tables that ship with timm-p2be (the * of a table stands for any network), and models and
 embeddings in the Hub cache. With it: the repositories of NAMESPACE that carry the tag {TAG}, at most {MAX_REMOTE};
 only their config.json is downloaded. M is the code length, ERROR the error on clean test images in percent, as the
-repository states it.
+repository states it; CODES how many of the 256 codes of a learned table differ, UNLIKE the share of its bits that the
+thermometer code has otherwise.
 
 examples:
   timm-p2be list
@@ -44,8 +45,8 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-_HEADS = ('WHERE', 'NAME', 'KIND', 'ENCODING', 'M', 'DATA SET', 'ERROR', 'SIZE', 'REVISION', 'TAGS')
-_TO_THE_RIGHT = ('M', 'ERROR', 'SIZE')
+_HEADS = ('WHERE', 'NAME', 'KIND', 'ENCODING', 'M', 'DATA SET', 'ERROR', 'CODES', 'UNLIKE', 'SIZE', 'REVISION', 'TAGS')
+_TO_THE_RIGHT = ('M', 'ERROR', 'CODES', 'UNLIKE', 'SIZE')
 
 
 def _table(entries: Sequence[Entry]) -> str:
@@ -62,12 +63,16 @@ def _table(entries: Sequence[Entry]) -> str:
 
 def _cells(entry: Entry) -> tuple[str, ...]:
     revision = ' '.join([*([entry.commit[:12]] if entry.commit else []), *entry.revisions])
-    found, known = entry.contents, ('?', '', '', '', '')
+    found, known = entry.contents, ('?', '', '', '', '', '', '')
     if found is not None:
         bits = '' if found.num_bits is None else str(found.num_bits)
         error = part_of(found.provenance, 'results', 'clean', 'error')
         dataset = part_of(found.provenance, 'dataset', 'name') or ''
-        known = (found.kind, found.encoding, bits, dataset, '' if error is None else f'{error:.2f}')
+        codes = counts_of(part_of(found.provenance, 'results', 'codes'))
+        unlike = f'{100 * codes["unlike_thermometer"] / max(codes["bits"], 1):.1f} %' if codes else ''
+        distinct = str(codes['distinct']) if codes else ''
+        error = '' if error is None or is_on_training_images(found.provenance) else f'{error:.2f}'
+        known = (found.kind, found.encoding, bits, dataset, error, distinct, unlike)
     tags = entry.problem or ' '.join(tag for tag in entry.tags if tag != TAG)
     size = '' if entry.size is None else f'{entry.size / 1e6:.2f} MB'
     cells = (entry.where, entry.name, *known, size, revision, tags)

@@ -83,6 +83,7 @@ def _text(table: Table, report: dict[str, Any], picture: Path | None) -> str:
         ('table', f'{table.source}: {table.origin}'),
         ('codes', f'256 levels of {statistics.num_bits} bits, {statistics.distinct} different codes'),
         ('', f'{statistics.ones:.1f} of {statistics.num_bits} bits set in a code'),
+        ('', f'{statistics.unlike_thermometer:,} of {256 * statistics.num_bits:,} bits unlike the thermometer code'),
         ('constant', f'never on: {_bits(statistics.never_on)}; always on: {_bits(statistics.always_on)}'),
         ('neighbors', f'Hamming distance of levels k and k + 1: mean {mean:.2f}, {low:.0f} to {high:.0f} bits'),
         ('distance', '|i - j|  ' + ''.join(f'{apart:>8}' for apart in _APART)),

@@ -205,7 +205,7 @@ class PixelEmbedding(nn.Module, ModelHubMixin):
 
     def generate_model_card(self, name: str | None = None) -> ModelCard:
         """Return the card, README.md; `name` is 'org/name' of its Hub repository, None for a folder."""
-        return ModelCard(_hub_side().embedding_card(self.table_file().config(), name))
+        return ModelCard(_hub_side().render_card(self.table_file().config(), name))
 
     def extra_repr(self) -> str:
         return f'{self.encoding!r}, num_bits={self.num_bits}'

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from timm_p2be.encodings.codes import LEVELS, thermometer_codes
+
 
 @dataclass(frozen=True)
 class CodeStatistics:
@@ -12,6 +14,7 @@ class CodeStatistics:
 
     num_bits: int  # M
     distinct: int  # number of different codes
+    unlike_thermometer: int | None  # bits that differ from the thermometer code's, 0..256 M; None unless L is 256
     ones: float  # mean number of bits set in a code, 0..M
     never_on: tuple[int, ...]  # indices of the bits that are 0 at every level
     always_on: tuple[int, ...]
@@ -44,6 +47,7 @@ def code_statistics(codes: Tensor) -> CodeStatistics:
     return CodeStatistics(
         num_bits=bits.shape[1],
         distinct=len(bits.unique(dim=0)),
+        unlike_thermometer=int((bits != thermometer_codes(bits.shape[1])).sum()) if len(bits) == LEVELS else None,
         ones=bits.sum(dim=1).mean().item(),
         never_on=tuple((levels_on == 0).nonzero().flatten().tolist()),
         always_on=tuple((levels_on == len(bits)).nonzero().flatten().tolist()),

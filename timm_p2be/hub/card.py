@@ -2,15 +2,26 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from torch import Tensor
 
-from timm_p2be.hub.training_record import RECORD, check_training_record, part_of
+from timm_p2be.encodings.codes import ENCODINGS
+from timm_p2be.files import content_of
+from timm_p2be.hub.browsing import Entry, shipped_entries
+from timm_p2be.hub.pictures import draw_pictures
+from timm_p2be.hub.training_record import (
+    RECORD,
+    check_training_record,
+    counts_of,
+    is_on_training_images,
+    part_of,
+)
 
 LICENSE = 'apache-2.0'
 
@@ -40,64 +51,64 @@ def code(value: Any) -> str:
     return f'`{shown}`' if _PLAIN_CODE.fullmatch(shown) else text(shown)
 
 
-def embedding_card(config: Mapping[str, Any], name: str | None = None, license: str = LICENSE) -> str:
-    """Return the card of a table: Markdown with YAML metadata in front, texts of `config` escaped.
+def write_card(folder: Path, codes: Tensor | None, **options: Any) -> None:
+    """Draw the pictures of a release in `folder`, whose codes are given, and write its card, as `render_card` does."""
+    config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
+    errors = part_of(config.get('timm_p2be', config), 'provenance', 'results', 'corruptions', 'by_corruption') or {}
+    pictures = draw_pictures(folder, codes, errors)
+    (folder / 'README.md').write_text(render_card(config, pictures=pictures, **options), encoding='utf-8')
+
+
+@content_of('config.json')
+def render_card(
+    config: Mapping[str, Any],
+    name: str | None = None,
+    license: str = LICENSE,
+    pictures: Collection[str] = (),
+    shipped: str | None = None,
+) -> str:
+    """Return the card of a table or a model: Markdown with YAML metadata in front, texts of `config` escaped.
 
     Args:
         config: its `config.json`.
         name: 'org/name' or 'org/name@revision', for the usage block; None for a folder that is not on the Hub.
         license: identifier as the Hub spells it.
+        pictures: names of the files beside it that it shows, `codes.png` and `corruptions.png`.
+        shipped: name of timm by which the package has it, while there is no repository.
     """
-    return _render(
-        'P2BE table' if config.get('encoding') == 'p2be' else 'Code table',
-        config,
-        name,
-        license,
-        'image-feature-extraction',
-        is_table=True,
-        source=repr(name or _HERE),
-        network=_architecture(part_of(config, 'provenance', 'model') or 'wrn40_2_p2be'),
-        digest=config['codes_sha256'],
-    )
-
-
-def model_card(config: Mapping[str, Any], name: str | None = None, license: str = LICENSE) -> str:
-    """Return the card of a model, as `embedding_card` does."""
-    ours = config['timm_p2be']
-    backbone = part_of(config.get('model_args'), 'backbone')
-    return _render(
-        'Model',
-        ours,
-        name,
-        license,
-        'image-classification',
-        is_table=False,
-        source=repr(f'hf-hub:{name}' if name else f'local-dir:{_HERE}'),
-        network=_architecture(config['architecture']),
-        backbone=_architecture(backbone) if backbone else None,
-        digest=ours['weights_sha256'],
-    )
-
-
-def _render(kind: str, config: Mapping[str, Any], name: str | None, license: str, pipeline: str, **values: Any) -> str:
-    record, encoding = config['provenance'], config['encoding']
+    is_table = 'architecture' not in config
+    ours = config if is_table else config['timm_p2be']
+    record, encoding = ours['provenance'], ours['encoding']
     check_training_record(record)
+    kind = 'Model' if not is_table else 'P2BE table' if encoding == 'p2be' else 'Code table'
+    pipeline = 'image-feature-extraction' if is_table else 'image-classification'
+    network = _architecture((part_of(record, 'model') or 'wrn40_2_p2be') if is_table else config['architecture'])
+    backbone = part_of(config.get('model_args'), 'backbone')
+    source = shipped or ('' if is_table else 'hf-hub:' if name else 'local-dir:') + (name or _HERE)
     repo = _repo_id(name) if name else None
     attacks = [entry for entry in part_of(record, 'results', 'attacks') or () if entry['accuracy'] is not None]
     card = ModelCard.from_template(
-        _metadata(record, encoding, (repo or kind).rpartition('/')[2], license, pipeline),
+        _metadata(record, encoding, shipped or (repo or kind).rpartition('/')[2], license, pipeline),
         template_path=str(_TEMPLATE),
-        **values,
         kind=kind,
+        is_table=is_table,
+        network=network,
+        backbone=_architecture(backbone) if backbone else None,
+        source=repr(source),
+        digest=ours['codes_sha256' if is_table else 'weights_sha256'],
         record=record or dict.fromkeys(RECORD),
         known=record is not None,
         repo=repo,
+        shipped=shipped,
+        pictures=pictures,
+        siblings=_siblings(is_table, network, shipped or ''),
+        on_training=is_on_training_images(record),
         codes=_CODES[encoding],
         learned=encoding == 'p2be',
-        num_bits=config['num_bits'],
+        num_bits=ours['num_bits'],
         attacks=attacks,
         states=sorted({text(entry.get('weights')) for entry in attacks} - {''}),
-        counts=_counts(part_of(record, 'results', 'codes')),
+        counts=counts_of(part_of(record, 'results', 'codes')),
         license=license,
         text=text,
         code=code,
@@ -105,11 +116,15 @@ def _render(kind: str, config: Mapping[str, Any], name: str | None, license: str
     return f'{card.content}\n'
 
 
-def _counts(counts: Any) -> dict[str, int] | None:
-    """Return what is known of a learned table; further keys of results may hold anything."""
-    names = ('distinct', 'bits', 'unlike_thermometer')
-    known = all(type(part_of(counts, name)) is int for name in names)
-    return {name: counts[name] for name in names} if known else None
+def _siblings(tables: bool, network: str, itself: str) -> list[Entry]:
+    """Return what ships with the package beside `itself`: tables, or the same network under other encodings."""
+
+    def is_one(name: str) -> bool:
+        plain, other = (re.sub(rf'(_({"|".join(ENCODINGS)}))?(\..*)?$', '', word, count=1) for word in (name, network))
+        return name.startswith('*') if tables else plain == other
+
+    found = [entry for entry in shipped_entries() if is_one(entry.name)]
+    return [entry for entry in found if not itself.endswith(entry.name.lstrip('*'))]
 
 
 def _metadata(record: dict[str, Any] | None, encoding: str, name: str, license: str, pipeline: str) -> ModelCardData:
@@ -135,9 +150,11 @@ def _evaluations(record: dict[str, Any] | None) -> list[EvalResult]:
     """Return the results for the Hub's model-index; percentages, as their names say."""
     results, dataset = part_of(record, 'results'), part_of(record, 'dataset') or {}
     clean, corruptions = part_of(results, 'clean'), part_of(results, 'corruptions')
+    if not dataset.get('id'):  # the Hub wants one, and a made-up one would lead nowhere
+        return []
     shown = dataset.get('name') or 'unknown'
     metrics: list[tuple[str, str, float | None]] = []
-    if part_of(clean, 'error') is not None:
+    if part_of(clean, 'error') is not None and not is_on_training_images(record):
         metrics.append(('accuracy', 'Clean accuracy, %', round(100 - clean['error'], 6)))
     corrupted = part_of(corruptions, 'label') or 'corrupted images'
     for key, title in (('mean_corruption_error', 'Mean corruption error'), ('mce', 'mCE relative to AlexNet')):
@@ -148,8 +165,7 @@ def _evaluations(record: dict[str, Any] | None) -> list[EvalResult]:
     return [
         EvalResult(
             task_type='image-classification',
-            # where there is no id: the Hub asks for one, and takes any word
-            dataset_type=dataset.get('id') or re.sub('[^a-z0-9]+', '-', shown.lower()).strip('-') or 'unknown',
+            dataset_type=dataset['id'],
             dataset_name=shown,
             dataset_split=part_of(clean, 'split'),
             metric_type=kind,

@@ -4,11 +4,11 @@ import os
 from typing import Any
 
 from timm_p2be.encodings.table_file import TableFile, read_table_file
-from timm_p2be.hub.card import embedding_card
+from timm_p2be.hub.card import render_card
 from timm_p2be.hub.errors import asking
 from timm_p2be.hub.repository import Contents, fetch_repository
 
-__all__ = ['asking', 'embedding_card', 'fetch_table']
+__all__ = ['asking', 'fetch_table', 'render_card']
 
 
 def fetch_table(source: str | os.PathLike[str], revision: str | None = None, **options: Any) -> TableFile:

@@ -16,7 +16,7 @@ from timm_p2be.hub.errors import FetchError, UnreachableError, asking
 MAX_BYTES = 4 * 2**30
 
 _COMMIT = re.compile(r'[0-9a-f]{40}')
-_REVISION = re.compile(r'[A-Za-z0-9_][A-Za-z0-9_.+/-]{0,254}')  # also a file name below refs/ in the cache
+_REVISION = re.compile(r'[A-Za-z0-9_][A-Za-z0-9_.+/-]{0,199}')  # also a file name below refs/ in the cache
 _logger = logging.getLogger(__name__)
 
 

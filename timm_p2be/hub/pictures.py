@@ -1,16 +1,56 @@
-"""Pictures of a table of codes: the bits and similarities of the paper's Fig. 2, and distance against |i - j|."""
+"""Pictures of a table of codes: those of the paper's Fig. 2, and those of cards."""
 
 import io
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from timm_p2be.encodings.codes import thermometer_codes
 from timm_p2be.encodings.statistics import code_statistics
 from timm_p2be.extras import require
 
 _DPI = 150
+
+
+def draw_pictures(folder: Path, codes: Tensor | None, errors: Mapping[str, float]) -> list[str]:
+    """Write the pictures of a card into `folder` and return their names.
+
+    Args:
+        codes: (256, M) tensor of 0 and 1, drawn as `codes.png`; None leaves that out.
+        errors: corruption -> error in percent, drawn as `corruptions.png` if matplotlib is installed; may be empty.
+    """
+    names = []
+    if codes is not None:
+        codes_image(codes).save(folder / 'codes.png')
+        names.append('codes.png')
+    if errors and find_spec('matplotlib'):
+        figure = require('matplotlib.figure', extra='robustness').Figure(figsize=(8, 4), layout='constrained')
+        axes = figure.subplots()
+        axes.bar([*errors], [*errors.values()])
+        axes.set(ylabel='error, %, mean over severities', ylim=(0, 100))
+        axes.tick_params('x', rotation=60)
+        figure.savefig(folder / 'corruptions.png', dpi=_DPI, metadata={'Software': None})
+        names.append('corruptions.png')
+    return names
+
+
+def codes_image(codes: Tensor) -> Image.Image:
+    """Return a picture of a table: level to the right, bit down, black 0 and white 1.
+
+    Where the thermometer code has another bit, 0 is blue and 1 is orange.
+    """
+    bits = codes.detach().cpu().bool()
+    unlike = bits != thermometer_codes(bits.shape[1]).bool()
+    palette = np.array([(24, 24, 24), (255, 255, 255), (40, 110, 220), (245, 140, 20)], np.uint8)
+    pixels = palette[(bits + 2 * unlike.int()).T.numpy()]
+    size = 3 * pixels.shape[1], max(3, 192 // len(pixels)) * len(pixels)
+    return Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST)
 
 
 def codes_figure(codes: Tensor, title: str = '') -> Any:

@@ -12,18 +12,20 @@ from torch import nn
 
 import timm_p2be
 from timm_p2be.checkpoints import weights_sha256
-from timm_p2be.encodings.codes import thermometer_codes
+from timm_p2be.encodings.statistics import code_statistics
 from timm_p2be.files import atomic_folder, file_sha256, write_json
-from timm_p2be.hub.card import LICENSE, embedding_card, model_card
+from timm_p2be.hub.card import LICENSE, write_card
 from timm_p2be.hub.repository import MODEL_FORMAT_VERSION, RELEASE_FILES, verify
 from timm_p2be.hub.results import PUBLISHED, ROUNDED, collect_results, measure_clean
-from timm_p2be.hub.run_description import Dataset, dataset_of, has_learned_table, training_record
-from timm_p2be.hub.run_folder import Run, build_model, data_config, read_run
+from timm_p2be.hub.run_description import Dataset, dataset_of, has_learned_table, missing, training_record
+from timm_p2be.hub.run_folder import Run, build_model, data_config, label_names, read_run
 from timm_p2be.robustness.images import ImageSet
 from timm_p2be.robustness.pixel_model import PixelModel
 from timm_p2be.stem import encoded_stem
 
 _WEIGHTS = 'model.safetensors'
+# what the cfg of a registered model says of the weights that it came with, which these are not
+_OF_OTHER_WEIGHTS = 'tag description label_names label_descriptions origin_url paper_name paper_ids notes'.split()
 _PATH_FLAGS = 'output data_dir dataset config resume initial_checkpoint pretrained_path class_map'.split()
 
 
@@ -54,7 +56,7 @@ class Release:
 def prepare(run_folder: Path, output: Path, release: Release) -> None:
     """Write the files of a repository to `output`, all of them or none.
 
-    A model gets `RELEASE_FILES`, a table all but results.json, which its config.json holds.
+    Of `RELEASE_FILES` a table lacks results.json, which its config.json holds; pictures are there as far as known.
 
     Args:
         run_folder: output folder of train.py.
@@ -62,6 +64,15 @@ def prepare(run_folder: Path, output: Path, release: Release) -> None:
         release: what to make of the run.
     """
     run = read_run(run_folder, release.checkpoint)
+    problems = missing(run, release.dataset, release.base_model)
+    if run.error is None and not release.results and release.test is None:
+        problems.append(
+            f'There are no results for {run.path}: {run.folder / "summary.csv"} has no eval_top1 at epoch {run.epoch}, '
+            'and no --results were passed. Measure it with `timm-p2be benchmark`, or name test data; a card without '
+            'results helps nobody.'
+        )
+    if problems:
+        raise ValueError(' '.join(problems))
     model = build_model(run)
     foreign = sorted({path.name for path in output.iterdir()} - {*RELEASE_FILES}) if output.is_dir() else []
     if foreign or (output.exists() and not output.is_dir()):
@@ -80,14 +91,19 @@ def _write_model(run: Run, model: nn.Module, folder: Path, release: Release) -> 
     if release.half:
         _round(model)
     config = data_config(run, model)
-    save_for_hf(model, str(folder), safe_serialization=True, data_config=config)
+    names = label_names(run, model)
+    save_for_hf(
+        model, str(folder), safe_serialization=True, data_config=config, model_config={'label_names': names or None}
+    )
     digest = file_sha256(folder / _WEIGHTS)
     known |= {digest: PUBLISHED, weights_sha256(model.float().state_dict()): PUBLISHED}
     results = _results(run, model, release, known, dataset, PUBLISHED)
     provenance = training_record(run, model, dataset, release.base_model, results)
     path = folder / 'config.json'
     content: dict[str, Any] = json.loads(path.read_text(encoding='utf-8'))
-    content['pretrained_cfg'].pop('tag', None)  # of the registered weights, which these are not
+    for key in _OF_OTHER_WEIGHTS:
+        content['pretrained_cfg'].pop(key, None)
+    content['pretrained_cfg']['license'] = release.license
     stem = encoded_stem(model)[1]
     content['timm_p2be'] = {
         'format_version': MODEL_FORMAT_VERSION,
@@ -99,7 +115,8 @@ def _write_model(run: Run, model: nn.Module, folder: Path, release: Release) -> 
     }
     write_json(path, content)
     write_json(folder / 'results.json', results)
-    (folder / 'README.md').write_text(model_card(content, release.name, release.license), encoding='utf-8')
+    codes = stem.embedding.codes() if stem else None
+    write_card(folder, codes, name=release.name, license=release.license)
 
 
 def _write_embedding(run: Run, model: nn.Module, folder: Path, release: Release) -> None:
@@ -123,7 +140,8 @@ def _write_embedding(run: Run, model: nn.Module, folder: Path, release: Release)
         init=run.flags.get('p2be_init') or embedding.init,
         provenance=training_record(run, model, dataset, release.base_model, results),
     )
-    file.write(folder, card=embedding_card(file.config(), release.name, release.license))
+    file.write(folder)
+    write_card(folder, file.codes, name=release.name, license=release.license)
 
 
 def _results(
@@ -133,7 +151,7 @@ def _results(
     measured = None
     if release.test is not None:
         config = data_config(run, model)
-        pixels = PixelModel(model, config['mean'], config['std'])
+        pixels = PixelModel(model, config['mean'], config['std'], class_names=label_names(run, model))
         images, split = release.test(config['input_size'][-1]), release.test_split or dataset.test_split
         measured = measure_clean(pixels, images, config, split, state)
     found = collect_results(run, release.results, known, dataset.test_split, dataset.test_images, measured)
@@ -145,9 +163,9 @@ def _learned(model: nn.Module) -> dict[str, Any]:
     stem = encoded_stem(model)[1]
     if stem is None or not has_learned_table(model):
         return {}
-    codes = stem.embedding.codes().detach()
-    unlike = int((codes != thermometer_codes(stem.embedding.num_bits)).sum())
-    return {'codes': {'distinct': len(codes.unique(dim=0)), 'bits': codes.numel(), 'unlike_thermometer': unlike}}
+    found = code_statistics(codes := stem.embedding.codes())
+    counts = {'distinct': found.distinct, 'bits': codes.numel(), 'unlike_thermometer': found.unlike_thermometer}
+    return {'codes': counts}
 
 
 def _round(model: nn.Module) -> None:
@@ -167,7 +185,7 @@ def _check_silent(run: Run, folder: Path) -> None:
     places = {str(Path.home()), str(Path.cwd()), str(run.folder.absolute()), str(run.folder.resolve()), *named}
     places = {place for place in places if Path(place).is_absolute() and len(place) > 4}
     for path in folder.iterdir():
-        if path.name != _WEIGHTS:
+        if path.suffix in ('.json', '.md'):
             text = path.read_text(encoding='utf-8')
             found = next((place for place in places if place in text or json.dumps(place)[1:-1] in text), None)
             if found:

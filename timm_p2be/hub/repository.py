@@ -25,12 +25,18 @@ from timm_p2be.encodings.table_file import (
     is_sha256,
     read_table_file,
 )
-from timm_p2be.files import Schema, check_schema, file_sha256, read_json
+from timm_p2be.files import Schema, check_schema, file_sha256, read_json, shown
 from timm_p2be.hub.fetch import MAX_BYTES, fetch, local_folder, resolved_commit, split_revision
 from timm_p2be.hub.training_record import check_training_record
 
 FILES = (CONFIG_FILE, WEIGHTS_FILE)
-RELEASE_FILES = (*FILES, CARD_FILE, 'results.json')  # nothing else is ever published or pulled
+RELEASE_FILES = (
+    *FILES,
+    CARD_FILE,
+    'results.json',
+    'codes.png',
+    'corruptions.png',
+)  # nothing else is ever published or pulled
 MODEL_FORMAT_VERSION = 1
 DEFAULT_BITS = 64  # of the models' entrypoints
 
@@ -72,6 +78,7 @@ class Contents:
     architecture: str | None = None  # of a model
     weights_sha256: str | None = None  # of a model's model.safetensors, if stated
     codes_sha256: str | None = None  # of an embedding's packed codes
+    num_classes: int = 0  # the largest number that a model's config.json names
     is_ours: bool = True  # timm's own config.json of a model lacks the key 'timm_p2be'
 
     def describe(self) -> str:
@@ -121,8 +128,19 @@ def _model_contents(config: dict[str, Any], where: str) -> Contents:
     if encoding != 'rgb':
         found = {'encoding': encoding, 'num_bits': num_bits}
         check_schema(found, {name: CONFIG[name] for name in found}, where)
-    bits, record = None if encoding == 'rgb' else num_bits, stated['provenance']
-    return Contents('model', encoding, bits, record, architecture, stated['weights_sha256'], is_ours=ours is not None)
+    counts = [part.get('num_classes') or 0 for part in (config, cfg, args)]
+    if not all(type(count) is int and count >= 0 for count in counts):
+        raise ValueError(f'{where}: num_classes is {shown(counts)}; allowed is an integer from 0. {_AGAIN}')
+    return Contents(
+        'model',
+        encoding,
+        None if encoding == 'rgb' else num_bits,
+        stated['provenance'],
+        architecture,
+        stated['weights_sha256'],
+        num_classes=max(counts),
+        is_ours=ours is not None,
+    )
 
 
 def encoding_of(architecture: str, model_args: dict[str, Any]) -> Any:
@@ -162,6 +180,12 @@ def verified_weights(folder: Path, contents: Contents) -> dict[str, Tensor]:
     if contents.weights_sha256 not in (None, found := file_sha256(path)):
         raise ValueError(f'{path} has sha256 {found}, but config.json states {contents.weights_sha256}. {_AGAIN}')
     state = read_checkpoint(path, what='weights').state_dict
+    largest = max((size for tensor in state.values() for size in tensor.shape), default=0)
+    if contents.num_classes > largest:  # or a network of that size would be built before they are found not to fit
+        raise ValueError(
+            f'{path} has no tensor for the {contents.num_classes} classes of config.json; its largest size is '
+            f'{largest}. {_AGAIN}'
+        )
     for name, tensor in state.items():
         if not bool(tensor.float().isfinite().all()):
             raise ValueError(f'{path}: {name} holds values that are not finite. Ask the publisher for sound weights.')

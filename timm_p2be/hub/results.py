@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from timm.data import create_transform
 
-from timm_p2be.files import file_sha256
+from timm_p2be.files import content_of, file_sha256
 from timm_p2be.hub.run_folder import Run
 from timm_p2be.robustness.evaluation.predictions import Judge
 from timm_p2be.robustness.evaluation.results import read_json
@@ -52,14 +52,9 @@ def collect_results(
         if found[kind] is not None:
             raise ValueError(f'{path} is a second file of {kind}. Pass one of each kind.')
         read = _corruptions if kind == 'corruptions' else _attacks
-        found[kind], measured_clean = read(path, content, weights)
+        with content_of(f'--results {path}'):
+            found[kind], measured_clean = read(path, content, weights)
         clean += [measured_clean] if measured_clean else []
-    if not clean and not measured and not any(found.values()):
-        raise ValueError(
-            f'There are no results for {run.path}: {run.folder / "summary.csv"} has no eval_top1 at epoch {run.epoch}, '
-            'and no --results were passed. Measure it with `timm-p2be benchmark`, or name test data; a card without '
-            'results helps nobody.'
-        )
     clean.sort(key=lambda entry: (entry['weights'] == PUBLISHED, entry['images'] or math.inf), reverse=True)
     return {
         'clean': measured or (clean[0] if clean else None),
@@ -77,11 +72,13 @@ def measure_clean(
     which timm's validate.py resizes and crops them. `split` and `state` say in words what images and weights they are.
     """
     judge, transform = Judge(None, say=print), create_transform(**config, normalize=False)  # uint8 pixels
+    numbers = model.numbers_of(images.class_names, images.num_classes, images.name)
     wrong = 0
     for start in range(0, len(images), _BATCH):
         pairs = [images.source[index] for index in range(start, min(start + _BATCH, len(images)))]
         pixels = torch.stack([transform(image.convert('RGB')) for image, _ in pairs])
-        correct, _ = judge(model, pixels, torch.tensor([int(label) for _, label in pairs]))
+        labels = torch.tensor([int(label) for _, label in pairs])
+        correct, _ = judge(model, pixels, labels if numbers is None else numbers[labels])
         wrong += int((~correct).sum())
     split = f'{split}, first {len(images)} images' if images.limit is not None else split
     return _clean('measured in float32 by timm-p2be publish', wrong / len(images), len(images), split, state)
@@ -131,6 +128,10 @@ def _corruptions(
         'images': config['data']['images'],
         'mean_corruption_error': _percent(summary['mean_corruption_error']),
         'mce': None if mce is None else _percent(mce),
+        'by_corruption': {
+            corruption: _percent(sum(found['error'] for found in severities.values()) / len(severities))
+            for corruption, severities in content['results'][name].items()
+        },
         'weights': state,
     }
     measured = content['clean'].get(name)

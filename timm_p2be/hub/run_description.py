@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
 
+import timm
 from torch import nn
 
-from timm_p2be.encodings.table_file import names_table
 from timm_p2be.hub.errors import FetchError
 from timm_p2be.hub.fetch import split_revision
 from timm_p2be.hub.run_folder import Run
@@ -65,11 +65,6 @@ def dataset_of(run: Run, given: Dataset) -> Dataset:
     name, hub_id, split, images = _KNOWN_DATASETS.get(run.flags.get('dataset') or '', (None, None, None, None))
     if run.flags.get('val_num_samples'):
         images = None
-    if not (given.name or name):
-        raise ValueError(
-            "args.yaml says where the data set was, not what it was. Pass --dataset-name, for example 'CIFAR-10', and "
-            '--dataset-id if it is on the Hub.'
-        )
     return replace(
         given,
         name=given.name or name,
@@ -80,21 +75,42 @@ def dataset_of(run: Run, given: Dataset) -> Dataset:
     )
 
 
+def missing(run: Run, given: Dataset, base_model: str | None) -> list[str]:
+    """Return what the flags of a run do not say and its card has to, as sentences with what to do."""
+    sentences = []
+    if not (given.name or run.flags.get('dataset') in _KNOWN_DATASETS):
+        sentences.append(
+            "args.yaml says where the data set was, not what it was. Pass --dataset-name, for example 'CIFAR-10', and "
+            '--dataset-id if it is on the Hub.'
+        )
+    started = [name for name in _STARTS if run.flags.get(name)]
+    if started and not (base_model or _base_model(run.flags)):
+        sentences.append(
+            f'The run started from other weights (--{started[-1].replace("_", "-")}); name them by --base-model, as '
+            "'org/name@revision' on the Hub or as a name of timm."
+        )
+    return sentences
+
+
+def _base_model(flags: dict[str, Any]) -> str | None:
+    """Return the weights that --model and --pretrained name, by their id on the Hub or else their name of timm."""
+    name: str = flags['model']
+    if not flags.get('pretrained') or flags.get('pretrained_path') or flags.get('initial_checkpoint'):
+        return None
+    if ':' in name:
+        return _hub_name(name.removeprefix('hf-hub:'))
+    kwargs = flags.get('model_kwargs') or {}
+    preserved = kwargs.get('backbone') if kwargs.get('preserve') else None
+    cfg = timm.get_pretrained_cfg(preserved or name, allow_unregistered=False)
+    return None if cfg is None else cfg.hf_hub_id or f'{cfg.architecture}.{cfg.tag}'
+
+
 def training_record(
     run: Run, model: nn.Module, dataset: Dataset, base_model: str | None, results: dict[str, Any]
 ) -> dict[str, Any]:
     """Return the training record of what a run trained, see `timm_p2be.hub.training_record`."""
-    flags, name = run.flags, run.flags['model']
-    if base_model is None and flags.get('pretrained') and name.startswith('hf-hub:'):
-        base_model = _hub_name(name.removeprefix('hf-hub:'))
-    if base_model is None and flags.get('pretrained') and names_table(name) and not flags.get('pretrained_path'):
-        base_model = name  # a shipped table
-    started = [name for name in _STARTS if flags.get(name)]
-    if started and base_model is None:
-        raise ValueError(
-            f'The run started from other weights (--{started[0].replace("_", "-")}); name them by --base-model, as '
-            "'org/name@revision' on the Hub or as a name of timm."
-        )
+    flags = run.flags
+    base_model = base_model or _base_model(flags)
     if base_model is not None and not _MODEL_NAME.fullmatch(base_model):
         raise ValueError(f"Got base_model={base_model!r}; write 'org/name', 'org/name@revision' or a name of timm.")
     trains_table = has_learned_table(model) and not flags.get('p2be_freeze')
@@ -132,6 +148,8 @@ def _published_flags(run: Run, learned: bool) -> dict[str, Any]:
     if isinstance(shown['opt_kwargs'], dict):  # a recipe's mark for other scripts is none of the optimizer's settings
         shown['opt_kwargs'] = {name: value for name, value in shown['opt_kwargs'].items() if name != 'timm_recipe'}
     plain = {name: value for name, value in shown.items() if not _is_off(value) and _is_plain(value)}
+    if flags.get('p2be_embedding') or any(map(flags.get, _STARTS)):
+        plain.pop('p2be_init', None)  # the table was loaded
     if flags.get('p2be_embedding'):
         plain['p2be_embedding'] = _hub_name(flags['p2be_embedding']) or 'a local folder'
     return plain

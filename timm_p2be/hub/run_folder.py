@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import yaml
 from timm.data import resolve_data_config
 from torch import nn
 
 from timm_p2be.checkpoints import Checkpoint, read_checkpoint
-from timm_p2be.files import file_sha256
+from timm_p2be.files import file_sha256, read_yaml
 from timm_p2be.hub.errors import asking
 
 _FILES = {'last': 'last.pth.tar', 'best': 'model_best.pth.tar'}
@@ -96,16 +95,21 @@ def data_config(run: Run, model: nn.Module) -> dict[str, Any]:
     return {key: config[key] for key in ('input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')}
 
 
+def label_names(run: Run, model: nn.Module) -> list[str]:
+    """Return the names of the model's classes, of the data it was trained on; none if the checkpoint has not all."""
+    names = run.checkpoint.raw.get('label_names') or []
+    return [*map(str, names)] if len(names) == model.num_classes else []
+
+
 def _shown(model: str, kwargs: Mapping[str, Any] | None) -> str:
     return f'{model} {json.dumps(kwargs or {}, sort_keys=True, default=str)}'  # YAML makes lists of tuples
 
 
 def _flags(path: Path) -> dict[str, Any]:
     try:
-        flags = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = getattr(error, 'strerror', None) or error  # without the path once more
-        raise ValueError(f'{path} cannot be read: {reason}. Name the output folder of a run of train.py.') from error
+        flags = read_yaml(path)
+    except ValueError as error:
+        raise ValueError(f'{path} cannot be read: {error}. Name the output folder of a run of train.py.') from error
     missing = [key for key in ('model', 'num_classes', 'seed') if key not in (flags if isinstance(flags, dict) else {})]
     if missing:
         raise ValueError(f'{path} lacks {missing}; it has to be the args.yaml of a run of train.py.')

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from timm_p2be.files import Field, Schema, check_schema
+from timm_p2be.files import Field, Schema, check_schema, leaves_of, shown
 
 _TEXT_LENGTH = 1000
 
@@ -66,6 +66,9 @@ def check_training_record(record: Any, where: str = 'provenance') -> None:
     if record is None:
         return
     check_schema(record, RECORD, where)
+    for value in leaves_of((record['flags'], record['results'])):
+        if isinstance(value, str) and not _is_text(value):  # a terminal would obey it
+            raise ValueError(f'{where}: flags or results hold {shown(value)}; allowed is printable text.')
     if record['dataset'] is not None:
         check_schema(record['dataset'], _DATASET, f'{where}.dataset')
     results = record['results']
@@ -84,3 +87,16 @@ def part_of(record: Any, *keys: str) -> Any:
     for key in keys:
         record = record.get(key) if isinstance(record, dict) else None
     return record
+
+
+def counts_of(counts: Any) -> dict[str, int] | None:
+    """Return what is known of a learned table; further keys of results may hold anything."""
+    names = ('distinct', 'bits', 'unlike_thermometer')
+    known = all(type(part_of(counts, name)) is int for name in names)
+    return {name: counts[name] for name in names} if known else None
+
+
+def is_on_training_images(record: Any) -> bool:
+    """Return whether the clean error of a run is that of the images it was trained on."""
+    split = part_of(record, 'results', 'clean', 'split')
+    return bool(split) and split == part_of(record, 'dataset', 'split')

@@ -1,5 +1,6 @@
 """What the entrypoints of encoded models share: an RGB network whose first convolution is made to read pixel codes."""
 
+import difflib
 from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
@@ -11,6 +12,8 @@ from timm_p2be.encodings import PixelEmbedding
 from timm_p2be.models.pretrained import build_checked
 from timm_p2be.models.tables import published_table, tagged_table
 from timm_p2be.stem import convert, encoded_stem, find_embedding
+
+_OWN_ARGUMENTS = ('num_bits', 'embedding', 'embedding_init', 'freeze_embedding', 'backbone', 'encoding', 'preserve')
 
 
 def encoded_cfg(**fields: Any) -> dict[str, Any]:
@@ -45,7 +48,14 @@ def build_encoded(
     did. Without, the backbone has no weights (a fresh stem voids them).
     """
     arch, tag = split_model_name_tag(backbone)
-    model = model_entrypoint(arch)(pretrained_cfg=tag or None, **kwargs, **(rgb or {}))
+    try:
+        model = model_entrypoint(arch)(pretrained_cfg=tag or None, **kwargs, **(rgb or {}))
+    except TypeError as error:
+        _, _, word = str(error).partition('unexpected keyword argument ')
+        close = difflib.get_close_matches(word.strip("'"), _OWN_ARGUMENTS, n=1, cutoff=0.5)
+        if not close:
+            raise
+        raise TypeError(f'{error}; did you mean {close[0]}?') from error
     if table is not None:
         num_bits = table.num_bits
     preserve = rgb is not None

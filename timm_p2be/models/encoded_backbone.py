@@ -1,5 +1,6 @@
 """`encoded`: any timm backbone whose first convolution reads pixel codes."""
 
+import difflib
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -10,6 +11,7 @@ from timm.models import (
     generate_default_cfgs,
     get_pretrained_cfg,
     is_model,
+    list_models,
     register_model,
     split_model_name_tag,
 )
@@ -110,9 +112,10 @@ def encoded(
     loads the backbone's RGB weights, those of its tag ('convnext_atto.d2_in1k') or of a file in the overlay.
     """
     if not backbone or not is_model(backbone) or split_model_name_tag(backbone)[0] == 'encoded':
+        close = difflib.get_close_matches(backbone or '', list_models(), n=1)
         raise ValueError(
             f'Got backbone={backbone!r}; allowed is the name of an RGB network in timm.list_models(), for example '
-            "timm.create_model('encoded', backbone='resnet18', encoding='p2be')."
+            f"timm.create_model('encoded', backbone={(close or ['resnet18'])[0]!r}, encoding='p2be')."
         )
     if isinstance(pretrained_cfg, str) and pretrained_cfg in TABLES:
         pretrained_cfg = get_pretrained_cfg(f'encoded.{pretrained_cfg}')

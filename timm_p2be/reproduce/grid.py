@@ -10,8 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
+from timm_p2be.files import content_of, read_yaml
 from timm_p2be.robustness.corruptions import CORRUPTIONS
 from timm_p2be.training.arguments import Arguments, command_line, parse_args
 
@@ -88,6 +87,7 @@ class Grid:
     printed: Mapping[Key, Mapping[str, str]] = field(default_factory=dict)  # the paper's figures
 
 
+@content_of('The grid')
 def read_grid(
     path: Path,
     budget: str | None = None,
@@ -146,8 +146,8 @@ def read_grid(
 def _read(path: Path) -> dict[str, Any]:
     """Return the content of a grid's file, its keys and names checked."""
     try:
-        content = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = read_yaml(path)
+    except ValueError as error:
         raise ValueError(f'Cannot read the grid {path}: {error}') from error
     _check_keys(content, _KEYS, _OPTIONAL, str(path))
     axes, picture = content['axes'], content.get('picture', 'codes')

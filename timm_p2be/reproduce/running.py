@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from timm_p2be.extras import require
-from timm_p2be.files import read_json, write_json
+from timm_p2be.files import read_json, read_yaml, write_json
 from timm_p2be.hub.run_folder import read_run
 from timm_p2be.reproduce.grid import CORRUPTED, DATASET, Grid, Run
 from timm_p2be.reproduce.measuring import measure, suite_of
@@ -163,7 +162,7 @@ def _check_told(run: Run, folder: Path) -> None:
     file = folder / 'args.yaml'
     if not file.is_file():
         return
-    told = yaml.safe_load(file.read_text(encoding='utf-8'))
+    told = read_yaml(file)
     for name, value in vars(run.arguments.args).items():
         if name in _WHERE or (name in _SETTLED and name not in run.arguments.explicit):
             continue

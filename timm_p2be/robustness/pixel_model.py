@@ -1,6 +1,7 @@
 """Any classifier of timm as a function of pixel levels, its own mean and std wrapped round it."""
 
 import copy
+import difflib
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -14,7 +15,7 @@ from timm_p2be.checkpoints import read_checkpoint, weights_sha256
 from timm_p2be.encodings import pixel_levels
 from timm_p2be.encodings.statistics import code_statistics
 from timm_p2be.encodings.table_file import names_table
-from timm_p2be.files import file_sha256
+from timm_p2be.files import content_of, file_sha256
 from timm_p2be.stem import EncodedConv2d, find_embedding
 from timm_p2be.stem.keep_function import normalization
 
@@ -34,6 +35,7 @@ class PixelModel(nn.Module):
         std: likewise.
         name: in reports; None takes the architecture's.
         sha256: digest of the checkpoint its weights came from, if any.
+        class_names: of its outputs, where they are known.
 
     Example:
         >>> model = PixelModel(timm.create_model('resnet10t', num_classes=10))
@@ -48,6 +50,7 @@ class PixelModel(nn.Module):
         std: Sequence[float] | None = None,
         name: str | None = None,
         sha256: str | None = None,
+        class_names: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         cfg = getattr(model, 'pretrained_cfg', None) or {'mean': (0, 0, 0), 'std': (1, 1, 1)}
@@ -61,6 +64,8 @@ class PixelModel(nn.Module):
         self.num_classes = int(getattr(model, 'num_classes', linear[-1] if linear else 0) or 0)
         if self.num_classes < 2:
             raise ValueError(f'{self.name}: got a model of {self.num_classes} classes; a classifier has at least 2.')
+        # a head that was made for other classes keeps the names of the weights it started from
+        self.class_names = class_names if class_names and len(class_names) == self.num_classes else None
         self.input_size = tuple(cfg.get('input_size') or (3, 224, 224))
         stem = next((module for module in model.modules() if isinstance(module, EncodedConv2d)), None)
         self.encoding = stem.embedding.encoding if stem is not None else None  # None: a model of pixel values
@@ -86,6 +91,28 @@ class PixelModel(nn.Module):
     def levels(self, images: Tensor) -> Tensor:
         """Return the nearest uint8 levels of normalized images, the inverse of `normalize`."""
         return pixel_levels(images * self._std + self._mean)  # type: ignore[operator]
+
+    def numbers_of(self, names: Sequence[str] | None, count: int | None, data: str) -> Tensor | None:
+        """Return the model's number of each class of a data set called `data`; None where both number alike.
+
+        Raises:
+            ValueError: the classes differ, by name where both sides have `names`, else by `count`.
+        """
+        own = [*(self.class_names or ())]
+        if own and names:
+            if unknown := [name for name in names if name not in own]:
+                raise ValueError(
+                    f'{data} has the class {unknown[0]!r}, {self.name} has {", ".join(own[:10])}'
+                    f'{", ..." if own[10:] else ""}. Choose a model and data of the same classes, or give the '
+                    "model's numbers of the data's by --class-map FILE."
+                )
+            return None if own[: len(names)] == [*names] else torch.tensor([own.index(name) for name in names])
+        if count not in (None, self.num_classes):
+            raise ValueError(
+                f'{self.name} has {self.num_classes} classes, the data {count} ({data}). Choose a model of {count} '
+                'classes; for folders with some of the classes only, pass --class-map FILE.'
+            )
+        return None
 
     @property
     def device(self) -> torch.device:
@@ -143,16 +170,19 @@ def load_model(
     label, _, rest = spec.rpartition(':') if ':' in spec.partition('=')[0] else ('', '', spec)
     name, _, file = rest.partition('=')
     if not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=3)
         raise ValueError(
-            f'Unknown model {name!r} in {spec!r}; write NAME, NAME=FILE or LABEL:NAME=FILE, with a NAME of '
-            "timm.list_models(), for example 'wrn10_2_p2be=output/train/RUN/last.pth.tar'."
+            f'Unknown model {name!r} in {spec!r}{f"; did you mean one of {close}?" if close else ""}; write NAME, '
+            'NAME=FILE or LABEL:NAME=FILE, with a NAME of timm.list_models(), for example '
+            "'wrn10_2_p2be=output/train/RUN/last.pth.tar'."
         )
     if not file:
         if names_table(name) or not timm.is_model_pretrained(name):
             what = 'a table, but no trained weights' if names_table(name) else 'no pretrained weights'
             raise ValueError(f'{name} has {what}; name a checkpoint: {name}=FILE.')
         model = timm.create_model(name, pretrained=True, **({'num_classes': num_classes} if num_classes else {}))
-        return PixelModel(model, mean, std, name=label or name).to(device)
+        names = model.pretrained_cfg.get('label_names')
+        return PixelModel(model, mean, std, name=label or name, class_names=names).to(device)
     path = Path(file)
     checkpoint = read_checkpoint(path)
     state, args = checkpoint.state_dict, checkpoint.args
@@ -164,7 +194,9 @@ def load_model(
         raise ValueError(f'{path} does not fit {name} with {classes} classes: {error}') from error
     mean = mean if mean is not None else args.get('mean')
     std = std if std is not None else args.get('std')
-    return PixelModel(model, mean, std, name=label or name, sha256=file_sha256(path)).to(device)
+    with content_of(str(path)):
+        names = checkpoint.raw.get('label_names')
+        return PixelModel(model, mean, std, label or name, file_sha256(path), names).to(device)
 
 
 def _classes(name: str, state: dict[str, Tensor], path: Path) -> int:

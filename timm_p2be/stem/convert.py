@@ -1,6 +1,7 @@
 """`convert`, which puts an encoded first convolution into any timm model with a plain one."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -21,9 +22,17 @@ class UnsupportedStemError(ValueError):
 
 
 def convert(
-    model: nn.Module, encoding: str, num_bits: int = 64, init: str | None = None, preserve: bool = False
+    model: nn.Module,
+    encoding: str,
+    num_bits: int = 64,
+    init: str | None = None,
+    preserve: bool = False,
+    first_conv: str | None = None,
+    input_size: Sequence[int] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> nn.Module:
-    """Make a timm model read binary pixel codes: replace its first convolution, in place, by an `EncodedConv2d`.
+    """Make a model read binary pixel codes: replace its first convolution, in place, by an `EncodedConv2d`.
 
     The model keeps its class and all other weights. Its `pretrained_cfg` becomes a copy with mean 0 and std 1, so that
     timm's loaders hand it pixels in [0, 1]. The new stem starts afresh, or, with `preserve`, computes on levels what
@@ -33,12 +42,17 @@ def convert(
     stem's function in proportion to the bits that are on, about half of them in thermometer and such P2BE codes.
 
     Args:
-        model: its `pretrained_cfg['first_conv']` must name one plain convolution of the image, which no other layer
+        model: of timm, or any other. Its first convolution must be a plain one of the image, which no other layer
             reads (else `UnsupportedStemError`). Choose image and patch size before converting.
         encoding: 'p2be', 'onehot' or 'thermometer'.
         num_bits: M, code length; at least 9 for a P2BE table that preserves the function.
         init: start of a P2BE table, see `PixelEmbedding`; None is 'normal', or 'linear' with `preserve`.
         preserve: keep the function; the weights must be loaded. A weight-standardized convolution becomes a plain one.
+        first_conv: name of the first convolution; None takes that of `pretrained_cfg`, which networks outside timm
+            lack, as the following, which only these need.
+        input_size: (C, H, W) of an image that the network takes; None: 224 pixels.
+        mean: of the normalization of its images, on the [0, 1] scale; for `preserve`.
+        std: likewise.
 
     Example:
         >>> import timm
@@ -48,23 +62,12 @@ def convert(
     own = 'linear' if preserve and encoding == 'p2be' else 'normal'
     if preserve and init not in (None, own):
         raise ValueError(f'Got init={init!r} and preserve=True, which needs init={own!r}. Leave one of them out.')
-    name, conv = _first_conv(model, (*_PLAIN, *_STANDARDIZED) if preserve else _PLAIN)
-    _check_sees_image(model, name)
-    geometry: dict[str, Any] = {name: getattr(conv, name) for name in ('kernel_size', 'stride', 'padding', 'dilation')}
-    if isinstance(conv, Conv2dSame) or getattr(conv, 'same_pad', False):
-        geometry['padding'] = 'same'
-    stem = EncodedConv2d(
-        conv.in_channels,
-        conv.out_channels,
-        encoding=encoding,
-        num_bits=num_bits,
-        init=init or own,
-        bias=conv.bias is not None,
-        device=conv.weight.device,
-        dtype=conv.weight.dtype,
-        **geometry,
-    )
-    cfg = copy.deepcopy(cast(dict[str, Any], model.pretrained_cfg))
+    given = {'first_conv': first_conv, 'input_size': input_size, 'mean': mean, 'std': std}
+    cfg = {'architecture': type(model).__name__, **copy.deepcopy(getattr(model, 'pretrained_cfg', None) or {})}
+    cfg |= {key: value for key, value in given.items() if value is not None}
+    name, conv = _first_conv(model, cfg.get('first_conv'), (*_PLAIN, *_STANDARDIZED) if preserve else _PLAIN)
+    _check_sees_image(model, name, input_size or get_model_input_config(model)['input_size'])
+    stem = _stem_like(conv, encoding=encoding, num_bits=num_bits, init=init or own)
     if preserve:
         keep_function(conv, stem, stem.embedding.codes(), cfg)
     parent, _, child = name.rpartition('.')
@@ -74,16 +77,26 @@ def convert(
     return model
 
 
+def _stem_like(conv: nn.Conv2d, **encoding: Any) -> EncodedConv2d:
+    """Return a fresh encoded stem of the size and place of `conv`."""
+    names = ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation')
+    inputs, outputs, kernel_size, stride, padding, dilation = (getattr(conv, name) for name in names)
+    if isinstance(conv, Conv2dSame) or getattr(conv, 'same_pad', False):
+        padding = 'same'
+    encoding |= {'stride': stride, 'padding': padding, 'dilation': dilation, 'bias': conv.bias is not None}
+    return EncodedConv2d(inputs, outputs, kernel_size, device=conv.weight.device, dtype=conv.weight.dtype, **encoding)
+
+
 def _unsupported(model: nn.Module, problem: str) -> UnsupportedStemError:
     arch = (getattr(model, 'pretrained_cfg', None) or {}).get('architecture') or type(model).__name__
     return UnsupportedStemError(f'{arch} {problem}; convert needs exactly one plain convolution that reads the image.')
 
 
-def _first_conv(model: nn.Module, types: tuple[type[nn.Module], ...]) -> tuple[str, nn.Conv2d]:
-    """Return name and module of the one first convolution that the model declares, which must be one of `types`."""
-    name = (getattr(model, 'pretrained_cfg', None) or {}).get('first_conv')
+def _first_conv(model: nn.Module, name: Any, types: tuple[type[nn.Module], ...]) -> tuple[str, nn.Conv2d]:
+    """Return name and module of the first convolution called `name`, which must be one of `types`."""
     if not name:
-        raise _unsupported(model, "declares no first convolution (pretrained_cfg['first_conv'])")
+        found = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+        raise _unsupported(model, f'declares no first convolution; pass first_conv={found[0] if found else "NAME"!r}')
     if not isinstance(name, str):
         raise _unsupported(model, f'declares {len(name)} first convolutions {list(name)}')
     try:
@@ -105,10 +118,9 @@ def _first_conv(model: nn.Module, types: tuple[type[nn.Module], ...]) -> tuple[s
     return name, cast(nn.Conv2d, conv)
 
 
-def _check_sees_image(model: nn.Module, first_conv: str) -> None:
+def _check_sees_image(model: nn.Module, first_conv: str, size: Sequence[int]) -> None:
     """Run one forward and raise unless `first_conv`, and no other layer with weights, receives the image."""
     weight = next(model.parameters())
-    size = get_model_input_config(model)['input_size']
     image = torch.rand((1, *size), generator=torch.Generator().manual_seed(0)).to(weight.device, weight.dtype)
     layers = {m: name for name, m in model.named_modules() if not list(m.children()) and list(m.parameters())}
     readers: set[str] = set()
@@ -125,7 +137,7 @@ def _check_sees_image(model: nn.Module, first_conv: str) -> None:
         with torch.no_grad(), register_module_forward_pre_hook(note):
             model.eval()(image)
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise _unsupported(model, f'fails on a random image of shape {size} ({error})') from error
+        raise _unsupported(model, f'fails on a random image of shape {size} ({error}; see input_size)') from error
     finally:
         for module in training:
             module.training = True

@@ -23,7 +23,7 @@ def keep_function(conv: nn.Conv2d, stem: nn.Conv2d, codes: Tensor, cfg: Mapping[
     """
     if conv.weight.is_meta:
         raise ValueError('preserve=True needs weights, and these are on the meta device. Load them first.')
-    remedy = "Set model.pretrained_cfg['mean'] and ['std'] to what the model was trained with."
+    remedy = 'Pass mean= and std= to convert, as the model was trained with.'
     factors = plane_factors(codes, *normalization(cfg, conv.in_channels, remedy))
     kernel = applied_kernel(conv)
     planes = stem.weight.unflatten(1, tuple(factors.shape))

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-
+from timm_p2be.files import read_yaml
 from timm_p2be.training.conflicts import flag_name, settle_conflicts
 from timm_p2be.training.flags import add_flags
 
@@ -101,11 +100,13 @@ def _read_recipe(parser: argparse.ArgumentParser, name: str) -> dict[str, Any]:
     """Return the flags that a YAML file, given by path or as a recipe's name, sets; null leaves the default."""
     path = Path(name) if Path(name).is_file() else RECIPES / f'{name}.yaml'
     if not path.is_file():
-        known = ', '.join(sorted(path.stem for path in RECIPES.glob('*.yaml')))
-        parser.error(f'cannot read the recipe {name}: no such file, and no recipe of that name. Recipes: {known}')
+        known = sorted(path.stem for path in RECIPES.glob('*.yaml'))
+        close = ''.join(f' Did you mean {match}?' for match in difflib.get_close_matches(name, known, n=1))
+        words = f'no such file, and no recipe of that name.{close} Recipes: {", ".join(known)}'
+        parser.error(f'cannot read the recipe {name}: {words}')
     try:
-        recipe = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        recipe = read_yaml(path)
+    except ValueError as error:
         parser.error(f'cannot read the recipe {path}: {error}')
     if not isinstance(recipe, dict):
         parser.error(f'{path} holds no flags: expected lines such as "epochs: 200"')

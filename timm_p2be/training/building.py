@@ -14,10 +14,11 @@ from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.utils import NativeScaler, init_distributed_device, is_primary
 from torch import nn
 
+from timm_p2be.checkpoints import read_checkpoint
 from timm_p2be.encodings import PixelEmbedding
 from timm_p2be.encodings.table_file import names_table
 from timm_p2be.task import AdvTrainTask, ConTrainTask, P2BETask, learned_embedding
-from timm_p2be.training.conflicts import EMBEDDING_DEFAULTS, has_learned_table
+from timm_p2be.training.conflicts import EMBEDDING_DEFAULTS, flag_name, has_learned_table
 from timm_p2be.training.memory import keep_freed_memory
 
 _logger = logging.getLogger('train')
@@ -83,6 +84,9 @@ def _create_model(args: argparse.Namespace) -> nn.Module:
     if ':' not in args.model and not is_model(args.model):
         close = difflib.get_close_matches(args.model, list_models(), n=3)
         raise ValueError(f'--model {args.model}: unknown model; did you mean one of {close}? See timm.list_models().')
+    for name in ('initial_checkpoint', 'pretrained_path'):
+        if file := getattr(args, name):
+            read_checkpoint(file, what=flag_name(name))  # timm reads it next, with fewer checks and other messages
     overlay = {}
     if args.pretrained_path:
         # as timm: the file goes before other sources, and -1 makes the head start afresh

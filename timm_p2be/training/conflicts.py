@@ -9,6 +9,7 @@ from typing import Any
 from timm.models import resolve_model_input_args, split_model_name_tag
 
 from timm_p2be.encodings.table_file import names_table
+from timm_p2be.hub.errors import asking
 from timm_p2be.training.flags import DATASETS
 
 # What the flags of a learned table mean when neither recipe nor command line sets them (docs/protocol.md).
@@ -54,6 +55,8 @@ _REMEDIES = {
     'model': 'leave it out, or pick a model with a learned table: its name ends in _p2be',
     'opt': 'leave it out, or use --opt sgdp2be or adamwp2be, which have a rule for the table',
 }
+_SIGNED = ('mean', 'decay_rate')  # flags of numbers that may be negative
+_SHARES = ('model_ema_decay', 'hflip', 'vflip', 'reprob', 'smoothing', 'drop', 'drop_path', 'crop_pct')
 _POSITIVE = ['batch_size', 'validation_batch_size', 'grad_accum_steps', 'epochs', 'val_interval', 'log_interval']
 _POSITIVE += ['p2be_attack_eps', 'p2be_attack_steps']
 
@@ -153,7 +156,8 @@ def _architecture(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     """Return name and arguments of --model, those of a saved one from its config."""
     if ':' not in args.model:
         return split_model_name_tag(args.model)[0], args.model_kwargs
-    kwargs = resolve_model_input_args(args.model, **args.model_kwargs)
+    with asking(args.model):
+        kwargs = resolve_model_input_args(args.model, **args.model_kwargs)
     return kwargs['model_name'], kwargs
 
 
@@ -168,8 +172,15 @@ def _check_values(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
         value = getattr(args, name)
         if value is not None and value < 1:
             parser.error(f'{flag_name(name)} {value}: must be at least 1')
-    if not 0 <= args.recovery_minutes < math.inf:
-        parser.error(f'--recovery-minutes {args.recovery_minutes}: must be a time, or 0 for no such files')
+    for name, value in vars(args).items():
+        most = 1.0 if name in _SHARES else math.inf
+        for number in value if isinstance(value, list) else [value]:
+            if not isinstance(number, float) or (math.isfinite(number) and (0 <= number <= most or name in _SIGNED)):
+                continue
+            allowed = 'a share, from 0 to 1' if name in _SHARES else 'a finite number, from 0 on but for --mean'
+            parser.error(f'{flag_name(name)} {number}: must be {allowed}')
+    if args.max_bad_samples < 0:
+        parser.error(f'--max-bad-samples {args.max_bad_samples}: must be a number from 0')
     if args.overwrite and args.resume == 'auto':
         parser.error('--overwrite deletes the checkpoints that --resume auto goes on from; leave out one of them')
     if not args.experiment and (args.overwrite or args.resume == 'auto'):

@@ -33,6 +33,13 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
         help='size of a streamed split; else train on so many, evenly spaced',
     )
     add('--val-num-samples', type=int, metavar='N', help='likewise, of validation')
+    add(
+        '--max-bad-samples',
+        type=int,
+        default=10,
+        metavar='N',
+        help='unreadable training images that are passed over, each named in the log (default: 10); in validation none',
+    )
     add('--dataset-download', action='store_true', help='let torch/ data sets download themselves')
     add('--class-map', default='', metavar='FILE', help='class-to-index file')
     add('--input-img-mode', help='PIL mode of the images (default: RGB, or L for one channel)')
@@ -58,7 +65,7 @@ def _model_flags(parser: argparse.ArgumentParser) -> None:
         help='continue the run of this checkpoint; auto: of the newest sound one of --experiment, if there is one',
     )
     add('--no-resume-opt', action='store_true', help='resume without the optimizer')
-    add('--num-classes', type=int, metavar='N', help="default: the model's")
+    add('--num-classes', type=int, metavar='N', help="default: the data's, or else the model's")
     add('--img-size', type=int, metavar='N', help="default: the model's")
     add('--in-chans', type=int, metavar='N', help='image channels (default: 3)')
     add('--input-size', nargs=3, type=int, metavar='N', help='channels, height, width')

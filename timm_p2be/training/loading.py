@@ -1,6 +1,8 @@
 """Data sets, transforms and loaders of a run, built by timm's readers; views come from a transform."""
 
 import argparse
+import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -9,18 +11,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.data import create_dataset, create_loader, create_transform, resolve_data_config
+from timm.data import ImageDataset, create_dataset, create_loader, create_transform, resolve_data_config
 from timm.utils import is_primary
 from torch import nn
 from torch.utils.data import IterableDataset, Subset
 from torchvision.transforms import Compose
 
 from timm_p2be.data import AugMix
+from timm_p2be.data.image_files import Images, check_folder
 from timm_p2be.data.transforms import MultiView, to_planes, zero_padded_crop
 from timm_p2be.extras import require
+from timm_p2be.robustness.images import class_names
 from timm_p2be.training.conflicts import reader
 from timm_p2be.training.device_batches import DeviceBatches, ResidentImages
 from timm_p2be.training.stopping import ignore_signals
+
+_logger = logging.getLogger('train')
 
 
 @dataclass
@@ -32,12 +38,19 @@ class Loaders:
     data_config: dict[str, Any]
 
 
-def build_loaders(args: argparse.Namespace, model: nn.Module, device: torch.device) -> Loaders:
+def open_data(args: argparse.Namespace) -> tuple[Any, Any]:
+    """Return training and validation images, the latter None without a split; sets --num-classes if it is not given."""
+    training = _dataset(args, args.train_split, is_training=True)
+    validation = _dataset(args, args.val_split, is_training=False) if args.val_split else None
+    _check_classes(args, training, validation)
+    return training, validation
+
+
+def build_loaders(
+    args: argparse.Namespace, model: nn.Module, device: torch.device, training: Any, validation: Any
+) -> Loaders:
     """Return the loaders; with --aug-splits N a training batch holds N views, all clean ones first."""
     data_config = _data_config(args, model)
-    training = _dataset(args, args.train_split, data_config, is_training=True)
-    validation = _dataset(args, args.val_split, data_config, is_training=False) if args.val_split else None
-    _check_classes(args, training, validation)
     create = partial(
         create_loader,
         input_size=data_config['input_size'],
@@ -185,11 +198,14 @@ class _Some(Subset[Any]):
         self.dataset.transform = transform  # type: ignore[attr-defined]
 
 
-def _dataset(args: argparse.Namespace, split: str, data_config: dict[str, Any], is_training: bool) -> Any:
+def _dataset(args: argparse.Namespace, split: str, is_training: bool) -> Any:
     kind = reader(args)
     count = args.train_num_samples if is_training else args.val_num_samples
-    if kind == '' and not Path(args.data_dir).exists():
-        raise ValueError(f'--data-dir {args.data_dir}: no such folder.')
+    channels = args.input_size[0] if args.input_size else args.in_chans or 3
+    if kind == '':
+        if not Path(args.data_dir).exists():
+            raise ValueError(f'--data-dir {args.data_dir}: no such folder.')
+        check_folder(Path(args.data_dir), split)
     if kind in ('hfds', 'hfids'):
         require('datasets', extra='data')
     try:
@@ -202,7 +218,7 @@ def _dataset(args: argparse.Namespace, split: str, data_config: dict[str, Any], 
             download=args.dataset_download,
             batch_size=args.batch_size,
             seed=args.seed,
-            input_img_mode=args.input_img_mode or ('RGB' if data_config['input_size'][0] == 3 else 'L'),
+            input_img_mode=args.input_img_mode or ('RGB' if channels == 3 else 'L'),
             input_key=args.input_key,
             target_key=args.target_key,
             num_samples=count,
@@ -220,6 +236,8 @@ def _dataset(args: argparse.Namespace, split: str, data_config: dict[str, Any], 
             f'--data-dir {args.data_dir} has no folder {split!r} (nor a synonym). Name the folders by --train-split '
             "and --val-split, or train on all of it without validation by --val-split ''."
         )
+    if isinstance(dataset, ImageDataset):  # what is measured on other images than it should be is no figure
+        dataset = Images(dataset, args.max_bad_samples if is_training else 0)
     if count is None or isinstance(dataset, IterableDataset):
         return dataset
     if not 1 <= count <= len(dataset):
@@ -229,12 +247,17 @@ def _dataset(args: argparse.Namespace, split: str, data_config: dict[str, Any], 
 
 def _check_classes(args: argparse.Namespace, training: Any, validation: Any) -> None:
     """Refuse labels that the model has no output for, and splits that number their classes differently."""
-    datasets = [training] if validation is None else [training, validation]
-    classes = [getattr(getattr(dataset, 'reader', dataset), 'class_to_idx', None) or {} for dataset in datasets]
-    if max(map(len, classes)) > args.num_classes:
+    classes = [class_names(dataset) or [] for dataset in (training, validation) if dataset is not None]
+    if args.num_classes is None and classes[0]:
+        args.num_classes = len(classes[0])
+        if is_primary(args):
+            _logger.info(f'--num-classes {len(classes[0])}: the data has the classes {", ".join(classes[0][:10])}.')
+    if max(map(len, classes)) > (args.num_classes or math.inf):
         raise ValueError(f'The data has {len(classes[0])} classes, the model {args.num_classes}; pass --num-classes.')
+    if 0 < len(classes[0]) < (args.num_classes or 0) and is_primary(args):
+        _logger.warning(f'--num-classes {args.num_classes}, but the data has {len(classes[0])} classes.')
     if classes[0] != classes[-1]:
-        names = sorted(map(str, classes[0].keys() ^ classes[-1].keys()))[:5]
+        names = sorted({*classes[0]} ^ {*classes[-1]})[:5]
         raise ValueError(
             f'Training and validation split have different classes ({", ".join(names)}, ...), so that their labels '
             'would not agree. Complete the folders, or number the classes by --class-map.'

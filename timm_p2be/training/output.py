@@ -1,10 +1,6 @@
 """The output folder of a run: which checkpoints in it a run may replace, and a lock that keeps other runs out."""
 
 import argparse
-import fcntl
-import logging
-import os
-import platform
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,13 +10,18 @@ import yaml
 
 from timm_p2be.checkpoints import sha256_beside
 from timm_p2be.files import atomic_write
+from timm_p2be.locks import FolderLock
 from timm_p2be.training.building import PROCESS_FIELDS
 from timm_p2be.training.checkpoints import checkpoint_files, newest_checkpoint
 
-_logger = logging.getLogger('train')
-
-_LOCK = 'run.lock'
 _LITTER = re.compile(r'\.(last|model_best|checkpoint-\d+|recovery-[\d-]+)\.pth\.tar(\.sha256)?\..*\.\d+')
+
+
+class _Plain(yaml.SafeDumper):
+    """Writes lists out where two flags share one: recipes have no aliases."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
 
 
 class CannotWrite(OSError):
@@ -70,54 +71,19 @@ def settle_resume(args: argparse.Namespace) -> None:
 
 
 class OutputFolder:
-    """A folder, made if it is missing, that this process alone writes until `close`.
-
-    The lock is POSIX's, which the system drops when a process ends, however it ends; the file `run.lock` says which
-    host and process hold it. One that a killed run left behind locks nobody out.
-
-    Raises:
-        ValueError: another run writes there.
-    """
+    """A folder, made if it is missing, that this process alone writes until `close`; see `FolderLock`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.mkdir(parents=True, exist_ok=True)
-        self._descriptor = self._lock()
+        self._lock = FolderLock(path, 'run.lock', '--experiment')
         for file in path.iterdir():
             if _LITTER.fullmatch(file.name):  # of a run that was killed while it wrote
                 file.unlink(missing_ok=True)
 
-    def _lock(self) -> int:
-        while True:
-            descriptor = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-            holder = os.read(descriptor, 200).decode(errors='replace').strip()
-            try:
-                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError) as error:
-                os.close(descriptor)
-                raise ValueError(
-                    f'{self.path}: another run writes there ({holder}). Wait until it ends, stop it, or choose another '
-                    '--experiment.'
-                ) from error
-            if self._is_mine(descriptor):
-                break
-            os.close(descriptor)  # its holder has just removed it
-        if holder:
-            _logger.info(f'{self.path / _LOCK} was left by a run that is gone ({holder}).')
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f'host {platform.node()}, process {os.getpid()}\n'.encode(), 0)
-        return descriptor
-
-    def _is_mine(self, descriptor: int) -> bool:
-        try:
-            return os.path.samestat(os.fstat(descriptor), (self.path / _LOCK).stat())
-        except FileNotFoundError:
-            return False
-
     def check(self) -> None:
         """Raise CannotWrite if the folder, or the lock in it, is gone."""
-        if not self._is_mine(self._descriptor):
-            raise CannotWrite(f'{self.path} or {_LOCK} in it was removed or replaced while the run was at work.')
+        if not self._lock.is_held():
+            raise CannotWrite(f'{self._lock.path} was removed or replaced while the run was at work.')
 
     def clear(self) -> None:
         """Delete all checkpoints."""
@@ -132,10 +98,8 @@ class OutputFolder:
         if args.lr_base_scale:
             flags['lr'] = None  # computed from the base, and so again
         with atomic_write(self.path / 'args.yaml') as file:
-            file.write(yaml.safe_dump(flags, default_flow_style=False).encode())
+            file.write(yaml.dump(flags, Dumper=_Plain, default_flow_style=False).encode())
 
     def close(self) -> None:
         """Let others write."""
-        if self._is_mine(self._descriptor):
-            (self.path / _LOCK).unlink()
-        os.close(self._descriptor)
+        self._lock.close()

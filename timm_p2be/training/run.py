@@ -8,10 +8,12 @@ plus the signal's number where one stopped the run after a checkpoint: Ctrl-C (1
 """
 
 import argparse
+import gc
 import logging
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
@@ -30,7 +32,10 @@ from timm.utils import (
     update_summary,
 )
 
+from timm_p2be.data.image_files import UnreadableImage, last_message
+from timm_p2be.files import content_of
 from timm_p2be.optim import learning_rates
+from timm_p2be.robustness.images import class_names
 from timm_p2be.training import building
 from timm_p2be.training.arguments import Arguments, parse_args
 from timm_p2be.training.checkpoints import (
@@ -45,7 +50,7 @@ from timm_p2be.training.checkpoints import (
 )
 from timm_p2be.training.embedding_flags import adopt_table, pinned
 from timm_p2be.training.epoch import Trainer
-from timm_p2be.training.loading import build_loaders
+from timm_p2be.training.loading import build_loaders, open_data
 from timm_p2be.training.output import CannotWrite, OutputFolder, experiment_folder, settle_resume, writing
 from timm_p2be.training.saver import Saver, all_buffers, training_state
 from timm_p2be.training.schedules import Schedules
@@ -73,13 +78,16 @@ class Run:
         settle_resume(args)
         found = read_resumed(args.resume) if args.resume else None
         if found is not None:
-            check_checkpoint(found.raw, args, arguments.explicit)
-            adopt_table(args, found)
+            with content_of(f'--resume {args.resume}'):
+                check_checkpoint(found.raw, args, arguments.explicit)
+                adopt_table(args, found)
         elif args.p2be_embedding:
             args.p2be_embedding = pinned(args.p2be_embedding)
         random_seed(args.seed, args.rank)
+        data = open_data(args)
+        self.label_names = class_names(data[0])
         model = building.build_model(args, device)
-        self.loaders = build_loaders(args, model, device)
+        self.loaders = build_loaders(args, model, device, *data)
         self.task = building.build_task(args, model, device, self.loaders.data_config)
         self.optimizer = building.build_optimizer(args, model)
         autocast, self.scaler = building.build_precision(args, device)
@@ -93,7 +101,8 @@ class Run:
         if args.model_ema:
             self.task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
             if found is not None:
-                resume_ema(found.raw, self.task)
+                with content_of(f'--resume {args.resume}'):
+                    resume_ema(found.raw, self.task)
         if args.torchcompile:
             building.compile_task(args, self.task)
         if args.distributed:
@@ -169,9 +178,10 @@ class Run:
 
     def _state(self, epoch: int, args: argparse.Namespace) -> dict[str, Any]:
         try:
-            return training_state(args, self.task, self.optimizer, self.scaler, epoch)
+            state = training_state(args, self.task, self.optimizer, self.scaler, epoch)
         except Diverged as error:
             raise Diverged(f'{error} at {self.trainer.where()}.') from error
+        return {**state, 'label_names': self.label_names} if self.label_names else state
 
     def train(self) -> None:
         """Train from the run's position to its last epoch, or raise Diverged, or Interrupted after a checkpoint."""
@@ -183,8 +193,8 @@ class Run:
                 start = self.position if epoch == self.position.epoch else Position(epoch)
                 train_metrics = self.trainer.train(self.loaders.training, start)
                 self._finish_epoch(epoch, train_metrics)
-        except Interrupted as stop:
-            self._save_recovery(alone=stop.alone)
+        except (Interrupted, UnreadableImage) as stop:
+            self._save_recovery(alone=getattr(stop, 'alone', True))
             raise
         if self.output is not None and (best := self.saver.best_epoch) is not None:
             _logger.info(f'Best {self.args.eval_metric}: {self.saver.ranked[best]:.4f} (epoch {best})')
@@ -265,6 +275,10 @@ def main(argv: Sequence[str] | None = None, prog: str = 'train.py') -> int:
         print(f'{prog}: error: {error}{kept}', file=sys.stderr)
         return _CANNOT_WRITE
     except (ValueError, NotImplementedError, OSError) as error:
+        if run is not None and isinstance(error, UnreadableImage):
+            kept = f'Stopped; go on with --resume {run.newest_checkpoint()}'
+            print(f'{prog}: error: {last_message(error)} {kept}', file=sys.stderr)
+            return 2
         if run is not None:  # no flag's fault
             raise
         print(f'{prog}: error: {error}', file=sys.stderr)
@@ -277,4 +291,7 @@ def main(argv: Sequence[str] | None = None, prog: str = 'train.py') -> int:
             run.close()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+        # an error's frames hold loaders, whose processes are deaf to the signal by which an ending process ends them
+        traceback.clear_frames(sys.exc_info()[2])
+        gc.collect()
     return 0

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from timm_p2be.data.image_files import last_message
 from timm_p2be.extras import require
 from timm_p2be.robustness.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES
 from timm_p2be.robustness.images import Pixels, collate
@@ -23,10 +24,12 @@ class CorruptedSet:
         severities: ascending.
         suite: 'cifar' or 'imagenet', which fixes the side of the images.
         num_classes: of the data if it is known, else None.
+        class_names: of the labels 0, 1, ... if they are known, else None.
     """
 
     suite: str
     num_classes: int | None = None
+    class_names: Sequence[str] | None = None
 
     def __init__(self, names: Iterable[str], severities: Sequence[int]) -> None:
         if not severities or not set(severities) <= set(SEVERITIES):
@@ -99,7 +102,7 @@ def load_batches(image: Callable[[int], Labeled], spans: Sequence[range], worker
     try:
         yield from loader
     except ValueError as error:  # a worker's error comes wrapped in its traceback
-        raise ValueError(str(error).strip().rpartition('ValueError: ')[2]) from None
+        raise ValueError(last_message(error)) from None
     except RuntimeError as error:
         if 'DataLoader worker' not in str(error):
             raise

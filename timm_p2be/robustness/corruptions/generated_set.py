@@ -40,6 +40,7 @@ class GeneratedSet(CorruptedSet):
     ) -> None:
         super().__init__(choose_names(names, extra), severities)
         self.clean, self.suite, self.seed = clean, suite, seed
+        self.num_classes, self.class_names = clean.num_classes, clean.class_names
         if 'frost' in self.names:
             frost_picture(FROST_PICTURES[0], 1)  # that it is not installed is not found out after hours
 

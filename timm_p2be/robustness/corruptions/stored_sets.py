@@ -3,7 +3,7 @@
 import glob
 import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from timm.data.readers.class_map import load_class_map
 
+from timm_p2be.data.image_files import hash_files, open_image
 from timm_p2be.files import read_json
 from timm_p2be.robustness.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES, SUITES
 from timm_p2be.robustness.corruptions.corrupted_sets import Batch, CorruptedSet, Labeled, choose_names
-from timm_p2be.robustness.images import as_pixels, open_image
+from timm_p2be.robustness.images import as_pixels
 
 DESCRIPTION = 'corrupted.json'  # beside sets that this package wrote: how they were made
 _EXTENSIONS = ('.jpeg', '.jpg', '.png')
@@ -64,10 +65,17 @@ class StoredSet(CorruptedSet):
     def __len__(self) -> int:
         return len(self.all_labels[: self.limit])
 
+    def files(self) -> Iterable[Path]:
+        """Return the files that the images come from."""
+        raise NotImplementedError
+
     def describe(self) -> dict[str, Any]:
-        """Return what reports say of the data; the fingerprint covers labels, and first and last image of each set."""
+        """Return what reports say of the data.
+
+        The fingerprint covers labels, first and last image of each set, and name, size and time of every file.
+        """
         made, side, count, total = self.made or {}, SUITES[self.suite], len(self), len(self.all_labels)
-        digest = hashlib.sha256(self.all_labels.tobytes())
+        digest = hashlib.sha256(self.all_labels.tobytes() + hash_files(self.files(), self.folder).encode())
         for name, severity, index in itertools.product(self.names, self.severities, (0, total - 1)):
             digest.update(self.image(name, severity, index)[0].tobytes())
         return {
@@ -104,10 +112,14 @@ class CorruptedArrays(StoredSet):
             )
         self.all_labels = rows[0].astype(np.int64)
         total, side = len(self.all_labels), SUITES[self.suite]
+        self._places = places
         self._arrays = {name: _open_array(path, (5 * total, side, side, 3)) for name, path in places.items()}
         if self.made is None and total == 10_000:
             self.num_classes = int(self.all_labels.max()) + 1
             self.published = {10: 'CIFAR-10-C', 100: 'CIFAR-100-C'}.get(self.num_classes)
+
+    def files(self) -> Iterable[Path]:
+        return [self.folder / 'labels.npy', *self._places.values()]
 
     def image(self, name: str, severity: int, index: int) -> Labeled:
         return self._arrays[name][(severity - 1) * len(self.all_labels) + index], int(self.all_labels[index])
@@ -150,7 +162,7 @@ class CorruptedFolders(StoredSet):
         if not class_map:
             if self.made is not None:
                 return {folder: int(folder) for folder in folders}
-            self.num_classes = len(folders)
+            self.num_classes, self.class_names = len(folders), folders
             return {folder: number for number, folder in enumerate(folders)}
         try:
             index = {str(key): int(value) for key, value in load_class_map(class_map).items()}
@@ -164,16 +176,19 @@ class CorruptedFolders(StoredSet):
             )
         return index
 
+    def files(self) -> Iterable[Path]:
+        return (root / file for root in self._roots.values() for file in self._files)
+
     def image(self, name: str, severity: int, index: int) -> Labeled:
         path = self._roots[name, severity] / self._files[index]
-        return as_pixels(open_image(path), SUITES[self.suite], str(path)), int(self.all_labels[index])
+        return as_pixels(open_image(path, str(path)), SUITES[self.suite], str(path)), int(self.all_labels[index])
 
 
 def _open_array(path: Path, shape: tuple[int, ...] | None = None) -> NDArray[Any]:
     """Return the array of a .npy file; with a `shape`, uint8 pixels mapped into memory."""
     try:
         array = np.load(path, mmap_mode='r' if shape else None, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # numpy evaluates the header as Python, literals only
         raise ValueError(
             f'{path} cannot be read as an array, perhaps it is cut off: {error}. CIFAR-C has labels.npy and one .npy '
             'per corruption. Download or write it again.'

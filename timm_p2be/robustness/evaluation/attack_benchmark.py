@@ -62,6 +62,7 @@ def benchmark_attacks(
         OSError: the disk is full; the result file holds all batches before.
     """
     model = as_pixel_model(model)
+    data = data.numbered_for(model)
     settings = {'eps': eps, 'alone': alone, 'worst_case': worst_case, 'probed': probed}
     settings.update(batch_size=batch_size, seed=seed, save_images=save_images)
     with runner('call', show) as run:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from timm_p2be.files import content_of
 from timm_p2be.robustness.evaluation.attack_checks import Check, outcomes, run_checks, suspected, verdict
 from timm_p2be.robustness.evaluation.report import Curves, Report, Section, Table, surroundings
 
@@ -21,6 +22,7 @@ _LIMITS = (
 )
 
 
+@content_of('The result file')
 def attack_report(contents: Sequence[Content]) -> Report:
     """Return one report of all models, from the contents of their finished result files."""
     sections = [Section('Summary', table=_summary(contents))]

@@ -71,11 +71,9 @@ def build_suite(
     if 'transfer' in names and not sources:
         raise ValueError("'transfer' needs models to transfer from; pass --transfer-from.")
     for source in sources:
-        if source.num_classes != model.num_classes:
-            raise ValueError(
-                f'{source.name} has {source.num_classes} classes, {model.name} {model.num_classes}; transfer from a '
-                'model of the same classes.'
-            )
+        numbers = source.numbers_of(model.class_names, model.num_classes, model.name)
+        if numbers is not None or source.num_classes != model.num_classes:
+            raise ValueError(f'{source.name} numbers the classes unlike {model.name}; transfer from one that does not.')
     own = weights_sha256(model.model.state_dict()) if sources else None
     sources = [source for source in sources if weights_sha256(source.model.state_dict()) != own]
     families = {name for word in names for name in SUITES.get(word, (word,))}

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from timm_p2be.files import content_of
 from timm_p2be.robustness.corruptions import SUITES
 from timm_p2be.robustness.corruptions.corrupted_sets import Batch, CorruptedSet, load_batches, spans_of
 from timm_p2be.robustness.evaluation.corruption_metrics import calibration_gaps, summarize
@@ -83,7 +84,7 @@ def benchmark_corruptions(
     if batch_size < 1 or workers < 0:
         raise ValueError(f'Got batch_size={batch_size}, workers={workers}; take at least 1 image and 0 workers.')
     wrapped = [as_pixel_model(model) for model in models]
-    _check_models(wrapped, data)
+    _check_models(wrapped, data, clean)
     config = {
         'models': [{**model.describe(), 'input_size': model.input_size} for model in wrapped],
         'data': data.describe(),
@@ -105,26 +106,35 @@ def benchmark_corruptions(
         run.progress.expect(sum(len(span) for name, _ in jobs for span in spans[name]))
         judge = Judge(amp_dtype, run.progress.say)
         for name, severity in jobs:
-            if name == CLEAN and clean is not None:
-                batches = load_batches(clean.__getitem__, spans[name], workers)
+            source = clean if name == CLEAN and clean is not None else data
+            if isinstance(source, ImageSet):
+                batches = load_batches(source.__getitem__, spans[name], workers)
             else:
-                batches = data.batches(name, severity, spans[name], workers)
-            results.add(name, severity, _measure(wrapped, batches, f'{name} {severity or ""}', judge, run))
+                batches = source.batches(name, severity, spans[name], workers)
+            numbers = [model.numbers_of(source.class_names, source.num_classes, 'the data') for model in wrapped]
+            figures = _measure(wrapped, numbers, batches, f'{name} {severity or ""}', judge, run)
+            with content_of(str(output)):  # which another run may have begun
+                results.add(name, severity, figures)
     return results.content
 
 
 def _measure(
-    models: Sequence[PixelModel], batches: Iterator[Batch], title: str, judge: Judge, run: Runner
+    models: Sequence[PixelModel],
+    numbers: Sequence[torch.Tensor | None],
+    batches: Iterator[Batch],
+    title: str,
+    judge: Judge,
+    run: Runner,
 ) -> dict[str, dict[str, Any]]:
-    """Return the figures of each model on one set, of which `batches` are this rank's."""
+    """Return the figures of each model, which has `numbers` of its own, on one set: `batches` are this rank's."""
     outcomes: dict[str, list[Outcome]] = {model.name: [] for model in models}
     for images, labels in batches:
-        for model in models:
-            outcomes[model.name].append(judge(model, images, labels))
+        for model, own in zip(models, numbers, strict=True):
+            outcomes[model.name].append(judge(model, images, labels if own is None else own[labels]))
         run.progress.step(len(images), title)
     figures = {}
-    for name, own in outcomes.items():
-        correct, confidence = zip(*run.ranks.gather(own), strict=True)
+    for name, found in outcomes.items():
+        correct, confidence = zip(*run.ranks.gather(found), strict=True)
         figures[name] = figures_of(np.concatenate(correct), np.concatenate(confidence))
     return figures
 
@@ -141,15 +151,13 @@ def figures_of(correct: Bits, confidence: NDArray[np.float32]) -> dict[str, Any]
     }
 
 
-def _check_models(models: Sequence[PixelModel], data: CorruptedSet) -> None:
+def _check_models(models: Sequence[PixelModel], data: CorruptedSet, clean: ImageSet | None) -> None:
     """Raise a ValueError unless the models have unique names and the data's classes, and take its images."""
     names = [model.name for model in models]
     if not names or len(set(names)) < len(names):
         raise ValueError(f'Got models called {names}; pass at least one, each with a name of its own.')
     for model in models:
-        if data.num_classes not in (None, model.num_classes):
-            raise ValueError(
-                f'{model.name} has {model.num_classes} classes, the data {data.num_classes}. Choose a model of '
-                f'{data.num_classes} classes; for folders with some of the classes only, pass --class-map FILE.'
-            )
+        model.numbers_of(data.class_names, data.num_classes, 'the corrupted set')
+        if clean is not None:
+            model.numbers_of(clean.class_names, clean.num_classes, clean.name)
         check_size(model, SUITES[data.suite])

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from timm_p2be.files import content_of
 from timm_p2be.robustness.corruptions import CATEGORIES, CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES
 from timm_p2be.robustness.evaluation.report import Curves, HeatMap, Report, Section, Table, surroundings
 
@@ -17,6 +18,7 @@ _MEASURES = (
 )
 
 
+@content_of('The result file')
 def corruption_report(content: Content) -> Report:
     """Return the report of all models of a finished benchmark."""
     curves = _curves(content)

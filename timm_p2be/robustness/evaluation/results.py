@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from timm_p2be import files
-from timm_p2be.files import write_json
+from timm_p2be.files import check_shape, write_json
+from timm_p2be.robustness.evaluation.shapes import ATTACKS, CORRUPTIONS
 
 SCHEMA_VERSION = 1
 _MAX_BYTES = 2**30
@@ -81,6 +82,7 @@ def read_json(path: Path, kind: str) -> dict[str, Any]:
             f'{path} holds kind and schema version {found}; this version reads {(kind, SCHEMA_VERSION)}. '
             'Choose another output folder.'
         )
+    check_shape(content, ATTACKS if kind == 'attacks' else CORRUPTIONS, f'{path}: content')
     return content
 
 
