@@ -7,7 +7,6 @@ os.environ['HF_HUB_OFFLINE'] = '1'
 os.environ['HF_HUB_DISABLE_TELEMETRY'] = '1'
 os.environ['HF_HUB_DISABLE_XET'] = '1'  # its Rust client would not pass through Python's sockets
 
-import argparse
 import ipaddress
 import socket
 import warnings
@@ -24,10 +23,6 @@ if 'PYTEST_XDIST_WORKER' in os.environ:
 
 HUB_LISTENER = reserve_endpoint()
 ROOT = Path(__file__).parents[1]
-
-
-class NetworkAccessError(RuntimeError):
-    """A test tried to leave this machine."""
 
 
 def _is_local(host: object) -> bool:
@@ -47,7 +42,7 @@ def no_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
     def check(host: object) -> None:
         if not _is_local(host):
-            raise NetworkAccessError(
+            raise RuntimeError(
                 f'{request.node.nodeid} tried to reach {host!r}; tests may only use loopback addresses. '
                 'Serve what the test needs on 127.0.0.1, or use a fixture on disk.'
             )
@@ -140,9 +135,19 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_images(tmp_path_factory.mktemp('images'))
 
 
-@pytest.fixture(scope='session')
-def train_parser() -> argparse.ArgumentParser:
-    """The argument parser of train.py."""
-    from timm_p2be.training.arguments import build_parser
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    """A run's folder that is not there yet, nor is the one it lies in."""
+    return tmp_path / 'out' / 'run'
 
-    return build_parser()
+
+@pytest.fixture(scope='session')
+def straight(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Output folder of an unbroken run with runs.WHOLE; nobody writes there."""
+    from runs import WHOLE, command
+
+    from timm_p2be.training.run import main
+
+    output = tmp_path_factory.mktemp('straight') / 'run'
+    assert main(command(data, output, *WHOLE)) == 0
+    return output

@@ -66,7 +66,6 @@ class Repository:
 
     name: str
     private: bool = False
-    gated: bool = False
     commits: dict[str, Commit] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
 
@@ -115,13 +114,11 @@ class Endpoints:
                 return endpoint(self, **{key: unquote(value) for key, value in match.groupdict().items()})
         raise HubError(404, None, f'this Hub has no {self.method} {path}')
 
-    def _repo(self, name: str, content: bool = True) -> Repository:
+    def _repo(self, name: str) -> Repository:
         """A repository that may be seen. Without a token 401 stands for 'missing' too (utils/_http.py)."""
         repo = self.hub.repos.get(name)
         if repo is None or (repo.private and self.token is None):
             raise HubError(401 if self.token is None else 404, 'RepoNotFound', 'Repository not found')
-        if repo.gated and content and self.token is None:
-            raise HubError(401, 'GatedRepo', f'Access to model {name} is restricted.')
         return repo
 
     def _info(self, repo: Repository, commit: Commit) -> dict[str, Any]:
@@ -159,7 +156,7 @@ class Endpoints:
         return Answer(found[: int(self.query['limit'][0])])
 
     def model_info(self, repo: str, revision: str = 'main') -> Answer:
-        found = self._repo(repo, content=False)
+        found = self._repo(repo)
         return Answer(self._info(found, found.at(revision)))
 
     def refs(self, repo: str) -> Answer:

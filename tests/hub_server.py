@@ -2,7 +2,6 @@
 
 import atexit
 import json
-import os
 import re
 import socket
 import threading
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import pytest
 from hub_protocol import Answer, Endpoints, File, HubError, Repository
 
 
@@ -24,14 +24,9 @@ def reserve_endpoint() -> socket.socket:
     """
     listener = socket.create_server(('127.0.0.1', 0))
     atexit.register(listener.close)
-    before = os.environ.get('HF_ENDPOINT')
-    os.environ['HF_ENDPOINT'] = f'http://127.0.0.1:{listener.getsockname()[1]}'
-    import huggingface_hub.constants  # noqa: F401
-
-    if before is None:
-        del os.environ['HF_ENDPOINT']
-    else:
-        os.environ['HF_ENDPOINT'] = before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('HF_ENDPOINT', f'http://127.0.0.1:{listener.getsockname()[1]}')
+        import huggingface_hub.constants  # noqa: F401
     return listener
 
 
@@ -154,18 +149,11 @@ class HubServer:
         if not self._shared:
             self._http.server_close()
 
-    def put(
-        self,
-        repo_id: str,
-        files: Mapping[str, bytes],
-        tag: str | None = None,
-        private: bool = False,
-        gated: bool = False,
-    ) -> str:
+    def put(self, repo_id: str, files: Mapping[str, bytes], tag: str | None = None, private: bool = False) -> str:
         """Commit `files` on top of those there are, without a request, and return the commit's name."""
         with self.lock:
             repo = self.repos.setdefault(repo_id, Repository(repo_id))
-            repo.private, repo.gated = private, gated
+            repo.private = private
             new = {path: File(content, lfs=path.endswith('.safetensors')) for path, content in files.items()}
             commit = repo.add_commit({**repo.head.files, **new}, 'put')
             if tag is not None:

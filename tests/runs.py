@@ -12,11 +12,17 @@ import torch
 from PIL import Image
 from timm.utils.checkpoint_saver import load_checkpoint_metadata
 
+from timm_p2be.training.arguments import parse_args
+from timm_p2be.training.run import Run
+from timm_p2be.training.stopping import StopSignal
+
 TINY = ('--img-size', '32', '--model', 'encoded', '--model-kwargs', 'backbone=test_resnet', 'num_bits=8')
 SHORT = ('--num-classes', '2', '--batch-size', '8', '--epochs', '1', '--warmup-epochs', '0', '--workers', '0')
 CPU = ('--device', 'cpu')
 SGD = ('--opt', 'sgdp2be', '--lr', '0.05')
 VIEWS = ('--p2be-augmix', '3', '--aug-splits', '3', '--jsd-loss', '--p2be-crop-padding', '4')
+# two epochs, with a recovery file after every update
+WHOLE = (*VIEWS, '--epochs', '2', '--sched-on-updates', '--recovery-interval', '1')
 # timm's readers leave images open
 OPEN_FILES = [
     pytest.mark.filterwarnings('ignore:unclosed file:ResourceWarning'),
@@ -40,6 +46,11 @@ def command(data: Path, output: Path, *flags: str, model: Sequence[str] = TINY, 
     """Return the words of a short run on the CPU whose results land in `output`."""
     where = ('--data-dir', str(data), '--output', str(output.parent), '--experiment', output.name)
     return [*where, *model, *SHORT, *CPU, *opt, *flags]
+
+
+def build(*words: str) -> Run:
+    """Return a run that is ready to train."""
+    return Run(parse_args(words), StopSignal())
 
 
 def at_call(patch: pytest.MonkeyPatch, owner: Any, name: str, number: int, action: Callable[[], None]) -> None:

@@ -59,7 +59,6 @@ def test_recipes_parse_without_notes(recipe: Path) -> None:
         ('amp: 1', 'amp: 1 is not true or false'),
         ('lr: true', 'lr: True is no value for it'),
         ('learning_rate: 1', "sets ['learning_rate'], which are no flags"),
-        ('mixup: 0.2', "sets ['mixup'], which are no flags"),
         ('- lr', 'holds no flags'),
         ('lr: [', 'cannot read the recipe'),
     ],
@@ -158,13 +157,10 @@ def test_recipe_and_command_line_name_the_table(tmp_path: Path, capsys: pytest.C
         ('--jsd-loss', 'go together'),
         ('--jsd-loss --aug-splits 3 --color-jitter 0', 'nothing makes the views differ'),
         ('--epochs 0', '--epochs 0: must be at least 1'),
-        ('--batch-size 0', '--batch-size 0: must be at least 1'),
-        ('--sched plateau', 'argument --sched: invalid choice'),
         ('--amp --model-dtype bfloat16', '--amp needs float32 weights'),
         ('--p2be-adversarial contrain --model-dtype float16', '--p2be-adversarial needs float32 weights'),
         ('--p2be-adversarial contrain --p2be-attack-eps 0', '--p2be-attack-eps 0: must be at least 1'),
         ('--p2be-adversarial advtrain --p2be-attack-steps 0', '--p2be-attack-steps 0: must be at least 1'),
-        ('--p2be-adversarial both', 'argument --p2be-adversarial: invalid choice'),
         ('--dataset cifar10', 'torch/..., hfds/'),
         ('--batchsize 4', 'did you mean --batch-size for --batchsize?'),
         ('--mixup 0.2', 'timm-p2be run train.py'),
@@ -186,12 +182,10 @@ def test_data_dir_is_needed_for_folders(capsys: pytest.CaptureFixture[str]) -> N
     assert parse_args(['--dataset', 'hfds/user/name']).args.data_dir is None
 
 
-@pytest.mark.parametrize('inside', ['', 'cache'])
-def test_data_dir_must_not_be_the_hfds_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str], inside: str) -> None:
+def test_data_dir_must_not_be_the_hfds_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """timm would write its cache there and read it as data afterwards."""
-    words = ['--dataset', f'hfds/{tmp_path}', '--data-dir', str(tmp_path / inside)]
-    error = _error(capsys, *words, data=False)
-    assert 'Leave --data-dir out' in error
+    words = ['--dataset', f'hfds/{tmp_path}', '--data-dir', str(tmp_path / 'cache')]
+    assert 'Leave --data-dir out' in _error(capsys, *words, data=False)
     assert parse_args([*words[:2], '--data-dir', str(tmp_path.parent / 'cache')])
 
 
@@ -208,7 +202,3 @@ def test_command_line_voids_what_it_replaces_in_a_recipe() -> None:
     assert 'with --p2be-adversarial contrain: p2be_augmix' in adversarial.notes[0]
     adam = parse_args([*recipe, '--opt', 'adamwp2be', '--opt-kwargs', 'filter_bias_and_bn=False'])
     assert adam.args.opt_kwargs == {'filter_bias_and_bn': False}
-
-
-def test_without_validation_the_loss_picks_the_best() -> None:
-    assert parse_args(['--data-dir', 'data', '--val-split', '']).args.eval_metric == 'loss'

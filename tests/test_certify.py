@@ -1,11 +1,13 @@
 """Certificates: bounds hold, those of the stem are exact, and nothing that is certified falls."""
 
 import itertools
+from typing import Any
 
 import pytest
 import timm
 import torch
 from sklearn.datasets import load_digits
+from stems import random_levels
 from torch import Tensor, nn
 
 import timm_p2be
@@ -14,11 +16,6 @@ from timm_p2be.robustness.attacks import APGD, DGA, LSPGA, Attack, Square
 from timm_p2be.robustness.attacks.judge import attack_batch, seeded
 from timm_p2be.robustness.certify import IBPTask, IntervalNetwork, certified, margin_bounds, stem_bounds
 from timm_p2be.robustness.pixel_model import PixelModel
-
-
-def _levels(count: int = 2, side: int = 32, colors: int = 3) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (count, colors, side, side), generator=generator, dtype=torch.uint8)
 
 
 def _neighbor(levels: Tensor, eps: int, seed: int) -> Tensor:
@@ -44,17 +41,27 @@ def test_bounds_of_the_stem_are_attained(encoding: str, eps: int) -> None:
 def test_pixels_outside_the_image_add_nothing(padding: int | str) -> None:
     stem = EncodedConv2d(3, 4, 3, stride=2, padding=padding)
     for eps in (0, 255):
-        lower, upper = stem_bounds(stem, _levels(1, 7), eps)
-        assert ((lower <= stem(_levels(1, 7)) + 1e-5) & (stem(_levels(1, 7)) <= upper + 1e-5)).all()
+        lower, upper = stem_bounds(stem, random_levels(1, 3, 7, 7), eps)
+        assert (
+            (lower <= stem(random_levels(1, 3, 7, 7)) + 1e-5) & (stem(random_levels(1, 3, 7, 7)) <= upper + 1e-5)
+        ).all()
         assert torch.equal(lower, upper) == (eps == 0)
 
 
 # pre-activation with timm's fused norms; concatenation; shortcuts; a stem of several layers
-@pytest.mark.parametrize('name', ['wrn10_2_p2be', 'densenetbc100_12_thermometer', 'resnet18_onehot', 'resnet10t'])
-def test_bounds_hold(name: str) -> None:
+@pytest.mark.parametrize(
+    ('name', 'shallow'),
+    [
+        ('wrn10_2_p2be', {}),
+        ('densenetbc100_12_thermometer', {'depth': 10}),
+        ('resnet18_onehot', {'layers': (1, 1, 1, 1)}),
+        ('resnet10t', {}),
+    ],
+)
+def test_bounds_hold(name: str, shallow: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    model = PixelModel(timm.create_model(name, num_classes=5)).double()
-    levels, eps = _levels(), 1
+    model = PixelModel(timm.create_model(name, num_classes=5, **shallow)).double()
+    levels, eps = random_levels(2, 3, 32, 32), 1
     with torch.no_grad():
         bounds = IntervalNetwork(model).propagate(levels, eps)
         torch.testing.assert_close(bounds.logits.center.float(), model(levels))
@@ -74,7 +81,7 @@ def test_bounds_of_one_layer_are_attained() -> None:
             tensor.normal_()
         norm.running_var.uniform_(0.5, 2)
     body = nn.Sequential(nn.Conv2d(3, 4, 2), norm, nn.Flatten())
-    model, levels, eps = PixelModel(nn.Sequential(body, nn.Linear(16, 3)).double()), _levels(1, 3), 40
+    model, levels, eps = PixelModel(nn.Sequential(body, nn.Linear(16, 3)).double()), random_levels(1, 3, 3, 3), 40
     low, high = (levels.double() - eps).clamp(min=0) / 255, (levels.double() + eps).clamp(max=255) / 255
     bounds = IntervalNetwork(model).propagate(levels, eps).features
     for number in range(16):
@@ -119,7 +126,7 @@ def _train(model: nn.Module, eps: int, updates: int) -> dict[str, Tensor]:
 def test_nothing_certified_falls(encoding: str | None) -> None:
     model, eps = _small(encoding), 2
     _train(model, eps, updates=60)
-    images, labels = (part[1200:1250] for part in _digits())
+    images, labels = (part[1200:1230] for part in _digits())
     pixel_model = PixelModel(model)
     proven = certified(model, images, labels, eps)
     assert proven.float().mean() > 0.3
@@ -135,7 +142,6 @@ def test_nothing_certified_falls(encoding: str | None) -> None:
 def test_training_reaches_the_table() -> None:
     model = _small('p2be')
     weight = timm_p2be.find_embedding(model).weight
-    assert weight is not None
     plain = IBPTask(model, eps=2, kappa=0.0)
     certain = IBPTask(model, eps=2, kappa=1.0).eval()
     images, labels = _digits()
@@ -143,7 +149,6 @@ def test_training_reaches_the_table() -> None:
         model.zero_grad()
         parts = task(images[:20] / 255, labels[:20])
         parts['loss'].backward()
-        assert weight.grad is not None
         assert weight.grad.abs().sum() > 0
     assert parts['worst'] > parts['ce']
     torch.testing.assert_close(parts['loss'].detach(), parts['worst'])
@@ -161,7 +166,7 @@ def test_intervals_grow_in_warm_up() -> None:
 
 def test_batch_normalization_takes_statistics_of_the_images() -> None:
     model = timm.create_model('wrn10_2_p2be', num_classes=3).train()
-    levels = _levels(4)
+    levels = random_levels(4, 3, 32, 32)
     expected = model(levels)
     running = model.norm.running_mean.clone()
     bounds = IntervalNetwork(_in_training(model)).propagate(levels, 0)
@@ -179,7 +184,7 @@ def _in_training(model: nn.Module) -> PixelModel:
 def test_the_margin_is_tighter_than_the_difference_of_bounds() -> None:
     model, labels = PixelModel(_small('thermometer')), torch.tensor([3, 1])
     with torch.no_grad():
-        bounds = IntervalNetwork(model).propagate(_levels(), 1)
+        bounds = IntervalNetwork(model).propagate(random_levels(2, 3, 32, 32), 1)
         least = margin_bounds(bounds, labels)
     lower = bounds.logits.lower.gather(1, labels.unsqueeze(1))
     own = torch.nn.functional.one_hot(labels, 10).bool()
@@ -187,29 +192,28 @@ def test_the_margin_is_tighter_than_the_difference_of_bounds() -> None:
     torch.testing.assert_close(least[own], torch.zeros(2))
 
 
+LABELS = torch.zeros(2, dtype=torch.int64)
+
+
+def _bounds(name: str, **kwargs: Any) -> Any:
+    return IntervalNetwork(PixelModel(timm.create_model(name, **kwargs))).propagate(random_levels(2, 3, 32, 32), 1)
+
+
 @pytest.mark.parametrize(
     ('call', 'words'),
     [
+        (lambda: _bounds('convnext_atto'), ('permute', 'Conv2d')),
+        (lambda: _bounds('resnet10t', act_layer='silu'), ('SiLU', 'ReLU')),
         (
-            lambda: IntervalNetwork(PixelModel(timm.create_model('convnext_atto'))).propagate(_levels(), 1),
-            ('permute', 'Conv2d'),
-        ),
-        (
-            lambda: IntervalNetwork(PixelModel(timm.create_model('resnet10t', act_layer='silu'))).propagate(
-                _levels(), 1
-            ),
-            ('SiLU', 'ReLU'),
-        ),
-        (
-            lambda: certified(timm_p2be.fold(_small('p2be')), _levels(), torch.zeros(2, dtype=torch.int64)),
+            lambda: certified(timm_p2be.fold(_small('p2be')), random_levels(2, 3, 32, 32), LABELS),
             ('folded', 'folded from'),
         ),
+        (lambda: certified(_small(None), random_levels(2, 3, 32, 32), LABELS, eps=256), ('eps=256', '0 to 255')),
         (
-            lambda: certified(_small(None), _levels(), torch.zeros(2, dtype=torch.int64), eps=256),
-            ('eps=256', '0 to 255'),
+            lambda: certified(_small(None), random_levels(2, 3, 32, 32), torch.tensor([0, 10])),
+            ('0 to 10', '10 classes'),
         ),
-        (lambda: certified(_small(None), _levels(), torch.tensor([0, 10])), ('0 to 10', '10 classes')),
-        (lambda: certified(_small(None), _levels().float(), torch.zeros(2, dtype=torch.int64)), ('float32', 'uint8')),
+        (lambda: certified(_small(None), random_levels(2, 3, 32, 32).float(), LABELS), ('float32', 'uint8')),
         (lambda: IBPTask(_small(None), eps=0), ('eps=0', 'at least 1')),
         (lambda: IBPTask(_small(None), kappa=1.5), ('kappa=1.5', '0 to 1')),
         (lambda: IBPTask(_small(None)).prepare_distributed(), ('DistributedDataParallel', 'one process')),

@@ -8,15 +8,13 @@ import torch
 import torchvision
 from stems import random_levels
 from timm.layers import StdConv2d
-from timm.models import FeatureListNet
+from timm.models import FeatureListNet, get_model_input_config, model_entrypoint
 from torch import Tensor, nn
 
 from timm_p2be import find_embedding
-from timm_p2be.encodings import ENCODINGS, EmbeddingParameter
+from timm_p2be.encodings import EmbeddingParameter
 from timm_p2be.robustness.pixel_model import PixelModel
 from timm_p2be.stem import EncodedConv2d, UnsupportedStemError, convert, encoded_stem
-
-every_encoding = pytest.mark.parametrize('encoding', ENCODINGS)
 
 
 @pytest.mark.parametrize('preserve', [False, True])
@@ -64,21 +62,18 @@ def test_conversion_draws_the_stem_and_nothing_more(name):
         assert torch.equal(value, statistics[key]), key
 
 
-@pytest.mark.parametrize('mode', ['train', 'eval', 'mixed'])
-def test_conversion_keeps_the_training_flags(mode):
-    model = timm.create_model('test_resnet').train(mode != 'eval')
-    if mode == 'mixed':
-        model.layer1.eval()
-        model.conv1[0].eval()
+def test_conversion_keeps_the_training_flags():
+    model = timm.create_model('test_resnet').train()
+    model.layer1.eval()
+    model.conv1[0].eval()
     before = {name: module.training for name, module in model.named_modules()}
     convert(model, 'thermometer', num_bits=4)
     after = {name: module.training for name, module in model.named_modules()}
     assert {name: after[name] for name in before} == before
     assert after['conv1.0.embedding'] == before['conv1.0']
-    assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-@pytest.mark.parametrize('in_chans', [1, 3, 4])
+@pytest.mark.parametrize('in_chans', [1, 3])
 def test_cfg_is_the_models_own(in_chans):
     other = timm.create_model('test_resnet', in_chans=in_chans)
     model = timm.create_model('test_resnet', in_chans=in_chans)
@@ -92,11 +87,6 @@ def test_cfg_is_the_models_own(in_chans):
     assert registered.mean != (0.0, 0.0, 0.0)
     expected = {**shared, 'mean': (0.0,) * in_chans, 'std': (1.0,) * in_chans}
     assert model.pretrained_cfg == expected
-    config = timm.data.resolve_data_config(model=model)
-    assert set(config['mean']) == {0.0}
-    assert set(config['std']) == {1.0}
-    fresh = timm.create_model('test_resnet')
-    assert fresh.pretrained_cfg['mean'] == registered.mean
 
 
 def test_features_of_a_converted_model():
@@ -113,12 +103,11 @@ def test_features_of_a_converted_model():
     assert find_embedding(model).num_bits == 4
 
 
-@every_encoding
-def test_a_model_on_meta_converts_and_is_filled_later(encoding):
-    source = convert(timm.create_model('test_resnet'), encoding, num_bits=4).eval()
+def test_a_model_on_meta_converts_and_is_filled_later():
+    source = convert(timm.create_model('test_resnet'), 'thermometer', num_bits=4).eval()
     with torch.device('meta'):
         model = timm.create_model('test_resnet')
-    convert(model, encoding, num_bits=4).eval()
+    convert(model, 'thermometer', num_bits=4).eval()
     assert all(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
     model.to_empty(device='cpu').load_state_dict(source.state_dict())
     for module in model.modules():  # as timm's reinit_non_persistent_buffers
@@ -203,7 +192,6 @@ def test_unsupported_stems_are_refused_and_left_as_they_were(model, message):
 
 @pytest.mark.parametrize(('args', 'words'), [
     ({'encoding': 'rgb'}, "Unknown encoding 'rgb'"),
-    ({'encoding': 'p2be', 'init': 'rgb'}, "Unknown init 'rgb'"),
     ({'encoding': 'p2be', 'num_bits': 0}, 'num_bits=0'),
     ({'encoding': 'p2be', 'num_bits': 8, 'preserve': True}, 'num_bits=8.*at least 9'),
     ({'encoding': 'onehot', 'init': 'thermometer'}, 'needs a learned table'),
@@ -223,36 +211,21 @@ def test_bad_arguments_leave_the_model_alone(args, words):
 
 
 class _Wrapper(nn.Module):
-    """What DistributedDataParallel and timm's EMA look like from outside."""
+    """What DistributedDataParallel looks like from outside."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
 
 
-@pytest.mark.parametrize('wrap', [
-    lambda model: model,
-    _Wrapper,
-    nn.DataParallel,
-    lambda model: torch.compile(model, backend='eager'),
-    lambda model: _Wrapper(torch.compile(model, backend='eager')),
-    lambda model: nn.Sequential(nn.Identity(), model),
-    lambda model: model.conv1,
-], ids=['itself', 'wrapped', 'DataParallel', 'compiled', 'both', 'Sequential', 'part'])  # fmt: skip
-def test_embedding_is_found_through_wrappers(wrap):
+def test_embedding_is_found_through_wrappers():
     model = convert(timm.create_model('test_resnet'), 'p2be', num_bits=4)
-    embedding = find_embedding(wrap(model))
-    assert embedding is model.conv1[0].embedding
-    assert type(embedding.weight) is EmbeddingParameter
-
-
-def test_embedding_of_an_averaged_copy():
-    model = convert(timm.create_model('test_resnet'), 'p2be', num_bits=4)
-    averaged = timm.utils.ModelEmaV3(model, decay=0.5)
-    found = find_embedding(averaged)
-    assert found is not model.conv1[0].embedding
-    assert torch.equal(found.weight, model.conv1[0].embedding.weight)
-    assert type(found.weight) is EmbeddingParameter
+    wrapped = _Wrapper(torch.compile(model, backend='eager'))
+    for found in (model, wrapped, nn.Sequential(nn.Identity(), model), model.conv1):
+        assert find_embedding(found) is model.conv1[0].embedding
+    averaged = find_embedding(timm.utils.ModelEmaV3(model, decay=0.5))
+    assert averaged is not model.conv1[0].embedding
+    assert type(averaged.weight) is EmbeddingParameter
 
 
 def test_a_model_of_pixel_values_has_no_embedding():
@@ -294,3 +267,61 @@ def test_misspelled_arguments_are_explained(name, given):
         timm.create_model(name, num_bit=8, **given)
     with pytest.raises(ValueError, match="backbone='test_resnet'"):
         timm.create_model('encoded', backbone='test_resnett')
+
+
+# every family of timm, without memory or computation: it converts, or is refused for its reason
+
+
+REFUSED = {
+    'crossvit': 'declares 2 first convolutions',
+    'csatv2': 'declares no first convolution',
+    'davit': 'transforms the image',  # it pads a copy, which on meta nothing tells from another image; so does tnt
+    'fastvit': 'declares 2 first convolutions',
+    'gemma4_vit': 'has a Linear as its first convolution',
+    'naflexvit': 'has a Linear as its first convolution',
+    'nfnet': 'has a ScaledStdConv2dSame as its first convolution',
+    'tnt': 'transforms the image',
+    'tresnet': 'transforms the image before its first convolution',
+    'vision_transformer_hybrid': 'has a StdConv2dSame as its first convolution',
+}
+FAMILIES = {
+    module: names[0]
+    for module in timm.list_modules()
+    if model_entrypoint((names := timm.list_models(module=module))[0]).__module__.startswith('timm.models.')
+}
+FAST = {*REFUSED, 'byobnet', 'convnext', 'efficientnet', 'resnet', 'swin_transformer', 'vision_transformer'}
+FAMILIES['vision_transformer_hybrid'] = 'vit_tiny_r_s16_p8_224'  # others have a plain first convolution
+
+
+def _convert(name: str, device: str) -> None:
+    with torch.device(device):
+        model = timm.create_model(name).eval()
+    cls, first_conv = type(model), model.pretrained_cfg['first_conv']
+    convert(model, 'thermometer', num_bits=4)
+    assert type(model) is cls
+    stem = model.get_submodule(first_conv)
+    assert type(stem) is EncodedConv2d
+    size = get_model_input_config(model)['input_size']
+    levels = torch.randint(256, (1, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        # without values there is nothing to see behind the stem, where nothing has changed
+        output = (stem if device == 'meta' else model)(levels.to(device))
+    assert output.shape[0] == 1
+    assert output.is_meta or output.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    'module', [m if m in FAST else pytest.param(m, marks=pytest.mark.slow) for m in FAMILIES], ids=lambda module: module
+)
+def test_family(module: str) -> None:
+    name = FAMILIES[module]
+    if module not in REFUSED:
+        _convert(name, 'meta')
+        return
+    with pytest.raises(UnsupportedStemError, match=rf'^{name} {REFUSED[module]}'):
+        _convert(name, 'meta')
+
+
+@pytest.mark.parametrize('name', ['davit_tiny', 'test_efficientnet', 'convit_tiny'])
+def test_with_values(name: str) -> None:
+    _convert(name, 'cpu')

@@ -66,7 +66,6 @@ def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ('words', 'code', 'said'),
     [
-        (['--version'], 0, 'timm-p2be 0.'),
         (['--help'], 0, 'Train a model by a recipe'),
         (['benchmark', '--help'], 0, 'corruptions'),
         ([], 2, 'usage: timm-p2be'),

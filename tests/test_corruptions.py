@@ -22,6 +22,8 @@ from timm_p2be.robustness.corruptions.contact_sheet import contact_sheet
 from timm_p2be.robustness.corruptions.parameters import PARAMETERS
 
 Pixels = NDArray[np.uint8]
+Floats = NDArray[np.floating]
+Random = np.random.Generator
 
 ALL = (*CORRUPTIONS, *EXTRA_CORRUPTIONS)
 # the others move pixels, draw photographs or change hue, and differ little or at random between two severities
@@ -30,7 +32,9 @@ MONOTONE = tuple(
 )
 
 each_suite = pytest.mark.parametrize('suite', list(SUITES))
-each_severity = pytest.mark.parametrize('severity', [1, 2, 3, 4, 5])
+each_severity = pytest.mark.parametrize(
+    'severity', [1, pytest.param(2, marks=pytest.mark.slow), 3, pytest.param(4, marks=pytest.mark.slow), 5]
+)
 
 
 def _documented() -> dict[str, dict[str, list[Any]]]:
@@ -73,7 +77,7 @@ def _image(suite: str, seed: int = 0) -> Pixels:
     return np.clip(smooth + generator.integers(-9, 10, smooth.shape), 0, 255).astype(np.uint8)
 
 
-def _assert_cut(got: Pixels, exact: NDArray[np.floating], allowed: float = 1e-3, lost: float = 0.1) -> None:
+def _assert_cut(got: Pixels, exact: Floats, allowed: float = 1e-3, lost: float = 0.1) -> None:
     """`got` is the integer part of `exact`, up to float error at whole numbers, and not its nearest integer: more than
     a share `lost` of its values has lost over a half. A share `allowed` of the values may be off by one more."""
     fraction = exact.clip(0, 255) - got
@@ -82,32 +86,23 @@ def _assert_cut(got: Pixels, exact: NDArray[np.floating], allowed: float = 1e-3,
     assert (fraction > 0.51).mean() > lost
 
 
-def test_names_are_in_the_documented_order() -> None:
+@each_suite
+def test_parameters_are_the_documented_ones(suite: str) -> None:
     assert tuple(DOCUMENTED) == tuple(PARAMETERS) == ALL
-
-
-@each_suite
-@pytest.mark.parametrize('name', [name for name in ALL if name != 'zoom_blur'])
-def test_parameters_are_the_documented_ones(name: str, suite: str) -> None:
-    columns = list(_values(name, suite).values())
-    np.testing.assert_allclose(np.array(columns, dtype=float).T, DOCUMENTED[name][suite], rtol=1e-12)
-
-
-@each_suite
-@each_severity
-def test_zoom_factors_are_those_of_arange(suite: str, severity: int) -> None:
-    """To the last bit, since sizes are rounded: 26 pixels times 1.25 are 32, times arange's 1.2500000000000002 33."""
-    last, step = _expected('zoom_blur', suite, severity)
-    factors = _values('zoom_blur', suite)['factors'][severity - 1]
-    assert list(factors) == np.arange(1, last + step / 2, step).tolist()
+    for name in {*ALL} - {'zoom_blur'}:
+        columns = list(_values(name, suite).values())
+        np.testing.assert_allclose(np.array(columns, dtype=float).T, DOCUMENTED[name][suite], rtol=1e-12)
+    # to the last bit, since sizes are rounded: 26 pixels times 1.25 are 32, times arange's 1.2500000000000002 33
+    for (last, step), factors in zip(
+        DOCUMENTED['zoom_blur'][suite], _values('zoom_blur', suite)['factors'], strict=True
+    ):
+        assert list(factors) == np.arange(1, last + step / 2, step).tolist()
 
 
 # Pixel by pixel: each corruption once more, from its description in docs/protocol.md, by other means
 
 
-def _smoothed(
-    x: NDArray[np.floating], deviation: float, truncate: float = 4, mode: str = 'edge'
-) -> NDArray[np.floating]:
+def _smoothed(x: Floats, deviation: float, truncate: float = 4, mode: str = 'edge') -> Floats:
     """Convolve rows and columns with a sampled Gaussian."""
     reach = int(truncate * deviation + 0.5)
     if reach == 0:
@@ -122,7 +117,7 @@ def _smoothed(
     return x
 
 
-def _plasma(side: int, decay: float, generator: np.random.Generator) -> NDArray[np.float64]:
+def _plasma(side: int, decay: float, generator: Random) -> Floats:
     """Diamond-square on a torus, point by point."""
     cloud = np.zeros((side, side))
     step, wibble = side, 100.0
@@ -131,7 +126,7 @@ def _plasma(side: int, decay: float, generator: np.random.Generator) -> NDArray[
         grid = range(0, side, step)
         shape = (len(grid), len(grid))
 
-        def fill(rows: range, columns: range, neighbors: list[tuple[int, int]], noise: NDArray[np.float64]) -> None:
+        def fill(rows: range, columns: range, neighbors: list[tuple[int, int]], noise: Floats) -> None:
             for i, row in enumerate(rows):
                 for j, column in enumerate(columns):
                     around = [cloud[(row + y) % side, (column + x) % side] for y, x in neighbors]
@@ -147,30 +142,7 @@ def _plasma(side: int, decay: float, generator: np.random.Generator) -> NDArray[
     return (cloud - cloud.min()) / (cloud.max() - cloud.min())
 
 
-def _gaussian_noise(image: Pixels, generator: np.random.Generator, deviation: float) -> NDArray[np.floating]:
-    return image + generator.standard_normal(image.shape) * deviation * 255
-
-
-def _shot_noise(image: Pixels, generator: np.random.Generator, photons: float) -> NDArray[np.floating]:
-    return generator.poisson(image / 255.0 * photons) * 255 / photons
-
-
-def _speckle_noise(image: Pixels, generator: np.random.Generator, deviation: float) -> NDArray[np.floating]:
-    return image * (1 + generator.standard_normal(image.shape) * deviation)
-
-
-def _gaussian_blur(image: Pixels, generator: np.random.Generator, deviation: float) -> NDArray[np.floating]:
-    return _smoothed(image.astype(float), deviation)
-
-
-def _defocus_blur(image: Pixels, generator: np.random.Generator, radius: float, alias: float) -> NDArray[np.floating]:
-    """The kernel has tests of its own; edges are mirrored."""
-    return ndimage.correlate(image.astype(float), disk_kernel(radius, alias).astype(float)[..., None], mode='mirror')
-
-
-def _glass_blur(
-    image: Pixels, generator: np.random.Generator, deviation: float, reach: int, rounds: int
-) -> NDArray[np.floating]:
+def _glass_blur(image: Pixels, generator: Random, deviation: float, reach: int, rounds: int) -> Floats:
     """From the bottom right corner on, each pixel becomes a copy of a neighbor, which itself stays."""
     pixels = np.floor(_smoothed(image.astype(float), deviation) + 1e-9)
     before = len(np.unique(pixels.reshape(-1, 3), axis=0))
@@ -183,7 +155,7 @@ def _glass_blur(
     return _smoothed(pixels, deviation)
 
 
-def _motion_blur(image: Pixels, generator: np.random.Generator, radius: int, deviation: float) -> NDArray[np.floating]:
+def _motion_blur(image: Pixels, generator: Random, radius: int, deviation: float) -> Floats:
     """Every pixel averages its line, read at the nearest pixels and held at the edge."""
     angle, side = math.radians(generator.uniform(-45, 45)), len(image)
     total, weight_sum = np.zeros(image.shape), 0.0
@@ -205,14 +177,14 @@ def _center_zoom(x: NDArray[Any], factor: float) -> NDArray[Any]:
     return zoomed[trim : trim + side, trim : trim + side]
 
 
-def _zoom_blur(image: Pixels, generator: np.random.Generator, last: float, step: float) -> Pixels:
+def _zoom_blur(image: Pixels, generator: Random, last: float, step: float) -> Pixels:
     """Bit for bit the mean over the magnifications, and the image itself once more."""
     x = (image / 255.0).astype(np.float32)
     zoomed = [_center_zoom(x, factor) for factor in np.arange(1, last + step / 2, step)]
     return (np.clip((x + sum(zoomed)) / (len(zoomed) + 1), 0, 1) * 255).astype(np.uint8)
 
 
-def _snow(image: Pixels, generator: np.random.Generator, *numbers: Any) -> NDArray[np.floating]:
+def _snow(image: Pixels, generator: Random, *numbers: Any) -> Floats:
     """b x + (1 - b) max(x, 1.5 gray + .5), and flakes, added once more upside down."""
     mean, deviation, zoom, threshold, radius, streak, clarity = numbers
     layer = _center_zoom(generator.normal(mean, deviation, (*image.shape[:2], 1)), zoom)[..., 0]
@@ -224,9 +196,7 @@ def _snow(image: Pixels, generator: np.random.Generator, *numbers: Any) -> NDArr
     return whitened + fallen + fallen[::-1, ::-1]
 
 
-def _frost(
-    image: Pixels, generator: np.random.Generator, image_weight: float, frost_weight: float, scale: float
-) -> NDArray[np.floating]:
+def _frost(image: Pixels, generator: Random, image_weight: float, frost_weight: float, scale: float) -> Floats:
     number, side = generator.integers(5) + 1, len(image)
     picture = weather.frost_picture(f'frost{number}.{"png" if number < 4 else "jpg"}', scale)
     top = generator.integers(0, picture.shape[0] - side)
@@ -234,45 +204,50 @@ def _frost(
     return image_weight * image + frost_weight * picture[top : top + side, left : left + side]
 
 
-def _fog(image: Pixels, generator: np.random.Generator, density: float, decay: float) -> NDArray[np.floating]:
+def _fog(image: Pixels, generator: Random, density: float, decay: float) -> Floats:
     side, brightest = len(image), image.max() / 255
     cloud = _plasma(32 if side == 32 else 256, decay, generator)[:side, :side, None]
     return (image / 255 + density * cloud) * brightest / (brightest + density) * 255
 
 
-def _hsv(image: Pixels, change: Callable[[float, float, float], tuple[float, float, float]]) -> NDArray[np.floating]:
+def _hsv(image: Pixels, change: Callable[[float, float, float], tuple[float, float, float]]) -> Floats:
     colors = (image.reshape(-1, 3) / 255).tolist()
     changed = [colorsys.hsv_to_rgb(*change(*colorsys.rgb_to_hsv(*color))) for color in colors]
     return np.array(changed).reshape(image.shape) * 255
 
 
-def _brightness(image: Pixels, generator: np.random.Generator, shift: float) -> NDArray[np.floating]:
-    return _hsv(image, lambda h, s, v: (h, s, min(v + shift, 1)))
-
-
-def _saturate(image: Pixels, generator: np.random.Generator, factor: float, shift: float) -> NDArray[np.floating]:
-    return _hsv(image, lambda h, s, v: (h, min(s * factor + shift, 1), v))
-
-
-def _contrast(image: Pixels, generator: np.random.Generator, factor: float) -> NDArray[np.floating]:
-    return image * factor + image.mean(axis=(0, 1)) * (1 - factor)
-
-
-def _pixelate(image: Pixels, generator: np.random.Generator, factor: float) -> Pixels:
+def _pixelate(image: Pixels, generator: Random, factor: float) -> Pixels:
     side = math.floor(len(image) * factor)
     small = Image.fromarray(image).resize((side, side), Image.Resampling.BOX)
     return np.asarray(small.resize(image.shape[:2], Image.Resampling.BOX))
 
 
-def _jpeg_compression(image: Pixels, generator: np.random.Generator, quality: int) -> Pixels:
+def _jpeg_compression(image: Pixels, generator: Random, quality: int) -> Pixels:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, 'JPEG', quality=quality)
     return np.asarray(Image.open(buffer))
 
 
-WITHOUT_REFERENCE = ('impulse_noise', 'elastic_transform', 'spatter')
+# of image, generator and the documented numbers; the others have tests of their own
 REFERENCES: dict[str, Callable[..., Any]] = {
-    name: globals()[f'_{name}'] for name in ALL if name not in WITHOUT_REFERENCE
+    'gaussian_noise': lambda image, random, deviation: image + random.standard_normal(image.shape) * deviation * 255,
+    'shot_noise': lambda image, random, photons: random.poisson(image / 255.0 * photons) * 255 / photons,
+    'speckle_noise': lambda image, random, deviation: image * (1 + random.standard_normal(image.shape) * deviation),
+    'gaussian_blur': lambda image, _, deviation: _smoothed(image.astype(float), deviation),
+    'defocus_blur': lambda image, _, radius, alias: ndimage.correlate(  # the kernel has a test of its own
+        image.astype(float), disk_kernel(radius, alias).astype(float)[..., None], mode='mirror'
+    ),
+    'glass_blur': _glass_blur,
+    'motion_blur': _motion_blur,
+    'zoom_blur': _zoom_blur,
+    'snow': _snow,
+    'frost': _frost,
+    'fog': _fog,
+    'brightness': lambda image, _, shift: _hsv(image, lambda h, s, v: (h, s, min(v + shift, 1))),
+    'saturate': lambda image, _, factor, shift: _hsv(image, lambda h, s, v: (h, min(s * factor + shift, 1), v)),
+    'contrast': lambda image, _, factor: image * factor + image.mean(axis=(0, 1)) * (1 - factor),
+    'pixelate': _pixelate,
+    'jpeg_compression': _jpeg_compression,
 }
 
 
@@ -310,26 +285,20 @@ def test_impulse_noise(suite: str, severity: int) -> None:
     assert (hit[..., 0] & hit[..., 1]).mean() == pytest.approx(amount**2, abs=6 * amount / math.sqrt(hit[..., 0].size))
 
 
-def test_defocus_kernels_at_32_pixels() -> None:
-    """The mild ones are Gaussians of 3x3, the strong ones a plus and a box."""
-    for severity, center in ((1, 0.845), (2, 0.619), (3, 0.445)):
+def test_defocus_kernels() -> None:
+    """At 32 pixels the mild ones are Gaussians of 3x3, the strong ones a plus and a box; at 224 they are disks.
+
+    29 pixels have a distance of up to 3; the disks that touch the edge of their array sum to more than 1.
+    """
+    for severity in (1, 2, 3):
         radius, alias = _expected('defocus_blur', 'cifar', severity)
-        kernel = disk_kernel(radius, alias)
         line = np.exp(-0.5 * (np.arange(-1, 2) / alias) ** 2)
         line /= line.sum()
-        np.testing.assert_allclose(kernel[7:10, 7:10], np.outer(line, line), atol=1e-6)
-        assert kernel[8, 8] == pytest.approx(center, abs=5e-4)
-        assert kernel.sum() == pytest.approx(1, abs=1e-6)
+        np.testing.assert_allclose(disk_kernel(radius, alias)[7:10, 7:10], np.outer(line, line), atol=1e-6)
     plus = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]]) / 5
     np.testing.assert_allclose(disk_kernel(1, 0.2)[7:10, 7:10], plus, atol=1e-5)
     np.testing.assert_allclose(disk_kernel(1.5, 0.1)[7:10, 7:10], 1 / 9, atol=1e-6)
-
-
-def test_defocus_kernels_at_224_pixels() -> None:
-    """29 pixels have a distance of up to 3; the disks that touch the edge of their array sum to more than 1."""
-    kernel = disk_kernel(3, 0.1)
-    assert np.count_nonzero(kernel > 1e-6) == 29
-    assert kernel.max() == pytest.approx(1 / 29)
+    assert np.count_nonzero(disk_kernel(3, 0.1) > 1e-6) == 29
     sums = [float(disk_kernel(radius, 0.5).sum()) for radius in (4, 6, 8, 10)]
     assert sums == pytest.approx([1, 1, 1.013, 1.011], abs=6e-4)
 
@@ -359,8 +328,6 @@ def test_frost_pictures_are_rgb_resized_linearly_and_five() -> None:
     small = [weather.frost_picture(name, 0.2).shape for name in names]
     assert small == [(120, 180, 3), (63, 112, 3), (63, 112, 3), (70, 105, 3), (99, 132, 3)]
     package = importlib.util.find_spec('imagecorruptions')
-    assert package is not None
-    assert package.origin is not None
     exact = np.asarray(Image.open(Path(package.origin).with_name('frost') / 'frost1.png').convert('RGB')).astype(float)
     np.testing.assert_array_equal(weather.frost_picture('frost1.png', 1), exact)
     center = exact[2::5, 2::5]  # a fifth of the size: pixel i lies on pixel 5 i + 2
@@ -380,7 +347,7 @@ def test_frost_draws_each_of_the_five_and_never_the_sixth(monkeypatch: pytest.Mo
 
 
 @each_suite
-@pytest.mark.parametrize('severity', [1, 2, 3])
+@pytest.mark.parametrize('severity', [1, 3])
 def test_water_is_turquoise_and_added(suite: str, severity: int) -> None:
     black = np.zeros((SUITES[suite], SUITES[suite], 3), np.uint8)
     got = corrupt(black, 'spatter', severity, suite).astype(int)
@@ -418,9 +385,7 @@ def test_water_without_a_drop_changes_nothing() -> None:
     np.testing.assert_array_equal(got, image)
 
 
-def _bilinear(
-    image: NDArray[np.float64], rows: NDArray[np.float64], columns: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _bilinear(image: Floats, rows: Floats, columns: Floats) -> Floats:
     """Read an image between its pixels; beyond the edge they repeat as d c b | b c d or as c b a | a b c."""
     low_row, low_column = np.floor(rows).astype(int), np.floor(columns).astype(int)
     total = np.zeros((*rows.shape, 3))
@@ -461,14 +426,6 @@ def test_elastic_transform(suite: str, severity: int) -> None:
     assert np.abs(warped - image).mean() > 2  # or the gap would prove nothing
 
 
-def test_pixelate_by_a_quarter_leaves_the_means_of_4x4_blocks() -> None:
-    image = _image('imagenet')
-    blocks = corrupt(image, 'pixelate', 5, 'imagenet').reshape(56, 4, 56, 4, 3).swapaxes(1, 2)
-    assert (blocks == blocks[:, :, :1, :1]).all()
-    means = image.reshape(56, 4, 56, 4, 3).mean(axis=(1, 3))
-    assert np.abs(blocks[:, :, 0, 0] - means).max() <= 1
-
-
 # All
 
 
@@ -483,17 +440,12 @@ def test_output_is_a_new_image_and_worse_with_severity(name: str, suite: str) ->
         assert not np.shares_memory(out, image)
     np.testing.assert_array_equal(image, before)
     np.testing.assert_array_equal(corrupt(image, name, 1, suite), outputs[0])  # whatever was made before
+    for level in (0, 255):  # no numbers to scale by
+        assert corrupt(np.full_like(image, level), name, 5, suite).dtype == np.uint8
     errors = [np.square(out.astype(float) - image).mean() for out in outputs]
     assert min(errors) > 0
     if name in MONOTONE:
         assert errors[0] < errors[4]
-
-
-@pytest.mark.parametrize('name', ALL)
-def test_black_and_white_images_are_no_exception(name: str) -> None:
-    for severity, level in itertools.product(range(1, 6), (0, 255)):
-        out = corrupt(np.full((32, 32, 3), level, np.uint8), name, severity)
-        assert (out.dtype, out.shape) == (np.uint8, (32, 32, 3))
 
 
 def test_seeds_images_and_severities_have_noise_of_their_own() -> None:
@@ -531,15 +483,11 @@ def test_bad_input(change: dict[str, Any], words: tuple[str, str]) -> None:
 
 def test_contact_sheet_shows_every_severity() -> None:
     image = _image('cifar')
-    sheet = np.asarray(contact_sheet(image, names=('contrast', 'pixelate'), seed=4))[::2, ::2]
-    windows = np.lib.stride_tricks.sliding_window_view(sheet, (32, 32), axis=(0, 1)).transpose(0, 1, 3, 4, 2)
-    for name in ('contrast', 'pixelate'):
-        places = []
-        for picture in (image, *(corrupt(image, name, severity, seed=4) for severity in range(1, 6))):
-            found = np.argwhere((windows == picture).all(axis=(2, 3, 4)))
-            assert len(found) == (2 if picture is image else 1)  # the clean image begins each row
-            places.append(found[-1 if name == 'pixelate' else 0].tolist())
-        assert len({row for row, _ in places}) == 1
-        assert places == sorted(places)
+    sheet = np.asarray(contact_sheet(image, names=('shot_noise', 'pixelate'), seed=4))[::2, ::2]
+    for row, name in enumerate(('shot_noise', 'pixelate')):
+        top = 10 + row * 34
+        for column, picture in enumerate((image, *(corrupt(image, name, s, seed=4) for s in range(1, 6)))):
+            left = 60 + column * 34
+            np.testing.assert_array_equal(sheet[top : top + 32, left : left + 32], picture)
     assert contact_sheet(image).height > 19 * 64
     assert contact_sheet(_image('imagenet'), 'imagenet', names=('fog',)).width > 6 * 112

@@ -5,6 +5,7 @@ import math
 import pytest
 import timm
 import torch
+from stems import random_levels
 from torch import Tensor, nn
 
 import timm_p2be
@@ -13,11 +14,6 @@ from timm_p2be.robustness.attacks.climbing import Pass
 from timm_p2be.robustness.attacks.code_model import CodeModel
 from timm_p2be.robustness.attacks.dga import PATIENCE, SHARE, _Jumps
 from timm_p2be.robustness.pixel_model import PixelModel
-
-
-def _levels(count: int = 2, side: int = 8) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    return torch.randint(0, 256, (count, 3, side, side), generator=generator, dtype=torch.uint8)
 
 
 def _harm(gradient: Tensor, table: Tensor, clean: Tensor, eps: int) -> Tensor:
@@ -30,7 +26,7 @@ def _harm(gradient: Tensor, table: Tensor, clean: Tensor, eps: int) -> Tensor:
 @pytest.mark.parametrize('eps', [1, 8, 255])
 def test_the_share_of_values_with_the_most_harmful_jumps_makes_them(eps: int) -> None:
     torch.manual_seed(0)
-    clean, table = _levels(), (torch.rand(256, 12) > 0.5).float()
+    clean, table = random_levels(2, 3, 8, 8), (torch.rand(256, 12) > 0.5).float()
     jumps = _Jumps(clean.float(), clean.float(), eps, table)
     gradient = torch.randn(2, 8, 8, 3, 12)
     jumps.move(0, torch.zeros(2), gradient)
@@ -46,7 +42,7 @@ def test_the_share_of_values_with_the_most_harmful_jumps_makes_them(eps: int) ->
 
 
 def test_an_image_that_gains_nothing_returns_and_halves_its_share() -> None:
-    clean, table = _levels(), torch.eye(256)
+    clean, table = random_levels(2, 3, 8, 8), torch.eye(256)
     jumps = _Jumps(clean.float(), clean.float(), 8, table)
     gradient = torch.randn(2, 8, 8, 3, 256)
     jumps.move(0, torch.tensor([5.0, 0.0]), gradient)  # the first never climbs again
@@ -60,7 +56,7 @@ def test_an_image_that_gains_nothing_returns_and_halves_its_share() -> None:
 
 
 def test_gradients_are_averaged_over_steps() -> None:
-    clean, table = _levels(1), (torch.rand(256, 12) > 0.5).float()
+    clean, table = random_levels(1, 3, 8, 8), (torch.rand(256, 12) > 0.5).float()
     jumps = _Jumps(clean.float(), clean.float(), 4, table)
     first, second = torch.randn(2, 1, 8, 8, 3, 12)
     jumps.move(0, torch.tensor([0.0]), first)
@@ -75,7 +71,7 @@ def test_gradients_are_averaged_over_steps() -> None:
 
 def test_the_gradient_is_that_of_the_codes_the_image_has() -> None:
     model = PixelModel(timm.create_model('wrn10_2_p2be', num_classes=5))
-    attack, levels = DGA(model, 8), _levels(2, 32)
+    attack, levels = DGA(model, 8), random_levels(2, 3, 32, 32)
     logits, planes = attack._see(levels.float(), with_gradient=True)
     assert torch.equal(planes.detach(), CodeModel(model).table()[levels.permute(0, 2, 3, 1).long()])
     torch.testing.assert_close(logits, model(levels), rtol=1e-4, atol=1e-4)
@@ -95,7 +91,6 @@ class _Rough(nn.Module):
         stem = timm_p2be.EncodedConv2d(3, 2, 1, num_bits=16)
         generator = torch.Generator().manual_seed(3)
         with torch.no_grad():
-            assert stem.embedding.weight is not None
             stem.embedding.weight.copy_(torch.randn(256, 16, generator=generator))
             stem.weight.zero_()
             stem.weight[1, :3] = 1  # bit 0 of each color
@@ -109,7 +104,7 @@ class _Rough(nn.Module):
 def test_a_rough_table_hides_nothing() -> None:
     """A random table keeps a gradient of smooth surrogates from every use; the exact one needs one look."""
     model, labels = PixelModel(_Rough()), torch.zeros(4, dtype=torch.int64)
-    levels = _levels(4)
+    levels = random_levels(4, 3, 8, 8)
     assert (model(levels).argmax(1) == 0).all()
     assert (model(DGA(model, 2)(levels, labels)).argmax(1) == 1).all()
     wide = PGD(model, 2, surrogate='straight-through', steps=40)

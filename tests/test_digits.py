@@ -1,3 +1,5 @@
+"""The handwritten digits of the quickstart, and the quickstart on a few images."""
+
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -5,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from runs import write_images
 from sklearn.datasets import load_digits
-from timm.data import create_dataset
 
+import quickstart
 from timm_p2be.data.digits import write_digits
 
 
@@ -53,14 +56,6 @@ def test_images_are_the_enlarged_digits(digits: Path) -> None:
     assert {0, 255} <= levels
 
 
-@pytest.mark.filterwarnings('ignore:unclosed file:ResourceWarning')  # timm's ImageDataset leaves files open
-def test_timm_reads_it(digits: Path) -> None:
-    dataset = create_dataset('', root=str(digits), split='validation')
-    assert len(dataset) == 359
-    image, target = dataset[0]
-    assert (image.size, target) == ((32, 32), 0)
-
-
 def test_a_partial_folder_is_completed_and_whole_files_are_left(copy: Path, digits: Path) -> None:
     shutil.rmtree(copy / 'train' / '3')
     next((copy / 'validation' / '7').iterdir()).unlink()
@@ -78,3 +73,16 @@ def test_a_folder_of_another_seed_or_of_other_images_is_refused(copy: Path) -> N
     shutil.copy(next((copy / 'train' / '0').iterdir()), copy / 'train' / '0' / 'cat.png')
     with pytest.raises(ValueError, match=r'1 images .*train/0/cat\.png'):
         write_digits(copy)
+
+
+@pytest.mark.slow  # .ci/run runs it whole
+@pytest.mark.filterwarnings('ignore:unclosed file:ResourceWarning')  # timm's readers leave images open
+def test_both_networks_are_trained_and_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(quickstart, 'write_digits', lambda folder: write_images(tmp_path / 'images', training=128))
+    assert quickstart.main(['--output', str(tmp_path / 'out'), '--epochs', '1']) == 0
+    printed = capsys.readouterr().out
+    assert '| wrn10_2_p2be | wrn10_2 |' in printed
+    assert '| mean corruption error |' in printed
+    assert {'codes.png', 'results.json', 'report.html'} <= {path.name for path in (tmp_path / 'out').iterdir()}

@@ -10,7 +10,7 @@ from timm.layers import Conv2dSame
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from timm_p2be.encodings import ENCODINGS, PixelEmbedding
+from timm_p2be.encodings import ENCODINGS
 from timm_p2be.stem import EncodedConv2d
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -41,11 +41,11 @@ def test_levels_and_floats_agree(encoding, dtype):
     assert torch.equal(features, expected)
 
 
-@every_encoding
 @pytest.mark.parametrize(
-    'images', [random_levels(2, 3, 8, 8), random_levels(2, 3, 8, 8) / 255], ids=['levels', 'floats']
+    ('encoding', 'images', 'bias'),
+    [('p2be', random_levels(2, 3, 8, 8), True), ('onehot', random_levels(2, 3, 8, 8) / 255, False)],
+    ids=['levels', 'floats'],
 )
-@pytest.mark.parametrize('bias', [False, True])
 def test_output_has_the_weights_dtype_or_autocasts(encoding, images, bias):
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
         stem = EncodedConv2d(3, 6, 3, encoding, num_bits=4, bias=bias, dtype=dtype)
@@ -59,9 +59,9 @@ def test_output_has_the_weights_dtype_or_autocasts(encoding, images, bias):
     assert stem(images).dtype == torch.float32
 
 
-@every_encoding
-@pytest.mark.parametrize('bias', [False, True])
-@pytest.mark.parametrize('chans', [1, 3, 4])
+@pytest.mark.parametrize(
+    ('encoding', 'bias', 'chans'), [('p2be', True, 3), ('onehot', False, 1), ('thermometer', True, 4)]
+)
 def test_forward_is_the_convolution_of_the_planes(encoding, bias, chans):
     stem = EncodedConv2d(
         chans, 6, (3, 5), encoding, num_bits=7, stride=(2, 1), padding=(1, 3), dilation=(1, 2), bias=bias
@@ -78,9 +78,9 @@ def test_forward_is_the_convolution_of_the_planes(encoding, bias, chans):
         torch.testing.assert_close(stem.bias.grad, torch.full((6,), features[:, 0].numel() * 1.0))
 
 
-@pytest.mark.parametrize('size', [(8, 8), (9, 10), (11, 7), (2, 3)])
-@pytest.mark.parametrize('stride', [1, 2, (2, 3)])
-@pytest.mark.parametrize(('kernel', 'dilation'), [(3, 1), ((3, 4), 1), (7, 1), (3, 2), (1, 1), ((2, 5), (2, 1))])
+@pytest.mark.parametrize('size', [(9, 10), (2, 3)])
+@pytest.mark.parametrize('stride', [1, (2, 3)])
+@pytest.mark.parametrize(('kernel', 'dilation'), [((3, 4), 1), (7, 1), (3, 2), ((2, 5), (2, 1))])
 def test_same_padding_is_timms(size, stride, kernel, dilation):
     stem = EncodedConv2d(3, 5, kernel, num_bits=4, stride=stride, padding='same', dilation=dilation, bias=True)
     nn.init.normal_(stem.bias)
@@ -89,8 +89,6 @@ def test_same_padding_is_timms(size, stride, kernel, dilation):
     levels = random_levels(2, 3, *size)
     features = stem(levels)
     torch.testing.assert_close(features, conv(code_planes(levels, stem.embedding.codes())), rtol=1e-4, atol=1e-5)
-    steps = (stride, stride) if isinstance(stride, int) else stride
-    assert features.shape[2:] == tuple(math.ceil(n / step) for n, step in zip(size, steps, strict=True))
     assert "padding='same'" in repr(stem)
 
 
@@ -136,18 +134,19 @@ def test_an_image_that_wants_a_gradient_gets_an_error(compiled):
         assert not stem(images).requires_grad
 
 
-@pytest.mark.parametrize('encoding', ENCODINGS)
+@every_encoding
 def test_what_trains(encoding):
-    stem, frozen = (EncodedConv2d(3, 6, 3, encoding, num_bits=4, bias=True) for _ in range(2))
-    assert [name for name, _ in stem.named_parameters() if 'embedding' in name] == ['embedding.weight'] * (
-        encoding == 'p2be'
-    )
+    stem = EncodedConv2d(3, 6, 3, encoding, num_bits=4, bias=True)
+    assert ('embedding.weight' in dict(stem.named_parameters())) == (encoding == 'p2be')
     stem(torch.rand(2, 3, 8, 8)).square().sum().backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in stem.parameters())
-    if encoding == 'p2be':
-        frozen.embedding.freeze()
-        frozen(torch.rand(2, 3, 8, 8)).square().sum().backward()
-        assert {name for name, p in frozen.named_parameters() if p.grad is not None} == {'weight', 'bias'}
+
+
+def test_a_frozen_table_gets_no_gradient():
+    stem = EncodedConv2d(3, 6, 3, num_bits=4, bias=True)
+    stem.embedding.freeze()
+    stem(torch.rand(2, 3, 8, 8)).square().sum().backward()
+    assert {name for name, p in stem.named_parameters() if p.grad is not None} == {'weight', 'bias'}
 
 
 # range of the values
@@ -219,8 +218,3 @@ def test_kernel_starts_as_in_the_protocol(chans, outputs, kernel, bits):
     assert stem.weight.std().item() == pytest.approx(std, rel=5 / math.sqrt(2 * draws))
     assert abs(stem.weight.mean().item()) < 5 * std / math.sqrt(draws)
     assert (stem.bias == 0).all()
-
-
-def test_table_starts_as_asked():
-    stem = EncodedConv2d(3, 6, 3, num_bits=8, init='thermometer')
-    assert torch.equal(stem.embedding.codes(), PixelEmbedding('thermometer', 8).codes())

@@ -23,7 +23,7 @@ from timm_p2be.encodings import (
 from timm_p2be.encodings.codes import linear_codes
 from timm_p2be.lookup import operators
 
-BITS = (1, 2, 3, 10, 16, 64, 100, 255, 256, 300)
+BITS = (1, 3, 64, 100, 255, 300)
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 every_length = pytest.mark.parametrize('num_bits', BITS)
@@ -81,12 +81,8 @@ def test_every_level_survives_every_float_type(dtype):
         found = pixel_levels(images)
         assert found.dtype == torch.uint8
         assert found.tolist() == levels
-
-
-@every_float
-def test_floats_outside_the_range_are_clamped(dtype):
-    values = torch.tensor([-1e4, -0.1, -0.0, 1.0, 1.1, 300.0, math.inf, -math.inf], dtype=dtype)
-    assert pixel_levels(values).tolist() == [0, 0, 0, 255, 255, 255, 255, 0]
+    outside = torch.tensor([-1e4, -0.1, -0.0, 1.0, 1.1, 300.0, math.inf, -math.inf], dtype=dtype)
+    assert pixel_levels(outside).tolist() == [0, 0, 0, 255, 255, 255, 255, 0]
 
 
 def test_floats_go_to_the_nearest_level_and_levels_pass_through():
@@ -96,16 +92,10 @@ def test_floats_go_to_the_nearest_level_and_levels_pass_through():
     assert pixel_levels(levels) is levels
 
 
-@pytest.mark.parametrize('dtype', [torch.int64, torch.int8, torch.bool, torch.complex64], ids=str)
+@pytest.mark.parametrize('dtype', [torch.int64, torch.bool], ids=str)
 def test_other_dtypes_are_refused(dtype):
     with pytest.raises(ValueError, match=rf'Got images of dtype {dtype}; allowed are uint8'):
         pixel_levels(torch.zeros(2, dtype=dtype))
-
-
-@pytest.mark.parametrize('values', [[0.0, 1.0], [-0.4, 1.4], [0.5], [], [[]]])
-@every_float
-def test_pixels_are_no_reason_to_warn(values, dtype):
-    assert not warn_if_not_pixels(torch.tensor(values, dtype=dtype))
 
 
 def test_noise_that_scripts_warm_up_on_is_no_reason_to_warn():
@@ -121,6 +111,8 @@ def test_noise_that_scripts_warm_up_on_is_no_reason_to_warn():
 def test_values_far_outside_the_range_are_named(values, found):
     with pytest.warns(UserWarning, match=rf'{found}, but it reads pixels in \[0, 1\].*normalized by a mean and std'):
         assert warn_if_not_pixels(torch.tensor(values, requires_grad=True))
+    for pixels in ([0.0, 1.0], [-0.4, 1.4], []):
+        assert not warn_if_not_pixels(torch.tensor(pixels))
 
 
 # sign and its gradient
@@ -153,8 +145,7 @@ def test_gradient_is_eq_5_times_eq_6(dtype):
     assert (latents.grad[outside] == 0).all()
 
 
-@pytest.mark.parametrize('batch', [1, 7])
-def test_table_is_binarised_once_per_pass(batch, monkeypatch):
+def test_table_is_binarised_once_per_pass(monkeypatch):
     shapes = []
 
     def counted(weight):
@@ -163,7 +154,7 @@ def test_table_is_binarised_once_per_pass(batch, monkeypatch):
 
     monkeypatch.setattr(operators, 'bits_of', counted)
     model = timm.create_model('wrn10_2_p2be', num_bits=8)
-    model(torch.rand(batch, 3, 16, 16)).sum().backward()
+    model(torch.rand(7, 3, 16, 16)).sum().backward()
     assert shapes == [(256, 8)] * 2  # forward and backward
     assert model.conv1.embedding.weight.grad.abs().sum() > 0
 
@@ -182,22 +173,12 @@ def test_embedding_returns_rows_of_its_table(encoding):
     assert embedding(levels).tolist() == [[codes[k].tolist() for k in row] for row in levels.tolist()]
 
 
-def test_default_is_a_learned_table_of_64_bits():
-    embedding = PixelEmbedding()
-    assert type(embedding.weight) is EmbeddingParameter
-    assert (embedding.weight.shape, embedding.weight.requires_grad) == ((256, 64), True)
-    assert repr(embedding) == "PixelEmbedding('p2be', num_bits=64)"
-
-
-@pytest.mark.parametrize('encoding', ['onehot', 'thermometer'])
-def test_fixed_table_is_not_trained_and_not_saved(encoding):
-    embedding = PixelEmbedding(encoding, num_bits=8)
-    assert embedding.weight is None
+def test_fixed_table_is_not_trained_and_not_saved():
+    embedding = PixelEmbedding('onehot', num_bits=8)
     assert embedding.half().codes().dtype == torch.float32
-    assert not embedding.codes().requires_grad
     assert list(embedding.parameters()) == []
     assert embedding.state_dict() == {}
-    with pytest.raises(ValueError, match=rf"'{encoding}' is fixed already"):
+    with pytest.raises(ValueError, match="'onehot' is fixed already"):
         embedding.freeze()
 
 
@@ -275,11 +256,9 @@ def test_unknown_names_are_refused(args, message):
 
 CASTS = {
     'half': lambda module: module.half(),
-    'bfloat16': lambda module: module.bfloat16(),
     'to bfloat16': lambda module: module.to('cpu', torch.bfloat16),
     'half, channels_last': lambda module: module.to(dtype=torch.float16, memory_format=torch.channels_last),
     'double, half': lambda module: module.double().half(),
-    'type': lambda module: module.type(torch.float16),
 }
 
 
@@ -336,9 +315,6 @@ COPIES = {
     'deepcopy': copy.deepcopy,
     'torch.save': _saved_and_loaded,
     'assign float16': _assigned_from_half,
-    'to': lambda module: copy.deepcopy(module).to('cpu', torch.float32),
-    'requires_grad': lambda module: copy.deepcopy(module).requires_grad_(False).requires_grad_(True),
-    'share_memory': lambda module: copy.deepcopy(module).share_memory(),
 }
 
 
@@ -363,27 +339,21 @@ def test_pickled_table_is_still_the_optimizers():
     assert optimizer.param_groups[0]['params'][0] is copied[0].weight
 
 
-@pytest.mark.parametrize('cast', [None, torch.float16, torch.bfloat16], ids=str)
-def test_table_is_materialised_from_meta(cast):
+def test_table_is_materialised_from_meta():
     with torch.device('meta'):
         embedding = PixelEmbedding('p2be', num_bits=4)
-    assert embedding.weight.is_meta
-    if cast is not None:
-        embedding.to(cast)
-    embedding.to_empty(device='cpu')
+    embedding.to(torch.float16).to_empty(device='cpu')
     embedding.reset_parameters()
     assert type(embedding.weight) is EmbeddingParameter
     assert embedding.weight.dtype == torch.float32
-    assert embedding.weight.device.type == 'cpu'
     assert 0.8 < embedding.weight.std() < 1.2
 
 
 @pytest.mark.parametrize('refill', ['reset_parameters', 'init_non_persistent_buffers'])
-@pytest.mark.parametrize('encoding', ['onehot', 'thermometer'])
-def test_fixed_table_is_refilled_after_meta(encoding, refill):
+def test_fixed_table_is_refilled_after_meta(refill):
     """No checkpoint holds it, so it answers the calls torch's and timm's tools make then."""
     with torch.device('meta'):
-        embedding = PixelEmbedding(encoding, num_bits=4)
+        embedding = PixelEmbedding('thermometer', num_bits=4)
     embedding.to_empty(device='cpu').table.fill_(7)
     getattr(embedding, refill)()
-    assert torch.equal(embedding.codes(), PixelEmbedding(encoding, num_bits=4).codes())
+    assert torch.equal(embedding.codes(), thermometer_codes(4))

@@ -66,22 +66,22 @@ def assert_nothing_usable(revision: str | None = None) -> None:
         fetch(NAME, WANTED, revision, local_files_only=True)
 
 
-NAMES = ['', 'name', 'a/b/c', '../name', 'org/a..b', 'org/na me', 'org/name\n', '/etc/passwd', 'C:\\x', 'hf://org/name']
+NAMES = ['', 'name', 'a/b/c', '../name', 'org/a..b', 'org/na me', 'org/name\n', '/etc/passwd', 'hf://org/name']
 REVISIONS = ['', 'v1@v2', '../../x', '/main', 'a b', 'x.lock', 'a/.b', 'v1\n']
 
 
 @pytest.mark.parametrize('name', NAMES + [f'org/name@{revision}' for revision in REVISIONS])
-def test_malformed_names_are_refused(name: str) -> None:
+def test_malformed_names_are_refused(name):
     with pytest.raises(FetchError, match=r"^Got .*(write 'org/name'|name a branch)"):
         split_revision(name)
 
 
 @pytest.mark.parametrize(('name', 'revision'), [('my_org/a.b-c', None), ('o/n', 'refs/pr/1'), ('o/n', 'v1.0+cpu')])
-def test_well_formed_names(name: str, revision: str | None) -> None:
+def test_well_formed_names(name, revision):
     assert split_revision(f'{name}@{revision}' if revision else name) == (name, revision)
 
 
-def test_files_come_from_one_commit_into_one_folder(hub: HubServer) -> None:
+def test_files_come_from_one_commit_into_one_folder(hub):
     first = hub.put(NAME, FILES, tag='v1')
     second = hub.put(NAME, {'config.json': b'{"a": 2}'})
     where = fetch(NAME, WANTED)
@@ -95,7 +95,7 @@ def test_files_come_from_one_commit_into_one_folder(hub: HubServer) -> None:
         fetch(f'{NAME}@v1', WANTED, 'main')
 
 
-def test_nothing_is_fetched_twice(hub: HubServer) -> None:
+def test_nothing_is_fetched_twice(hub):
     sha = hub.put(NAME, FILES, tag='v1')
     fetch(NAME, WANTED)
     assert hub.count('/resolve/') == 4  # HEAD and GET of two files
@@ -108,7 +108,7 @@ def test_nothing_is_fetched_twice(hub: HubServer) -> None:
     assert hub.count('GET .*model.safetensors') == 2
 
 
-def test_optional_files(hub: HubServer, waits: list[float]) -> None:
+def test_optional_files(hub, waits):
     sha = hub.put(NAME, FILES)
     found = contents(fetch(NAME, WANTED[:1], optional=('README.md', 'results.json')))
     assert sorted(found) == ['README.md', 'config.json']
@@ -129,25 +129,23 @@ REFUSALS: list[tuple[int, dict[str, str], str]] = [
 
 
 @pytest.mark.parametrize('where', ['GET /api/models/', '(HEAD|GET) .*/resolve/.*model.safetensors'])
-@pytest.mark.parametrize(('status', 'headers', 'message'), REFUSALS)
-def test_refusals_are_clear_and_leave_nothing(
-    hub: HubServer, waits: list[float], where: str, status: int, headers: dict[str, str], message: str
-) -> None:
+def test_refusals_are_clear_and_leave_nothing(hub, waits, where):
     sha = hub.put(NAME, FILES)
-    hub.fail(where, status, headers=headers)
-    with pytest.raises(FetchError, match=message) as error:
-        fetch(NAME, WANTED)
-    assert hub.token not in ''.join(traceback.format_exception(error.value))
-    assert_nothing_usable()
-    assert_nothing_usable(sha)
-    if where.startswith('GET /api'):
-        assert not waits  # nobody waits before the first answer
-    hub.heal()
+    for status, headers, message in REFUSALS:
+        hub.fail(where, status, headers=headers)
+        with pytest.raises(FetchError, match=message) as error:
+            fetch(NAME, WANTED)
+        assert hub.token not in ''.join(traceback.format_exception(error.value))
+        assert_nothing_usable()
+        assert_nothing_usable(sha)
+        if where.startswith('GET /api'):
+            assert not waits  # nobody waits before the first answer
+        hub.heal()
     assert contents(fetch(NAME, WANTED)) == {name: FILES[name] for name in WANTED}
 
 
-def test_what_does_not_exist(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub.put(NAME, FILES)
+def test_what_does_not_exist(hub, monkeypatch):
+    hub.put(NAME, FILES, private=True)
     for source, message in (('someone/nothing', r'no someone/nothing on .* \(404\)'), (f'{NAME}@v9', 'no such rev')):
         with pytest.raises(FetchError, match=message):
             fetch(source, WANTED)
@@ -157,29 +155,14 @@ def test_what_does_not_exist(hub: HubServer, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv('HF_TOKEN')
     with pytest.raises(FetchError, match=r'does not exist, or it is private.*`hf auth login`'):
         fetch('someone/nothing', WANTED)
-
-
-def test_private_and_gated_repositories(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub.put(NAME, FILES, private=True)
-    hub.put('someone/gated', FILES, gated=True)
-    for name, token, message in ((NAME, 'hf_wrong', '401'), (NAME, False, '401'), ('someone/gated', False, 'is gated')):
-        with pytest.raises(FetchError, match=message):
-            fetch(name, WANTED, token=token)
-    monkeypatch.delenv('HF_TOKEN')
     assert fetch(NAME, WANTED, token=hub.token)
-    assert fetch('someone/gated', WANTED, token=hub.token)
 
 
-@pytest.mark.parametrize('token', ['hf_secret\nX-Header: 1', 'hf_secret ', 'hf_secrét', ''])
-def test_impossible_tokens_are_refused_and_not_shown(
-    hub: HubServer, monkeypatch: pytest.MonkeyPatch, token: str
-) -> None:
+@pytest.mark.parametrize('token', ['hf_secret\nX-Header: 1', 'hf_secrét'])
+def test_impossible_tokens_are_refused_and_not_shown(hub, token):
     with pytest.raises(FetchError, match=r'The token contains .*; log in') as error:
         fetch(NAME, WANTED, token=token)
-    monkeypatch.setenv('HF_TOKEN', 'hf_sec ret')
-    with pytest.raises(FetchError, match='The token contains') as second:
-        fetch(NAME, WANTED)
-    assert 'hf_sec' not in str(error.value) + str(second.value)
+    assert 'hf_sec' not in str(error.value)
     assert not hub.requests
 
 
@@ -187,9 +170,7 @@ def test_impossible_tokens_are_refused_and_not_shown(
     ('limit', 'match', 'after'),
     [('HF_HUB_ETAG_TIMEOUT', 'GET /api/models/', None), ('HF_HUB_DOWNLOAD_TIMEOUT', 'GET .*model.safetensors', 1000)],
 )
-def test_timeouts(
-    hub: HubServer, waits: list[float], monkeypatch: pytest.MonkeyPatch, limit: str, match: str, after: int | None
-) -> None:
+def test_timeouts(hub, waits, monkeypatch, limit, match, after):
     hub.put(NAME, FILES)
     hub.slow(match, 30, after=after)
     monkeypatch.setattr(constants, limit, 0.5)
@@ -199,21 +180,17 @@ def test_timeouts(
     assert_nothing_usable()
 
 
-def test_no_connection(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_hub(hub, monkeypatch):
+    hub.fail('GET /api/models/', 200, body=b'<html>Please log in</html>')
+    with pytest.raises(FetchError, match=r'does not answer as a Hub.*Check HF_ENDPOINT'):
+        fetch(NAME, WANTED)
     with HubServer() as gone:
-        url = gone.url
-    monkeypatch.setattr(constants, 'ENDPOINT', url)
+        monkeypatch.setattr(constants, 'ENDPOINT', gone.url)
     with pytest.raises(FetchError, match=r'cannot be reached for someone/table .*HF_ENDPOINT, and try again'):
         fetch(NAME, WANTED)
 
 
-def test_what_is_no_hub(hub: HubServer) -> None:
-    hub.fail('GET /api/models/', 200, body=b'<html>Please log in</html>')
-    with pytest.raises(FetchError, match=r'does not answer as a Hub.*Check HF_ENDPOINT'):
-        fetch(NAME, WANTED)
-
-
-def test_offline(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline(hub, monkeypatch):
     hub.put(NAME, FILES, tag='v1')
     with pytest.raises(FetchError, match=r'Run `timm-p2be pull someone/table` while online, or use a local folder'):
         fetch(NAME, WANTED, local_files_only=True)
@@ -235,9 +212,7 @@ def test_offline(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(hub.requests) == count
 
 
-def test_a_hub_out_of_order_leaves_the_cache(
-    hub: HubServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_hub_out_of_order_leaves_the_cache(hub, monkeypatch, caplog):
     hub.put(NAME, FILES)
     where = fetch(NAME, WANTED)
     hub.put(NAME, {'config.json': b'new'})
@@ -253,7 +228,7 @@ def test_a_hub_out_of_order_leaves_the_cache(
         fetch(NAME, WANTED)
 
 
-def test_cut_downloads(hub: HubServer, waits: list[float]) -> None:
+def test_cut_downloads(hub, waits):
     hub.put(NAME, FILES)
     hub.truncate('GET .*model.safetensors', 1000, times=1)
     hub.truncate('GET .*model.safetensors', 0)
@@ -271,7 +246,7 @@ def test_cut_downloads(hub: HubServer, waits: list[float]) -> None:
     assert (fetch(NAME, WANTED) / 'model.safetensors').read_bytes() == WEIGHTS  # resumed where it broke off
 
 
-def test_large_files_are_refused_before_the_download(hub: HubServer, folder: Path) -> None:
+def test_large_files_are_refused_before_the_download(hub, folder):
     sha = hub.put(NAME, FILES)
     message = rf'has {len(WEIGHTS)} bytes .*at most {LIMIT} are accepted'
     for names, optional in ((WANTED, ()), (WANTED[:1], WANTED)):
@@ -279,13 +254,12 @@ def test_large_files_are_refused_before_the_download(hub: HubServer, folder: Pat
             fetch(NAME, names, optional=optional, max_bytes=LIMIT)
     assert not hub.count('resolve')
     fetch(NAME, WANTED)
-    places: list[tuple[Any, dict[str, Any]]] = [(NAME, {'local_files_only': True}), (NAME, {'revision': sha})]
-    for source, options in [*places, (folder, {})]:
+    for source in (f'{NAME}@{sha}', folder):
         with pytest.raises(FetchError, match=message):
-            fetch(source, WANTED, max_bytes=LIMIT, **options)
+            fetch(source, WANTED, max_bytes=LIMIT)
 
 
-def test_a_size_that_is_not_told_is_limited_while_it_comes(hub: HubServer) -> None:
+def test_a_size_that_is_not_told_is_limited_while_it_comes(hub):
     sha = hub.put(NAME, FILES)
     listed = json.dumps({'id': NAME, 'sha': sha, 'siblings': [{'rfilename': name} for name in FILES]}).encode()
     hub.fail('GET /api/models/', 200, body=listed)
@@ -295,7 +269,7 @@ def test_a_size_that_is_not_told_is_limited_while_it_comes(hub: HubServer) -> No
     assert fetch(NAME, WANTED, max_bytes=len(WEIGHTS))
 
 
-def test_the_cache(hub: HubServer, tmp_path: Path) -> None:
+def test_the_cache(hub, tmp_path):
     hub.put(NAME, FILES)
     (tmp_path / 'file').touch()
     with pytest.raises(FetchError, match=r'someone/table: .*make room there, or name another cache with HF_HOME'):
@@ -305,7 +279,7 @@ def test_the_cache(hub: HubServer, tmp_path: Path) -> None:
     assert_nothing_usable()
 
 
-def test_a_killed_download_is_never_taken_for_whole(hub: HubServer, tmp_path: Path) -> None:
+def test_a_killed_download_is_never_taken_for_whole(hub, tmp_path):
     weights = bytes(22 * 2**20)  # the client writes pieces of 10 MiB
     sha = hub.put(NAME, {**FILES, 'model.safetensors': weights})
     hub.slow('GET .*model.safetensors', 60, after=12 * 2**20, times=1)
@@ -322,7 +296,7 @@ def test_a_killed_download_is_never_taken_for_whole(hub: HubServer, tmp_path: Pa
     assert contents(where) == {'config.json': FILES['config.json'], 'model.safetensors': weights}
 
 
-def test_local_folders(hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_folders(hub, folder, monkeypatch):
     for source in (folder, str(folder), f'local-dir:{folder}'):
         assert fetch(source, WANTED, optional=['results.json']) == folder
     assert resolved_commit(folder) is None
@@ -333,7 +307,6 @@ def test_local_folders(hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyP
     refused: list[tuple[Any, dict[str, Any], str]] = [
         (folder, {'filenames': ['x.json']}, r"has no file 'x.json'. Is it the right folder"),
         (folder, {'revision': 'v1'}, r'folders have no revisions, leave it out'),
-        (Path('nowhere'), {}, 'There is no folder nowhere.*check the path'),
         ('local-dir:nowhere/at/all', {}, 'There is no folder nowhere.*check the path'),
         ('./nowhere', {}, 'no folder here and no repository'),
         ('', {}, r"write the path of a folder, or 'org/name'"),
@@ -345,9 +318,7 @@ def test_local_folders(hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyP
     assert not hub.requests
 
 
-def test_a_folder_goes_before_a_repository_if_it_has_a_config(
-    hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_goes_before_a_repository_if_it_has_a_config(hub, folder, monkeypatch):
     sha = hub.put(NAME, FILES)
     monkeypatch.chdir(folder.parent)
     Path('someone').mkdir()
@@ -360,15 +331,14 @@ def test_a_folder_goes_before_a_repository_if_it_has_a_config(
         fetch(f'local-dir:{NAME}', WANTED)
 
 
-def test_links_that_leave_a_folder_are_refused(hub: HubServer, folder: Path, tmp_path: Path) -> None:
+def test_links_that_leave_a_folder_are_refused(hub, folder, tmp_path):
     secret = tmp_path / 'secret'
     secret.write_bytes(b'secret')
     config = folder / 'config.json'
     config.unlink()
     config.symlink_to(secret)
-    for source in (folder, str(folder)):
-        with pytest.raises(FetchError, match='link that leads out of its folder'):
-            fetch(source, WANTED)
+    with pytest.raises(FetchError, match='link that leads out of its folder'):
+        fetch(folder, WANTED)
     config.unlink()
     config.symlink_to('README.md')  # stays inside
     assert fetch(folder, WANTED)

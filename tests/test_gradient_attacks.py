@@ -20,9 +20,7 @@ def _gray(*values: int) -> Tensor:
     ('attack', 'arguments'),
     [
         (PGD, {'steps': 1}),
-        (PGD, {'steps': 10}),
         (PGD, {'steps': 10, 'loss': 'margin', 'restarts': 2}),
-        (APGD, {'steps': 10}),
         (APGD, {'steps': 10, 'loss': 'margin', 'restarts': 2}),
     ],
 )

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from timm.models import create_feature_extractor
 from torch import Tensor, nn
 
 import timm_p2be
@@ -67,15 +66,10 @@ def test_onnx_by_torchscript(whole_or_folded: nn.Module, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_onnx_by_export(whole_or_folded: nn.Module, tmp_path: Path) -> None:
-    _exports_agree(whole_or_folded, tmp_path / 'network.onnx', lambda images: images, dynamo=True)
-
-
-@pytest.mark.slow
-def test_onnx_of_levels(whole_or_folded: nn.Module, tmp_path: Path) -> None:
-    _exports_agree(
-        whole_or_folded, tmp_path / 'network.onnx', lambda images: (images * 255).round().byte(), dynamo=True
-    )
+@pytest.mark.parametrize('read', [lambda images: images, lambda images: (images * 255).round().byte()])
+def test_onnx_by_export(whole_or_folded: nn.Module, tmp_path: Path, read: Callable[[Tensor], Tensor]) -> None:
+    """Of pixels, and of levels."""
+    _exports_agree(whole_or_folded, tmp_path / 'network.onnx', read, dynamo=True)
 
 
 def test_export_with_a_free_batch_size(whole_or_folded: nn.Module) -> None:
@@ -95,30 +89,6 @@ def test_compile_without_graph_breaks(network: nn.Module, backend: str) -> None:
     _close(outputs[1], outputs[0])
     assert gradients[0].any()
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-4)
-
-
-@jit_is_deprecated
-def test_script_of_an_eager_network(network: nn.Module) -> None:
-    scriptable = timm.create_model('wrn10_2_p2be', num_classes=CLASSES, scriptable=True).eval()
-    scriptable.load_state_dict(network.state_dict())
-    _close(torch.jit.script(scriptable)(_images(5)), network(_images(5)))
-
-
-@jit_is_deprecated
-@pytest.mark.parametrize('grad', [True, False])
-def test_trace_passes_its_own_check(network: nn.Module, grad: bool) -> None:
-    with torch.set_grad_enabled(grad):
-        traced = torch.jit.trace(network, _images(2))  # raises if the graph changes between two runs
-        _close(traced(_images(5)), network(_images(5)))
-
-
-def test_feature_extraction_by_fx(network: nn.Module) -> None:
-    extractor = create_feature_extractor(network, ['conv1', 'layer1', 'fc'])
-    features = extractor(_images(2))
-    assert [list(feature.shape[1:]) for feature in features.values()] == [[16, 32, 32], [32, 32, 32], [CLASSES]]
-    _close(features['fc'], network(_images(2)))
-    features['layer1'].square().sum().backward()
-    assert find_embedding(network).weight.grad.any()
 
 
 def test_segmentation_encoder() -> None:

@@ -14,13 +14,12 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from timm_p2be import convert, find_embedding, fold
-from timm_p2be.encodings import EmbeddingParameter, PixelEmbedding, onehot_codes, thermometer_codes
+from timm_p2be.encodings import onehot_codes, thermometer_codes
 from timm_p2be.encodings.codes import linear_codes
 from timm_p2be.stem import EncodedConv2d
 from timm_p2be.stem.keep_function import plane_factors
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-EXACT = [('p2be', 9), ('p2be', 64), ('onehot', 256), ('thermometer', 256)]
 NETWORKS = Path(__file__).parents[1] / 'benchmarks' / 'networks'
 FIXED = {'onehot': onehot_codes, 'thermometer': thermometer_codes}
 
@@ -80,7 +79,7 @@ def _trained(network: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize(
     ('num_bits', 'digits', 'neighbors'),
-    [(9, 7, 8), (10, 6, 7), (33, 4, 4), (64, 3, 3), (128, 2, 2), (256, 0, 1)],
+    [(9, 7, 8), (33, 4, 4), (64, 3, 3), (256, 0, 1)],
 )
 def test_every_level_is_linear_in_its_code_and_close_to_its_neighbors(num_bits, digits, neighbors):
     codes = linear_codes(num_bits).double()
@@ -98,7 +97,7 @@ def test_every_level_is_linear_in_its_code_and_close_to_its_neighbors(num_bits, 
     assert flips.max() == neighbors <= digits + 1
 
 
-@pytest.mark.parametrize('num_bits', [9, 10, 33, 64, 128, 300])
+@pytest.mark.parametrize('num_bits', [9, 64, 300])
 def test_float32_factors_give_the_normalised_value_of_every_level(num_bits):
     codes = linear_codes(num_bits).float()
     values = _values()
@@ -108,44 +107,8 @@ def test_float32_factors_give_the_normalised_value_of_every_level(num_bits):
     assert _difference(codes @ plane_factors(codes, MEAN, STD).float(), values) < bound
 
 
-def test_distance_grows_with_the_difference_of_levels():
-    """One bit for each cell of 4 or 5 levels, give or take three digits."""
-    codes = linear_codes(64).double()
-    distances = torch.cdist(codes, codes, p=1)
-    levels = torch.arange(256)
-    apart = (levels[:, None] - levels).abs()
-    assert ((distances - apart * 61 / 256).abs() < 4.5).all()
-
-
-def test_latents_can_be_learned():
-    latents = PixelEmbedding(init='linear').weight.detach()
-    assert latents.dtype == torch.float32
-    assert set(latents.unique().tolist()) == {-0.5, 0.5}
-    model = convert(_Network(nn.Conv2d(3, 4, 3)), 'p2be', preserve=True)
-    table = find_embedding(model).weight
-    assert type(table) is EmbeddingParameter
-    assert table.requires_grad
-    levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, -1, -1)
-    model(levels).square().sum().backward()
-    assert (table.grad != 0).all()  # every bit of every level
-    assert model.first.weight.grad.abs().amax(dim=(0, 2, 3)).min() > 0  # every plane
-
-
-def test_bits_that_are_always_equal_share_their_weight():
-    codes = linear_codes(511).double()  # every cell but one twice
-    factors = plane_factors(codes, [0.0], [1 / 255])[:, 0]
-    same = torch.cdist(codes.T, codes.T, p=1) == 0
-    assert same.sum(dim=1).min() >= 1
-    assert same.sum() > 3 * 256
-    for index in range(511):
-        torch.testing.assert_close(factors[same[index]], factors[index].expand(int(same[index].sum())))
-    unused = onehot_codes(300).sum(dim=0) == 0
-    assert unused.sum() == 44
-    assert plane_factors(onehot_codes(300), MEAN, STD)[unused].abs().max() < 1e-12
-
-
 @pytest.mark.parametrize('encoding', FIXED)
-@pytest.mark.parametrize('num_bits', [10, 64, 100, 255, 256, 300])
+@pytest.mark.parametrize('num_bits', [10, 64, 255, 300])
 def test_a_bin_has_the_value_in_the_middle_of_its_levels(encoding, num_bits):
     codes, values = FIXED[encoding](num_bits).double(), _values()
     found = codes @ plane_factors(codes, MEAN, STD)
@@ -162,15 +125,14 @@ def test_a_bin_has_the_value_in_the_middle_of_its_levels(encoding, num_bits):
 # the function
 
 
-@pytest.mark.parametrize(('encoding', 'num_bits'), [('p2be', 64), ('thermometer', 256)])
 @pytest.mark.parametrize(
-    ('name', 'size'),
+    ('name', 'size', 'encoding', 'num_bits'),
     [
-        ('test_resnet', (65, 64)),
-        ('tf_mobilenetv3_small_minimal_100', (65, 64)),
-        ('test_convnext', (66, 64)),
-        ('test_vit', (160, 160)),
-        ('test_nfnet', (64, 65)),
+        ('test_resnet', (65, 64), 'thermometer', 256),
+        ('tf_mobilenetv3_small_minimal_100', (65, 64), 'p2be', 64),
+        ('test_convnext', (66, 64), 'p2be', 64),
+        ('test_vit', (160, 160), 'p2be', 64),
+        ('test_nfnet', (64, 65), 'p2be', 64),
     ],
     ids=['plain', 'same padding', 'patches', 'ViT', 'standardized'],
 )
@@ -193,7 +155,6 @@ def test_models_of_timm_keep_their_function(name, size, encoding, num_bits):
 
 @pytest.mark.filterwarnings('ignore:Using padding=.same. with even kernel')  # torch's copy of the image
 @pytest.mark.parametrize('conv', [
-    nn.Conv2d(3, 5, 1),
     nn.Conv2d(3, 5, (3, 2), stride=(1, 2), padding=(2, 0), bias=False),
     nn.Conv2d(3, 5, 3, padding=2, dilation=2),
     nn.Conv2d(3, 5, 4, padding='same'),
@@ -217,34 +178,9 @@ def test_every_kind_of_first_convolution(conv):
     assert _difference(model(levels), wanted) < 3e-6
 
 
-def test_a_black_image_keeps_its_dark_border():
-    """Mean and std are in the planes: in the bias they would also act where the padding is."""
-    model = _trained(_Network(nn.Conv2d(3, 4, 5, padding=2)))
-    black = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
-    wanted = model(_normalized(black, model.pretrained_cfg).float())
-    bias = model.first.bias.clone()
-    found = convert(model, 'p2be', preserve=True)(black)
-    assert torch.equal(model.first.bias, bias)
-    assert (wanted[..., 0, 0] - wanted[..., 4, 4]).abs().max() > 0.1
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize('encoding', FIXED)
-def test_sixty_four_bits_are_off_by_their_bins_only(encoding):
-    model = _trained(_Network(nn.Conv2d(3, 4, 3, padding=1)))
-    levels = random_levels(2, 3, 24, 24)
-    wanted = copy.deepcopy(model).double()(_normalized(levels, model.pretrained_cfg))
-    error = 1.5 / 255 / torch.tensor(STD)
-    bound = (model.first.weight.abs() * error.view(1, 3, 1, 1)).sum(dim=(1, 2, 3)).detach()
-    found = (convert(model, encoding, 64, preserve=True)(levels) - wanted).abs().amax(dim=(0, 2, 3))
-    assert (found < bound * (1 + 1e-5)).all()
-    assert (found > bound / 10).all()
-
-
-@pytest.mark.parametrize(('dtype', 'bound'), [
-    (torch.float64, 1e-12), (torch.float16, 2e-3), (torch.bfloat16, 1.5e-2),
-], ids=str)  # fmt: skip
-@pytest.mark.parametrize(('encoding', 'num_bits'), EXACT)
+@pytest.mark.parametrize(('encoding', 'num_bits', 'dtype', 'bound'), [
+    ('p2be', 9, torch.float64, 1e-12), ('p2be', 64, torch.float16, 2e-3), ('onehot', 256, torch.bfloat16, 1.5e-2),
+])  # fmt: skip
 def test_other_precisions(encoding, num_bits, dtype, bound):
     model = _trained(_Network(nn.Conv2d(3, 8, 3, padding=1))).to(dtype)
     levels = random_levels(2, 3, 24, 24)
@@ -255,12 +191,14 @@ def test_other_precisions(encoding, num_bits, dtype, bound):
     assert _difference(found, wanted) < bound
 
 
-@pytest.mark.parametrize('in_chans', [1, 4])
-@pytest.mark.parametrize('given', ['one value', 'a value for each channel'])
-def test_other_channels(in_chans, given):
+@pytest.mark.parametrize(('in_chans', 'mean', 'std'), [
+    (1, (0.4,), (0.3,)),
+    (4, (0.4,), (0.3,)),  # one value for all
+    (4, (0.1, 0.2, 0.3, 0.4), (1.0, 0.5, 0.25, 0.2)),
+])  # fmt: skip
+def test_other_channels(in_chans, mean, std):
     model = _trained(timm.create_model('test_resnet', in_chans=in_chans)).eval()
-    mean, std = ((0.4,), (0.3,)) if given == 'one value' else ((0.1, 0.2, 0.3, 0.4), (1.0, 0.5, 0.25, 0.2))
-    model.pretrained_cfg.update(mean=mean[:in_chans], std=std[:in_chans])
+    model.pretrained_cfg.update(mean=mean, std=std)
     levels = random_levels(2, in_chans, 64, 64)
     with torch.no_grad():
         wanted = model(_normalized(levels, model.pretrained_cfg).float())
@@ -295,8 +233,9 @@ def _rgb(name: str, folder: Path, **kwargs: Any) -> tuple[nn.Module, dict[str, A
     return model, {'file': str(folder / 'rgb.safetensors'), 'num_classes': model.num_classes}
 
 
-@pytest.mark.parametrize(('encoding', 'num_bits'), [('p2be', 64), ('thermometer', 256)])
-@pytest.mark.parametrize('name', ['test_resnet', 'test_nfnet'])
+@pytest.mark.parametrize(
+    ('name', 'encoding', 'num_bits'), [('test_resnet', 'thermometer', 256), ('test_nfnet', 'p2be', 64)]
+)
 def test_encoded_takes_the_weights_of_its_backbone(name, encoding, num_bits, tmp_path):
     """From a file in the cfg's overlay; a saved model brings its own weights, timm's scripts hand the cfg over."""
     rgb, overlay = _rgb(name, tmp_path, num_classes=10)
@@ -388,7 +327,6 @@ def test_requests_that_preserve_nothing(kwargs, error, words):
     {'std': None},
     {'mean': (0.1, float('nan'), 0.2)},
     {'std': (1.0, 0.0, 1.0)},
-    {'std': (-1.0,)},
 ])  # fmt: skip
 def test_a_normalization_that_does_not_fit(change):
     model = _Network(nn.Conv2d(3, 4, 3))

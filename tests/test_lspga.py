@@ -72,8 +72,7 @@ def test_windows_hold_the_legal_levels_once(eps: int, width: int) -> None:
         assert sorted(candidates[row][windows.legal[row]].tolist()) == [k for k in range(256) if abs(k - value) <= eps]
 
 
-@pytest.mark.parametrize('eps', [1, 8, 200])
-@pytest.mark.parametrize('bits', [1, 24])
+@pytest.mark.parametrize(('eps', 'bits'), [(1, 24), (8, 1), (200, 24)])
 def test_both_forms_of_the_products_agree(eps: int, bits: int) -> None:
     """The one of CPUs and that of other devices, also in an autocast region, which lowers neither."""
     levels = random_levels()
@@ -89,16 +88,6 @@ def test_both_forms_of_the_products_agree(eps: int, bits: int) -> None:
     torch.testing.assert_close(lowered.double(), planes[0], rtol=1e-5, atol=1e-6)
     direct = shares[0] @ table[one._candidates()[0]]
     torch.testing.assert_close(planes[1].flatten(0, 3)[one._order[0]], direct)
-
-
-def test_an_attack_through_the_other_form_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, levels, labels = _model(), random_levels(), torch.tensor([0, 3])
-    attack = LSPGA.official(model)
-    expected = attack(levels, labels)
-    form = Windows.__init__
-    monkeypatch.setattr(Windows, '__init__', lambda self, levels, eps: form(self, levels, eps, blocks=False))
-    # as above, a gradient of about 0 may get another sign
-    assert (attack(levels, labels) != expected).float().mean() < 2e-3
 
 
 @pytest.mark.parametrize('name', ['wrn10_2_p2be', 'wrn10_2', 'resnet18_thermometer'])

@@ -1,6 +1,7 @@
 """The table's learning rate in the three modes: what the update really used, not what a group says."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -42,6 +43,19 @@ def cosine(t: float, start: float, end: float, total: int = UPDATES) -> float:
     return end + 0.5 * (start - end) * (1 + math.cos(math.pi * t / total))
 
 
+def rates(model: Model, optimizer: torch.optim.Optimizer, *schedules: Any, updates: int = UPDATES) -> list[float]:
+    """Train and return the rates that the table was moved by, which are those that are told."""
+    used = []
+    for update in range(1, updates + 1):
+        told = learning_rates(optimizer)
+        used.append(moved(model, optimizer))
+        assert told['embedding'] == pytest.approx(used[-1])
+        assert told['network'] == optimizer.param_groups[0]['lr']
+        for schedule in schedules:
+            schedule.step_update(update)
+    return used
+
+
 def timm_scheduler(optimizer: torch.optim.Optimizer, warmup_epochs: int = 0):
     return create_scheduler_v2(
         optimizer,
@@ -57,40 +71,22 @@ def timm_scheduler(optimizer: torch.optim.Optimizer, warmup_epochs: int = 0):
 
 def test_follow_uses_what_timms_scheduler_writes():
     model, optimizer = create('follow')
-    scheduler = timm_scheduler(optimizer)
-    used = []
-    for update in range(1, UPDATES + 1):
-        used.append(moved(model, optimizer))
-        network = cosine(update - 1, 0.1, 1e-4)
-        assert learning_rates(optimizer) == pytest.approx({'network': network, 'embedding': used[-1]})
-        scheduler.step_update(update)
+    used = rates(model, optimizer, timm_scheduler(optimizer))
     assert used == pytest.approx([cosine(t, 0.01, 1e-4) for t in range(UPDATES)])
 
 
-@pytest.mark.parametrize('warmup_epochs', [0, 1])
-def test_constant_ignores_timms_scheduler_and_its_warmup(warmup_epochs):
+def test_constant_ignores_timms_scheduler_and_its_warmup():
     model, optimizer = create('constant')
     assert moved(model, optimizer) == pytest.approx(0.01)  # no scheduler at all
-    scheduler = timm_scheduler(optimizer, warmup_epochs)
-    used = []
-    for update in range(1, UPDATES + 1):
-        used.append(moved(model, optimizer))
-        assert learning_rates(optimizer)['embedding'] == 0.01
-        scheduler.step_update(update)
+    used = rates(model, optimizer, timm_scheduler(optimizer, warmup_epochs=1))
     assert used == pytest.approx([0.01] * UPDATES)
     assert optimizer.param_groups[-1]['lr'] != 0.01
 
 
 def test_cosine_runs_beside_timms_scheduler():
     model, optimizer = create('cosine')
-    scheduler = timm_scheduler(optimizer, warmup_epochs=1)
     driver = EmbeddingCosine(optimizer, total_updates=UPDATES, min_lr=1e-3)
-    used = []
-    for update in range(1, UPDATES + 3):
-        used.append(moved(model, optimizer))
-        assert learning_rates(optimizer)['embedding'] == pytest.approx(used[-1])
-        scheduler.step_update(update)
-        driver.step_update(update)
+    used = rates(model, optimizer, timm_scheduler(optimizer, warmup_epochs=1), driver, updates=UPDATES + 2)
     assert used == pytest.approx([cosine(min(t, UPDATES), 0.01, 1e-3) for t in range(UPDATES + 2)])
 
 

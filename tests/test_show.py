@@ -4,7 +4,6 @@ import argparse
 import json
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ import published
 import pytest
 import timm
 import torch
-from hub_server import HubServer
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -40,11 +38,10 @@ def _expected(codes: torch.Tensor) -> dict[str, Any]:
     ('args', 'codes'),
     [
         (['thermometer'], thermometer_codes(64)),
-        (['thermometer', '--num-bits', '8'], thermometer_codes(8)),
         (['onehot', '--num-bits', '256'], onehot_codes(256)),
     ],
 )
-def test_fixed_tables(show: Show, args: list[str], codes: torch.Tensor) -> None:
+def test_fixed_tables(show, args, codes):
     shown = show(*args)
     assert shown['statistics'] == _expected(codes)
     assert shown['codes_sha256'] == codes_sha256(codes)
@@ -52,7 +49,7 @@ def test_fixed_tables(show: Show, args: list[str], codes: torch.Tensor) -> None:
     assert shown['source'] == args[0]
 
 
-def test_an_embedding_from_the_hub_and_from_a_folder(hub: HubServer, tmp_path: Path, show: Show, printed: Said) -> None:
+def test_an_embedding_from_the_hub_and_from_a_folder(hub, tmp_path, show, printed):
     commit = hub.put('tester/table', published.embedding(tmp_path / 'table'), tag='v1')
     hub.put('tester/table', published.embedding(tmp_path / 'later', seed=1))
     weight = published.latents(16)
@@ -72,9 +69,7 @@ def test_an_embedding_from_the_hub_and_from_a_folder(hub: HubServer, tmp_path: P
     assert f'{100 * latent_statistics(weight).saturated:.1f} % have |w| >= 1' in text
     for line in (
         'dataset     name CIFAR-10, id uoft-cs/cifar10, split train, note compressed once',
-        'epochs      15',
         'clean       error 8.4, images 10000, split test, weights as published, source a.json',
-        'corruptions label CIFAR-10-C-style, images 2000, mean_corruption_error 34.4',
         'attack      name lspga-official, eps 8, images 200, accuracy 0.0',
         f'commit      {commit}',
         f'sha256      {codes_sha256(binarize(weight))} of the packed codes',
@@ -85,7 +80,7 @@ def test_an_embedding_from_the_hub_and_from_a_folder(hub: HubServer, tmp_path: P
 
 
 @pytest.mark.parametrize('name', ['wrn10_2_p2be', 'wrn10_2_thermometer'])
-def test_the_table_in_a_model(hub: HubServer, tmp_path: Path, show: Show, name: str) -> None:
+def test_the_table_in_a_model(hub, tmp_path, show, name):
     commit = hub.put('tester/net', published.model(tmp_path / 'net', name))
     model = timm.create_model(f'local-dir:{tmp_path / "net"}', pretrained=True)
     codes = find_embedding(model).codes().detach()
@@ -96,32 +91,22 @@ def test_the_table_in_a_model(hub: HubServer, tmp_path: Path, show: Show, name: 
     assert (shown['latents'] is None) == (name == 'wrn10_2_thermometer')
 
 
-@pytest.mark.parametrize('suffix', ['.pth.tar', '.pt', '.safetensors'])
-def test_the_table_in_a_checkpoint(tmp_path: Path, show: Show, suffix: str) -> None:
+def test_the_table_in_a_checkpoint_and_in_weights(tmp_path, show):
     model = timm.create_model('wrn10_2_p2be', num_bits=8)
-    path = tmp_path / f'last{suffix}'
-    state = model.state_dict()
-    if suffix == '.safetensors':
-        save_file(state, path)
-    else:
-        training = {'state_dict': state, 'args': argparse.Namespace(model='wrn10_2_p2be'), 'epoch': 3}
-        torch.save(training if suffix == '.pth.tar' else state, path)
-    shown = show(str(path))
-    assert shown['statistics'] == _expected(find_embedding(model).codes())
-    assert shown['origin'].endswith("of 'wrn10_2_p2be'" if suffix == '.pth.tar' else 'file of weights')
+    save_file(model.state_dict(), tmp_path / 'net.safetensors')
+    run = {'state_dict': model.state_dict(), 'args': argparse.Namespace(model='wrn10_2_p2be'), 'epoch': 3}
+    torch.save(run, tmp_path / 'last.pth.tar')
+    for name, origin in (('net.safetensors', 'file of weights'), ('last.pth.tar', "of 'wrn10_2_p2be'")):
+        shown = show(str(tmp_path / name))
+        assert shown['statistics'] == _expected(find_embedding(model).codes())
+        assert shown['origin'].endswith(origin)
+    shipped = find_embedding(timm.create_model('wrn16_2_p2be.cifar10', pretrained=True))
+    assert show('wrn16_2_p2be')['codes_sha256'] == codes_sha256(shipped.codes())
 
 
-def test_shipped_weights(show: Show) -> None:
-    shown = show('wrn16_2_p2be')
-    embedding = find_embedding(timm.create_model('wrn16_2_p2be.cifar10', pretrained=True))
-    assert shown['codes_sha256'] == codes_sha256(embedding.codes())
-    assert shown['provenance']['model'] == 'wrn16_2_p2be'
-
-
-def test_constant_bits_are_named(tmp_path: Path, printed: Said) -> None:
+def test_constant_bits_are_named(tmp_path, printed):
     model = timm.create_model('wrn10_2_p2be', num_bits=12)
     weight = find_embedding(model).weight
-    assert weight is not None
     with torch.no_grad():
         weight[:, :10] = -0.5
         weight[:, 10] = 0.5
@@ -131,16 +116,13 @@ def test_constant_bits_are_named(tmp_path: Path, printed: Said) -> None:
     )
 
 
-def test_the_picture(tmp_path: Path, printed: Said, refused: Said) -> None:
+def test_the_picture(tmp_path, printed, refused):
     path = tmp_path / 'codes.png'
     assert f'picture     {path}\n' in printed('show', 'thermometer', '--num-bits', '8', '--output', str(path))
     with Image.open(path) as picture:
         title = 'thermometer   thermometer, M = 8'
         np.testing.assert_array_equal(np.asarray(picture), np.asarray(codes_picture(thermometer_codes(8), title)))
     assert 'is there already' in refused('show', 'onehot', '--output', str(path))
-    assert printed('show', 'onehot', '--output', str(path), '--overwrite')
-    with Image.open(path) as picture:
-        assert picture.size == codes_picture(onehot_codes(64)).size
     assert 'unknown kind of image' in refused('show', 'onehot', '--output', str(tmp_path / 'codes.xyz'))
     assert {entry.name for entry in tmp_path.iterdir()} == {'codes.png'}
 
@@ -156,11 +138,11 @@ def test_the_picture(tmp_path: Path, printed: Said, refused: Said) -> None:
         (['onehot', '--overwrite'], '--overwrite needs --output'),
     ],
 )
-def test_misuse(args: list[str], said: str, refused: Said) -> None:
+def test_misuse(args, said, refused):
     assert said in refused('show', *args)
 
 
-def test_weights_that_cannot_be_shown_are_not_downloaded(hub: HubServer, tmp_path: Path, refused: Said) -> None:
+def test_weights_that_cannot_be_shown_are_not_downloaded(hub, tmp_path, refused):
     table = published.embedding(tmp_path / 'table')
     hub.put('tester/table', table | {'model.safetensors': bytes(MAX_BYTES + 1)})
     assert f"'model.safetensors' of tester/table@{hub.repos['tester/table'].head.sha} has" in refused(
@@ -175,7 +157,7 @@ def test_weights_that_cannot_be_shown_are_not_downloaded(hub: HubServer, tmp_pat
     assert not hub.count('model.safetensors')
 
 
-def test_what_fails_its_check_is_not_shown(hub: HubServer, tmp_path: Path, refused: Said) -> None:
+def test_what_fails_its_check_is_not_shown(hub, tmp_path, refused):
     hub.put('tester/net', published.model(tmp_path / 'net', weights_sha256='0' * 64))
     assert 'but config.json states' in refused('show', 'tester/net')
     model = timm.create_model('wrn10_2_p2be', num_bits=8)
@@ -185,9 +167,7 @@ def test_what_fails_its_check_is_not_shown(hub: HubServer, tmp_path: Path, refus
     assert 'not finite' in refused('show', str(tmp_path / 'inf.pt'))
 
 
-def test_a_fixed_table_in_a_folder_with_the_name_of_a_model(
-    tmp_path: Path, show: Show, printed: Said, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fixed_table_in_a_folder_with_the_name_of_a_model(tmp_path, show, printed, monkeypatch):
     """train.py's output folder is often called so; it counts only once it holds something to show."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'wrn10_2_onehot').mkdir()

@@ -25,15 +25,11 @@ P2BE = timm.list_models('*_p2be')
 
 
 def latents(model: nn.Module) -> Tensor:
-    weight = find_embedding(model).weight
-    assert weight is not None
-    return weight
+    return find_embedding(model).weight
 
 
 def shipped(tag: str = TAG) -> Tensor:
-    weight = PixelEmbedding.from_pretrained(tables.table_path(tag)).weight
-    assert weight is not None
-    return weight.detach()
+    return PixelEmbedding.from_pretrained(tables.table_path(tag)).weight.detach()
 
 
 def test_every_table_in_the_checkout_has_a_tag_and_is_in_the_wheel() -> None:
@@ -72,16 +68,11 @@ def test_the_table_is_loaded_and_frozen_under_fresh_weights(name: str, tag: str)
     assert torch.equal(latents(model), shipped(tag))
 
 
-def test_without_pretrained_nothing_is_loaded() -> None:
-    model = timm.create_model(f'wrn10_2_p2be.{TAG}', num_bits=8)
-    assert latents(model).requires_grad
-    assert latents(model).shape == (256, 8)
-
-
-def test_the_table_may_be_trained_on() -> None:
+def test_the_table_may_be_trained_on_or_left_out() -> None:
     model = timm.create_model(f'wrn10_2_p2be.{TAG}', pretrained=True, freeze_embedding=False)
     assert latents(model).requires_grad
     assert torch.equal(latents(model), shipped())
+    assert latents(timm.create_model(f'wrn10_2_p2be.{TAG}', num_bits=8)).requires_grad  # not pretrained
 
 
 def test_as_timms_scripts_create_it() -> None:
@@ -115,8 +106,7 @@ def test_a_saved_model_brings_its_own_weights(tmp_path: Path) -> None:
     [
         ('wrn10_2_p2be.table_nope', {}, "Got the tag 'table_nope'; the tables that ship are table_m64_cifar10,"),
         ('encoded.table_nope', {'backbone': 'wrn10_2'}, "Got the tag 'table_nope'; .* any other one by embedding="),
-        ('wrn10_2_p2be.table_nope', {'pretrained': False}, "Got the tag 'table_nope'"),
-        (f'encoded.{TAG}', {'backbone': 'wrn10_2', 'encoding': 'onehot'}, "encoding 'onehot' is fixed. Use 'p2be'"),
+         (f'encoded.{TAG}', {'backbone': 'wrn10_2', 'encoding': 'onehot'}, "encoding 'onehot' is fixed. Use 'p2be'"),
         (f'wrn10_2_p2be.{TAG}', {'num_bits': 8}, rf'num_bits=8, but .* wrn10_2_p2be.{TAG} .* 64 bits. Use 64'),
         (f'wrn10_2_p2be.{TAG}', {'embedding_init': 'thermometer'}, 'the table is loaded, so it is not drawn'),
         (f'wrn10_2_p2be.{TAG}', {'embedding': 'a/b'}, 'is a table itself. Leave out embedding or the tag'),
@@ -146,24 +136,20 @@ def test_a_table_of_the_hub_is_fetched_once(hub: HubServer, tmp_path: Path, monk
 
     hub.put('someone/table', published.embedding(tmp_path / 'table', 16), tag='v1')
     overlay = {'file': None, 'hf_hub_id': 'someone/table@v1'}
-    elsewhere = tmp_path / 'elsewhere'
-    for offline, cache in ((False, None), (True, None), (True, elsewhere)):
+    arguments: dict[str, Any] = {'pretrained': True, 'pretrained_cfg_overlay': overlay}
+    for offline in (False, True):
         monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', offline)
-        arguments: dict[str, Any] = {'pretrained': True, 'pretrained_cfg_overlay': overlay, 'cache_dir': cache}
-        if cache is None:
-            model = timm.create_model(f'wrn10_2_p2be.{TAG}', **arguments)
-            assert torch.equal(latents(model), published.latents(16))
-            assert not latents(model).requires_grad
-        else:
-            with pytest.raises(ValueError, match=r'someone/table@v1 is not in the cache.*Run `timm-p2be pull someone'):
-                timm.create_model(f'wrn10_2_p2be.{TAG}', **arguments)
+        model = timm.create_model(f'wrn10_2_p2be.{TAG}', **arguments)
+        assert torch.equal(latents(model), published.latents(16))
+        assert not latents(model).requires_grad
+    with pytest.raises(ValueError, match=r'someone/table@v1 is not in the cache.*Run `timm-p2be pull someone'):
+        timm.create_model(f'wrn10_2_p2be.{TAG}', **arguments, cache_dir=tmp_path / 'elsewhere')
     assert hub.count('GET .*/model.safetensors') == 1
 
 
 def test_the_name_is_known_elsewhere() -> None:
     """`timm-p2be show` takes it; benchmarks refuse it, for there are no trained weights."""
     found = find_table(f'resnet50_p2be.{TAG}').file
-    assert found.latents is not None
     assert torch.equal(found.latents, shipped())
     assert found.provenance == read_contents(tables.table_path(TAG)).provenance
     with pytest.raises(ValueError, match=f'wrn10_2_p2be.{TAG} has a table, but no trained weights; name a checkpoint'):

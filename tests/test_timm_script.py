@@ -54,23 +54,19 @@ def test_the_numbers_are_read() -> None:
 
 
 @pytest.mark.parametrize('separate', [True, False])
-@pytest.mark.parametrize(
-    'flags', [{}, {'auto_augment': 'rand-m9-mstd0.5'}, {'train_crop_mode': 'rkrc', 'vflip': 1.0, 'hflip': 0.0}], ids=str
-)
-def test_what_timm_knows_stays_timms(flags: dict[str, Any], separate: bool) -> None:
+def test_what_timm_knows_stays_timms(separate: bool) -> None:
     timms = transforms_factory.transforms_imagenet_train.args[0]
-    ours = create_transform(32, is_training=True, separate=separate, **flags)
-    assert repr(ours) == repr(timms(32, separate=separate, **{'interpolation': 'bilinear', **flags}))
+    flags = {'auto_augment': 'rand-m9-mstd0.5', 'train_crop_mode': 'rkrc', 'vflip': 1.0, 'separate': separate}
+    ours = create_transform(32, is_training=True, **flags)
+    assert repr(ours) == repr(timms(32, **{'interpolation': 'bilinear', **flags}))
 
 
 @pytest.mark.parametrize(
     ('flags', 'words'),
     [
         ({'auto_augment': 'p2be-x'}, "Got 'p2be-x'; allowed is --aa p2be-SEVERITY"),
-        ({'auto_augment': 'p2be'}, "Got 'p2be'; allowed is --aa p2be-SEVERITY"),
         ({'auto_augment': 'p2be-11'}, 'severity=11.0; it must be above 0 and at most 10'),
         ({'train_crop_mode': 'zeropad'}, "Got 'zeropad'; allowed is --train-crop-mode zeropadN"),
-        ({'train_crop_mode': 'zeropad-4'}, "Got 'zeropad-4'; allowed is --train-crop-mode zeropadN"),
         ({'train_crop_mode': 'center'}, '--train-crop-mode center .*rrc, rkrc, rkrr and zeropadN'),
         ({'auto_augment': 'pbe'}, '--aa pbe. Unknown AA policy pbe .*p2be-SEVERITY'),
     ],

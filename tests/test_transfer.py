@@ -1,22 +1,18 @@
 import json
-import os
 import shlex
-import subprocess
-import sys
-import time
+import signal
 from pathlib import Path
 
 import published
 import pytest
 import torch
-from hub_server import HubServer
-from runs import CPU, OPEN_FILES, SHORT, write_images
+from runs import CPU, OPEN_FILES, SHORT, at_call
 
 from timm_p2be import PixelEmbedding
 from timm_p2be.checkpoints import read_checkpoint
 from timm_p2be.reproduce import transfer
+from timm_p2be.training.epoch import Trainer
 
-SCRIPT = Path(__file__).parents[1] / 'train_scripts' / 'transfer.py'
 pytestmark = OPEN_FILES
 
 
@@ -35,14 +31,11 @@ def _argv(data: Path, table: Path, output: Path, *flags: str, more: str = '') ->
     return ['--target', target, '--table', f'given={table}', '--model', 'encoded', '--output', str(output), *flags]
 
 
-def test_a_fixed_table_stays_and_a_learned_one_moves(
-    tmp_path: Path, table: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_fixed_table_stays_and_a_learned_one_moves(data, tmp_path, table, capsys):
     output = tmp_path / 'out'
-    argv = _argv(write_images(tmp_path / 'data'), table, output, '--seeds', '1')
+    argv = _argv(data, table, output, '--seeds', '1')
     assert transfer.main(argv) == 0, capsys.readouterr().err
     source = PixelEmbedding.from_pretrained(table).weight
-    assert source is not None
 
     def trained(cell: str) -> torch.Tensor:
         state = read_checkpoint(output / cell / 'last.pth.tar').state_dict
@@ -61,11 +54,14 @@ def test_a_fixed_table_stays_and_a_learned_one_moves(
     assert '| table | noise, learned, clean | noise, fixed, clean |' in (output / 'report.md').read_text()
     assert 'data:image/svg+xml' in (output / 'report.html').read_text()
 
-    # finished runs are kept: the second call trains nothing
+    # finished runs are kept: the second call trains nothing, and measures what it is asked for
     files = {file: file.stat().st_mtime_ns for file in output.glob('*/last.pth.tar')}
     assert len(files) == 4
-    assert transfer.main(argv) == 0
+    assert transfer.main([*argv, '--corruptions', '1']) == 0
     assert {file: file.stat().st_mtime_ns for file in output.glob('*/last.pth.tar')} == files
+    runs = json.loads((output / 'results.json').read_text())['runs']
+    assert all(0 <= run['figures']['corrupted'] <= 100 for run in runs)
+    assert '| noise, learned, clean | noise, learned, corrupted |' in (output / 'report.md').read_text()
 
     # other flags do not mix with them
     with pytest.raises(SystemExit, match='2'):
@@ -73,34 +69,7 @@ def test_a_fixed_table_stays_and_a_learned_one_moves(
     assert 'holds a run with other flags (hflip: 0.5, not 0.0)' in capsys.readouterr().err
 
 
-def test_an_interrupted_run_is_resumed_from_a_whole_checkpoint(tmp_path: Path, table: Path) -> None:
-    argv = _argv(write_images(tmp_path / 'data'), table, tmp_path / 'out', '--mode', 'fixed', more='--epochs 2')
-    assert transfer.main(argv) == 0
-    run = tmp_path / 'out' / 'noise-given-fixed-42'
-    whole = read_checkpoint(run / 'last.pth.tar').state_dict
-    for name in ('outcome.json', 'last.pth.tar', 'checkpoint-1.pth.tar', 'model_best.pth.tar'):
-        (run / name).unlink(missing_ok=True)
-    (run / 'tmp.pth.tar').write_bytes(b'half a file')  # timm's, of a kill while saving
-    assert transfer.main(argv) == 0
-    assert f'resume: {run / "checkpoint-0.pth.tar"}' in (run / 'args.yaml').read_text()
-    resumed = read_checkpoint(run / 'last.pth.tar').state_dict
-    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
-
-
-def test_corruptions_are_measured_of_runs_that_are_there(tmp_path: Path, table: Path) -> None:
-    output = tmp_path / 'out'
-    argv = _argv(write_images(tmp_path / 'data'), table, output, '--mode', 'fixed')
-    argv = [*argv[:2], *argv[4:]]  # no table
-    assert transfer.main(argv) == 0
-    trained = (output / 'noise-own-fixed-42' / 'last.pth.tar').stat().st_mtime_ns
-    assert transfer.main([*argv, '--corruptions', '1']) == 0
-    assert (output / 'noise-own-fixed-42' / 'last.pth.tar').stat().st_mtime_ns == trained
-    (run,) = json.loads((output / 'results.json').read_text())['runs']
-    assert 0 <= run['figures']['corrupted'] <= 100
-    assert '| table | noise, fixed, clean | noise, fixed, corrupted |' in (output / 'report.md').read_text()
-
-
-def test_flags_of_the_table_go_to_the_runs_that_they_apply_to(tmp_path: Path, table: Path) -> None:
+def test_flags_of_the_table_go_to_the_runs_that_they_apply_to(tmp_path, table):
     target = shlex.split('--data-dir data --opt sgdp2be --p2be-init normal --p2be-lr 0.01 --p2be-betas 0.9 0.99')
     tables = transfer.load_tables([f'given={table}'], {}, tmp_path)
     runs = transfer.plan({'noise': target}, tables, 'wrn10_2_p2be', ['learned', 'fixed'], [1])
@@ -124,9 +93,7 @@ def test_flags_of_the_table_go_to_the_runs_that_they_apply_to(tmp_path: Path, ta
         ("--val-split ''", '', 'give it a --val-split'),
     ],
 )
-def test_flags_are_checked_before_the_first_run(
-    flags: str, more: str, message: str, tmp_path: Path, table: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_flags_are_checked_before_the_first_run(flags, more, message, tmp_path, table, capsys):
     (tmp_path / 'freeze.yaml').write_text('p2be_freeze: true\n')
     flags = flags.replace('freeze.yaml', str(tmp_path / 'freeze.yaml'))
     argv = _argv(tmp_path, table, tmp_path / 'out', *more.split(), more=flags)
@@ -137,33 +104,21 @@ def test_flags_are_checked_before_the_first_run(
     assert not (tmp_path / 'out').exists()
 
 
-def test_sigterm_stops_the_run_where_the_same_command_goes_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    output = tmp_path / 'out'
-    run = output / 'noise-own-learned-42'
-    more = '--epochs 20 --checkpoint-hist 1'
-    argv = _argv(write_images(tmp_path / 'data'), tmp_path, output, '--mode', 'learned', more=more)
-    command = [sys.executable, str(SCRIPT), *argv[:2], *argv[4:]]  # no table
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        while process.poll() is None and not (run / 'last.pth.tar').exists():
-            time.sleep(0.05)
-        process.terminate()
-        _, complaints = process.communicate(timeout=120)
-    assert process.returncode == 130, complaints
-    assert complaints.endswith('transfer.py: interrupted. The same command goes on from here.\n')
+def test_sigterm_stops_the_run_where_the_same_command_goes_on(data, tmp_path, monkeypatch, capsys):
+    run = tmp_path / 'out' / 'noise-own-fixed-42'
+    target, text, _, _, *rest = _argv(data, tmp_path, tmp_path / 'out', '--mode', 'fixed', more='--epochs 2')
+    argv = [target, text, *rest]  # no table
+    at_call(monkeypatch, Trainer, '_batch', 5, lambda: signal.raise_signal(signal.SIGTERM))
+    assert transfer.main(argv) == 130
+    assert capsys.readouterr().err.endswith('transfer.py: interrupted. The same command goes on from here.\n')
     assert 'Stopped by SIGTERM; go on with --resume' in (run / 'log.txt').read_text()
     (recovery,) = run.glob('recovery-*.pth.tar')
-    assert transfer.main(command[2:]) == 0
-    assert '[1/1] noise-own-learned-42: ' in capsys.readouterr().out
+    assert transfer.main(argv) == 0
     assert f'resume: {recovery}' in (run / 'args.yaml').read_text()
-    assert json.loads((run / 'outcome.json').read_text())['epochs'] == 20
+    assert json.loads((run / 'outcome.json').read_text())['epochs'] == 2
 
 
-def test_a_table_of_the_hub_is_one_commit_for_all_runs(hub: HubServer, tmp_path: Path) -> None:
+def test_a_table_of_the_hub_is_one_commit_for_all_runs(hub, tmp_path):
     first = hub.put('someone/table', published.embedding(tmp_path / 'one', 8))
     texts = ['given=hf-hub:someone/table']
     tables = transfer.load_tables(texts, {}, tmp_path)
@@ -176,7 +131,7 @@ def test_a_table_of_the_hub_is_one_commit_for_all_runs(hub: HubServer, tmp_path:
     assert [words[words.index('--p2be-embedding') + 1] for words in given] == [f'someone/table@{first}'] * 2
 
 
-def test_a_name_stays_with_its_table(tmp_path: Path) -> None:
+def test_a_name_stays_with_its_table(tmp_path):
     for seed, name in enumerate('ab'):
         published.embedding(tmp_path / name, 8, seed=seed)
     one, two = ([f'given={tmp_path / name}'] for name in 'ab')
@@ -187,7 +142,7 @@ def test_a_name_stays_with_its_table(tmp_path: Path) -> None:
             transfer.load_tables(texts, known, tmp_path)
 
 
-def test_a_failing_run_names_its_log(tmp_path: Path, table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failing_run_names_its_log(tmp_path, table, capsys):
     assert transfer.main(_argv(tmp_path / 'nothing', table, tmp_path / 'out', '--mode', 'learned')) == 1
     assert 'log.txt' in capsys.readouterr().err
 
@@ -207,13 +162,13 @@ def test_a_failing_run_names_its_log(tmp_path: Path, table: Path, capsys: pytest
         (['a-b=x'], 'letters digits'),  # a-b, c and a, b-c would share a folder
     ],
 )
-def test_bad_targets_and_tables(texts: list[str], words: str, tmp_path: Path) -> None:
+def test_bad_targets_and_tables(texts, words, tmp_path):
     is_table = '=' in texts[0].partition(':')[0] or words.endswith('FOLDER')
     with pytest.raises(ValueError, match='.*'.join(words.split())):
         transfer.load_tables(texts, {}, tmp_path) if is_table else transfer.parse_targets(texts)
 
 
-def test_a_table_that_is_none_is_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_that_is_none_is_wrong_usage(tmp_path, capsys):
     with pytest.raises(SystemExit, match='2'):
         transfer.main(['--target', 'a: --epochs 1', '--table', f'b={tmp_path}'])
     assert 'transfer.py: error:' in capsys.readouterr().err

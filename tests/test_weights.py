@@ -14,7 +14,6 @@ import published
 import pytest
 import timm
 import torch
-from hub_server import HubServer
 from safetensors.torch import load_file, save_file
 from timm.models import get_arch_pretrained_cfgs, list_models, model_entrypoint
 from torch import Tensor, nn
@@ -72,7 +71,7 @@ def shipped(request: pytest.FixtureRequest) -> tuple[Create, dict[str, Tensor]]:
     return create, load_file(path)
 
 
-def test_what_ships_is_listed_and_nothing_else() -> None:
+def test_what_ships_is_listed_and_nothing_else():
     """File, sha256 and a tag that timm lists go together."""
     assert {path.stem for path in weights.FOLDER.glob('*.safetensors')} == RELEASED
     ours = [name for name in list_models() if model_entrypoint(name).__module__.startswith('timm_p2be.')]
@@ -86,7 +85,7 @@ def test_what_ships_is_listed_and_nothing_else() -> None:
     assert sum(path.stat().st_size for path in weights.FOLDER.iterdir()) < 20e6
 
 
-def test_shipped_weights_arrive(shipped: tuple[Create, dict[str, Tensor]]) -> None:
+def test_shipped_weights_arrive(shipped):
     create, saved = shipped
     state = create().state_dict()
     assert state.keys() == saved.keys()
@@ -98,7 +97,7 @@ def test_shipped_weights_arrive(shipped: tuple[Create, dict[str, Tensor]]) -> No
         assert not (half and (name.endswith('embedding.weight') or 'norm' in name or 'bn' in name)), name
 
 
-def test_shipped_weights_adapt(shipped: tuple[Create, dict[str, Tensor]]) -> None:
+def test_shipped_weights_adapt(shipped):
     """To other classes and channels, and to feature extraction: what fits stays, bit for bit."""
     create, saved = shipped
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -128,7 +127,7 @@ def _load(name: str = 'wrn10_2_p2be', **kwargs: Any) -> nn.Module:
     return timm.create_model(name, pretrained_cfg_overlay=overlay, **kwargs)
 
 
-def test_damaged_shipped_weights_are_refused(folder: Path) -> None:
+def test_damaged_shipped_weights_are_refused(folder):
     path = folder / 'wrn10_2_p2be.planted.safetensors'
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
@@ -145,8 +144,8 @@ def test_damaged_shipped_weights_are_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize('kind', ['alone', 'beside', 'named in the config'])
-@pytest.mark.parametrize(('name', 'place'), [('wrn10_2', 'folder'), ('wrn10_2', 'hub'), ('wrn10_2_p2be', 'hub')])
-def test_a_pickle_is_never_opened(hub: HubServer, tmp_path: Path, name: str, kind: str, place: str) -> None:
+@pytest.mark.parametrize(('name', 'place'), [('wrn10_2', 'folder'), ('wrn10_2_p2be', 'hub')])
+def test_a_pickle_is_never_opened(hub, tmp_path, name, kind, place):
     where, trace = tmp_path / 'net', tmp_path / 'trace'
     published.model(where, name)
     for file in ('pytorch_model.bin', 'model.pth', 'evil.bin'):
@@ -169,10 +168,9 @@ def test_a_pickle_is_never_opened(hub: HubServer, tmp_path: Path, name: str, kin
     assert not hub.count(r'\.(bin|pth)$')
 
 
-@pytest.mark.parametrize('name', ['wrn10_2', 'wrn10_2_p2be'])
-def test_revisions_are_pinned_to_the_commit_that_was_checked(hub: HubServer, tmp_path: Path, name: str) -> None:
-    first = hub.put(NAME, published.model(tmp_path / 'one', name), tag='v1')
-    published.model(tmp_path / 'two', name)
+def test_revisions_are_pinned_to_the_commit_that_was_checked(hub, tmp_path, monkeypatch):
+    first = hub.put(NAME, published.model(tmp_path / 'one'), tag='v1')
+    published.model(tmp_path / 'two')
     second = hub.put(NAME, published.edit(tmp_path / 'two', lambda state: {k: v + 1 for k, v in state.items()}))
     for revision, commit, where in (('@v1', first, 'one'), ('', second, 'two'), (f'@{first}', first, 'one')):
         model = timm.create_model(f'hf-hub:{NAME}{revision}', pretrained=True)
@@ -180,18 +178,11 @@ def test_revisions_are_pinned_to_the_commit_that_was_checked(hub: HubServer, tmp
         assert all(torch.equal(value, saved[key]) for key, value in model.state_dict().items())
         assert model.pretrained_cfg['hf_hub_id'] == f'{NAME}@{commit}'  # type: ignore[index]
     assert hub.count(f'GET .*{first}/model.safetensors') == 1
-
-
-def test_what_was_downloaded_is_there_offline(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import constants
-
-    hub.put(NAME, published.model(tmp_path / 'net'), tag='v1')
-    online = timm.create_model(f'hf-hub:{NAME}@v1', pretrained=True)
     asked = len(hub.requests)
-    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
     offline = timm.create_model(f'hf-hub:{NAME}@v1', pretrained=True)
+    assert torch.equal(offline.state_dict()[TABLE], load_file(tmp_path / 'one' / 'model.safetensors')[TABLE])
     assert len(hub.requests) == asked
-    assert all(torch.equal(value, offline.state_dict()[key]) for key, value in online.state_dict().items())
 
 
 @pytest.mark.parametrize(
@@ -201,10 +192,9 @@ def test_what_was_downloaded_is_there_offline(hub: HubServer, tmp_path: Path, mo
         ('NaN', r'layer1.0.conv1.weight holds values that are not finite'),
         ('half table', r'embedding.weight is .*float16, \[256, 8\].; allowed is .*float32, \[256, 8\]'),
         ('many bits', r'num_bits is 2000000; allowed is an integer in 1..4096'),
-        ('other bits', r'embedding.weight is .*\[256, 8\].; allowed is .*\[256, 9\]'),
     ],
 )
-def test_damaged_weights_are_refused(hub: HubServer, tmp_path: Path, damage: str, message: str) -> None:
+def test_damaged_weights_are_refused(hub, tmp_path, damage, message):
     where = tmp_path / 'net'
     published.model(where, **({'weights_sha256': '0' * 64} if damage == 'another sha256' else {}))
     config = where / 'config.json'
@@ -212,9 +202,9 @@ def test_damaged_weights_are_refused(hub: HubServer, tmp_path: Path, damage: str
         published.poison(where)
     elif damage == 'half table':
         published.edit(where, lambda state: state | {TABLE: state[TABLE].half()})
-    elif damage in ('many bits', 'other bits'):
+    elif damage == 'many bits':
         content = json.loads(config.read_text())
-        content['model_args']['num_bits'] = 2_000_000 if damage == 'many bits' else 9
+        content['model_args']['num_bits'] = 2_000_000
         config.write_text(json.dumps(content))
     hub.put(NAME, published.contents(where))
     for source in (f'local-dir:{where}', f'hf-hub:{NAME}'):
@@ -222,7 +212,7 @@ def test_damaged_weights_are_refused(hub: HubServer, tmp_path: Path, damage: str
             timm.create_model(source, pretrained=True)
 
 
-def test_weights_that_state_no_sha256_are_taken(tmp_path: Path) -> None:
+def test_weights_that_state_no_sha256_are_taken(tmp_path):
     """timm's own save_for_hf writes none."""
     published.model(tmp_path / 'net')
     path = tmp_path / 'net' / 'config.json'
@@ -235,23 +225,20 @@ def test_weights_that_state_no_sha256_are_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(('classes', 'strict'), [(10, {'pretrained_strict': False}), (7, {})])
-def test_weights_of_another_network_are_refused(tmp_path: Path, classes: int, strict: dict[str, Any]) -> None:
+def test_weights_of_another_network_are_refused(tmp_path, classes, strict):
     """timm loads what fits as soon as the classes differ; the rest would stay random."""
     published.model(tmp_path / 'net')
-    published.edit(tmp_path / 'net', lambda _: {'x': torch.zeros(1)})
+    published.edit(tmp_path / 'net', lambda state: {key: state[key] for key in ('fc.weight', 'fc.bias')})
     with pytest.raises(ValueError, match=r'weights lack \d+ tensors of the model, conv1.weight for one'):
         timm.create_model(f'local-dir:{tmp_path / "net"}', pretrained=True, num_classes=classes, **strict)
 
 
-@pytest.mark.parametrize('name', ['wrn10_2', 'wrn10_2_p2be'])
 @pytest.mark.parametrize(
     ('tensor', 'shape', 'classes'),
     [('conv1.weight', (16, 5, 3, 3), 10), ('layer2.0.conv1.weight', (8, 8, 3, 3), 7), ('fc.weight', (100, 128), 10)],
 )
-def test_the_tensor_that_does_not_fit_is_named(
-    tmp_path: Path, name: str, tensor: str, shape: tuple[int, ...], classes: int
-) -> None:
-    published.model(tmp_path / 'net', name)
+def test_the_tensor_that_does_not_fit_is_named(tmp_path, tensor, shape, classes):
+    published.model(tmp_path / 'net')
     published.edit(tmp_path / 'net', lambda state: state | {tensor: torch.zeros(shape)})
     with pytest.raises(RuntimeError, match=tensor.removesuffix('.weight')):
         timm.create_model(f'local-dir:{tmp_path / "net"}', pretrained=True, num_classes=classes)
@@ -260,7 +247,7 @@ def test_the_tensor_that_does_not_fit_is_named(
 
 
 @pytest.mark.slow
-def test_a_read_only_copy_of_the_package_works(tmp_path: Path) -> None:
+def test_a_read_only_copy_of_the_package_works(tmp_path):
     shutil.copytree(Path(timm_p2be.__file__).parent, tmp_path / 'timm_p2be', ignore=shutil.ignore_patterns('*.pyc'))
     places = sorted([tmp_path / 'timm_p2be', *(tmp_path / 'timm_p2be').rglob('*')])
     for place in places:
@@ -278,7 +265,7 @@ def test_a_read_only_copy_of_the_package_works(tmp_path: Path) -> None:
     assert sorted([tmp_path / 'timm_p2be', *(tmp_path / 'timm_p2be').rglob('*')]) == places, 'for root, who may write'
 
 
-def test_a_config_of_the_hub_names_no_folder_of_ours(hub: HubServer, tmp_path: Path) -> None:
+def test_a_config_of_the_hub_names_no_folder_of_ours(hub, tmp_path):
     published.embedding(tmp_path / 'secret', num_bits=8)
     published.model(tmp_path / 'net')
     path = tmp_path / 'net' / 'config.json'
