@@ -162,6 +162,27 @@ def test_the_kernel_follows_the_bound(eps: int, sigma: float) -> None:
     assert torch.equal(got, expected)
 
 
+def test_a_second_derivative_is_that_of_the_network() -> None:
+    """As GradAlign and curvature penalties take it: the change of the gradient along a weight."""
+    model = _model('wrn10_2').double()
+    view, images = attack_view(model), (_levels(1) / 255.0).double().requires_grad_()
+    weight = model.get_parameter('fc.weight')
+
+    def slope() -> Tensor:
+        return torch.autograd.grad(view(images).square().sum(), images, create_graph=True)[0].square().sum()
+
+    (exact,) = torch.autograd.grad(slope(), weight)
+    step = 1e-2  # logits are float32
+    with torch.no_grad():
+        weight[1, 2] += step
+    above = slope().item()
+    with torch.no_grad():
+        weight[1, 2] -= 2 * step
+    below = slope().item()
+    assert exact[1, 2].item() == pytest.approx((above - below) / (2 * step), rel=2e-2)
+    assert exact[1, 2] != 0
+
+
 def test_any_module_on_images_is_taken() -> None:
     model, levels = _model('resnet10t', None), random_levels(2, 3, 32, 32)
     mean, std = (model.pretrained_cfg[key] for key in ('mean', 'std'))
