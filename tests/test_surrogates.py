@@ -165,7 +165,7 @@ def test_the_kernel_follows_the_bound(eps: int, sigma: float) -> None:
 def test_a_second_derivative_is_that_of_the_network() -> None:
     """As GradAlign and curvature penalties take it: the change of the gradient along a weight."""
     model = _model('wrn10_2').double()
-    view, images = attack_view(model), (_levels(1) / 255.0).double().requires_grad_()
+    view, images = attack_view(model), (random_levels(1, 3, 32, 32) / 255.0).double().requires_grad_()
     weight = model.get_parameter('fc.weight')
 
     def slope() -> Tensor:
