@@ -39,7 +39,7 @@ from timm_p2be.data.image_files import open_image
 from timm_p2be.encodings import PixelEmbedding
 from timm_p2be.encodings.table_file import read_table_file
 from timm_p2be.files import content_of
-from timm_p2be.hub.card import embedding_card, model_card
+from timm_p2be.hub.card import render_card
 from timm_p2be.hub.find_table import find_table
 from timm_p2be.hub.repository import read_contents, verify
 from timm_p2be.hub.results import collect_results
@@ -291,7 +291,7 @@ def _read_attacks(folder: Path) -> None:
 def _read_card(folder: Path) -> None:
     contents, config = read_contents(folder), json.loads((folder / 'config.json').read_text())
     if contents.is_ours:
-        (embedding_card if contents.kind == 'embedding' else model_card)(config, 'org/name')
+        render_card(config, 'org/name')
     verify(folder)
 
 

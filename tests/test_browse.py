@@ -52,6 +52,7 @@ def test_remote(hub: HubServer, namespace: dict[str, str], printed: Said, listed
             'architecture': 'wrn10_2_p2be',
             'encoding': 'p2be',
             'num_bits': 8,
+            'num_classes': 10,
             'weights_sha256': hub.repos['tester/net'].head.files['model.safetensors'].sha256,
             'codes_sha256': None,
             'provenance': published.PROVENANCE,
