@@ -288,6 +288,7 @@ def test_images_made_on_the_fly_are_those_that_would_be_written(tmp_path: Path) 
     assert made.std() < 0.95 * data.raw('shot_noise', 3, 0)[0].std()
 
 
+@pytest.mark.slow
 def test_killed_writer_leaves_no_half_file(tmp_path: Path) -> None:
     script = (
         'import sys, time; from pathlib import Path; from test_corrupted_sets import clean_images\n'

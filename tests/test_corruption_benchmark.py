@@ -279,6 +279,7 @@ def test_killed_run_goes_on(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ['results.json']
 
 
+@pytest.mark.slow
 def test_two_ranks_give_the_results_of_one(tmp_path: Path) -> None:
     output = tmp_path / 'results.json'
     assert run_ranks(SCRIPT, output, '0') == ['written\n' * 5, '']  # the first rank alone writes

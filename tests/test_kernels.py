@@ -353,6 +353,7 @@ assert 'llvmlite' in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_first_use_compiles_also_in_a_fork_and_writes_nothing(tmp_path):
     """llvmlite is imported at the first call, and no cache appears where others put theirs."""
     homes = ('HOME', 'USERPROFILE', 'TMPDIR', 'TEMP', 'TMP', 'XDG_CACHE_HOME', 'LOCALAPPDATA')

@@ -169,6 +169,7 @@ def stopped(command: list[str], number: signal.Signals) -> tuple[int, str]:
 ENDLESS = (*VIEWS, '--epochs', '1000', '--log-interval', '1')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('number', 'code'), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
 )

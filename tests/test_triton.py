@@ -44,6 +44,7 @@ def _pytest(*options: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_kernels_in_the_interpreter() -> None:
     pytest.importorskip('triton')
     assert ' passed' in _pytest()
