@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,14 @@ SCRIPT = str(Path(__file__).parents[1] / 'train_scripts' / 'train.py')
 pytestmark = OPEN_FILES
 Patch = pytest.MonkeyPatch
 FLAGS = (*VIEWS, '--epochs', '2', '--sched-on-updates')
+
+
+@pytest.fixture(autouse=True)
+def no_nohup() -> Iterator[None]:
+    """Under nohup a run keeps SIGHUP ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture(scope='module')
