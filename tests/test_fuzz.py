@@ -30,8 +30,8 @@ def test_a_hundred_inputs() -> None:
 
 
 @pytest.mark.slow
-def test_some_thousand_inputs() -> None:
-    assert_survived(fuzz.fuzz(4000, seed=3), 4000)
+def test_a_thousand_inputs() -> None:
+    assert_survived(fuzz.fuzz(1000, seed=3), 1000)
 
 
 def test_what_must_not_happen_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
