@@ -31,12 +31,12 @@ OPEN_FILES = [
 SPEED = ('train_images_per_second', 'train_data_wait')  # columns of summary.csv that differ from run to run
 
 
-def write_images(folder: Path, training: int = 24, validation: int = 8) -> Path:
-    """Write random 32x32 PNG files of two classes, in folder/{train,validation}/{a,b}."""
+def write_images(folder: Path, training: int = 24, validation: int = 8, classes: str = 'ab') -> Path:
+    """Write random 32x32 PNG files of the classes, a letter each, in folder/{train,validation}/CLASS."""
     generator = np.random.default_rng(0)
     for split, count in (('train', training), ('validation', validation)):
         for index in range(count):
-            path = folder / split / 'ab'[index % 2] / f'{index:03}.png'
+            path = folder / split / classes[index % len(classes)] / f'{index:03}.png'
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
     return folder

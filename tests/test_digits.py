@@ -80,7 +80,10 @@ def test_a_folder_of_another_seed_or_of_other_images_is_refused(copy: Path) -> N
 def test_both_networks_are_trained_and_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(quickstart, 'write_digits', lambda folder: write_images(tmp_path / 'images', training=128))
+    def images(folder):
+        return write_images(tmp_path / 'images', 130, 20, 'abcdefghij')
+
+    monkeypatch.setattr(quickstart, 'write_digits', images)
     assert quickstart.main(['--output', str(tmp_path / 'out'), '--epochs', '1']) == 0
     printed = capsys.readouterr().out
     assert '| wrn10_2_p2be | wrn10_2 |' in printed

@@ -49,6 +49,8 @@ def run_long(parser: argparse.ArgumentParser, run: Callable[[], int], kept: Call
     try:
         with terminated_as_interrupt():
             return run()
+    except BrokenPipeError:  # a reader that has seen enough, which `main` knows
+        raise
     except (ValueError, ModuleNotFoundError) as error:
         parser.error(str(error))
     except OSError as error:
