@@ -79,6 +79,7 @@ def test_a_recipe_is_found_by_name(tmp_path: Path, capsys: pytest.CaptureFixture
     error = _error(capsys, '-c', 'cifar11')
     assert 'cannot read the recipe cifar11' in error
     assert 'Did you mean cifar10?' in error
+    assert "--opt-kwargs: got 'nesterov'; write KEY=VALUE" in _error(capsys, *words, '--opt-kwargs', 'nesterov')
     assert all(path.stem in error for path in RECIPES.glob('*.yaml'))
 
 

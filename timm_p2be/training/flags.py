@@ -4,6 +4,7 @@ Flags shared with timm (huggingface/pytorch-image-models, train.py) keep its nam
 """
 
 import argparse
+from typing import Any
 
 from timm.utils import ParseKwargs
 
@@ -12,6 +13,13 @@ from timm_p2be.encodings.codes import INITS
 DATASETS = ('torch', 'hfds', 'hfids', 'wds')  # readers of timm's that --dataset may name; an image folder has no name
 # timm's, without 'plateau', whose state is in no checkpoint
 SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'constant', 'poly', 'wsd', 'rsqrt', 'none')
+
+
+class _KeyValues(ParseKwargs):
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *flag: Any) -> None:
+        if bad := [word for word in values if word and '=' not in word]:
+            parser.error(f'{self.option_strings[0]}: got {bad[0]!r}; write KEY=VALUE.')
+        super().__call__(parser, namespace, values, *flag)
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +62,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
 def _model_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group('model').add_argument
     add('--model', default='resnet50', metavar='NAME', help='any timm model (default: resnet50)')
-    add('--model-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='KEY=VALUE')
+    add('--model-kwargs', nargs='*', default={}, action=_KeyValues, metavar='KEY=VALUE')
     add('--pretrained', action='store_true', help='start from pretrained weights')
     add('--pretrained-path', metavar='FILE', help='with --pretrained: use these, under a new head')
     add('--initial-checkpoint', default='', metavar='FILE', help='load these weights first')
@@ -87,7 +95,7 @@ def _model_flags(parser: argparse.ArgumentParser) -> None:
 def _optimizer_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group('optimizer and schedule').add_argument
     add('--opt', default='sgd', help='any of timm; sgdp2be and adamwp2be train the table by AdamW (default: sgd)')
-    add('--opt-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='KEY=VALUE')
+    add('--opt-kwargs', nargs='*', default={}, action=_KeyValues, metavar='KEY=VALUE')
     add('--opt-eps', type=float)
     add('--opt-betas', type=float, nargs='+')
     add('--momentum', type=float, default=0.9, help='default: %(default)s')
