@@ -10,6 +10,7 @@ plus the signal's number where one stopped the run after a checkpoint: Ctrl-C (1
 import argparse
 import gc
 import logging
+import multiprocessing
 import signal
 import sys
 import time
@@ -294,4 +295,7 @@ def main(argv: Sequence[str] | None = None, prog: str = 'train.py') -> int:
         # an error's frames hold loaders, whose processes are deaf to the signal by which an ending process ends them
         traceback.clear_frames(sys.exc_info()[2])
         gc.collect()
+        for process in multiprocessing.active_children():
+            if process.daemon:
+                process.kill()
     return 0
