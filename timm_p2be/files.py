@@ -87,6 +87,14 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         file.write(text.encode())
 
 
+def _text_of(path: Path, max_bytes: int) -> str:
+    with path.open('rb') as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise ValueError(f'more than {max_bytes} bytes')
+    return content.decode()
+
+
 def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """Return a JSON object, never reading more than `max_bytes` and one.
 
@@ -94,11 +102,7 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
         ValueError: the file is missing, larger, no JSON (which has no NaN and no infinity), or no object.
     """
     try:
-        with path.open('rb') as file:
-            content = file.read(max_bytes + 1)
-        if len(content) > max_bytes:
-            raise ValueError(f'more than {max_bytes} bytes')
-        parsed = json.loads(content.decode(), parse_constant=_finite, parse_float=_finite)
+        parsed = json.loads(_text_of(path, max_bytes), parse_constant=_finite, parse_float=_finite)
         if not isinstance(parsed, dict):
             raise ValueError(f'a {type(parsed).__name__}, not an object')
         check_extent(parsed)
@@ -123,11 +127,7 @@ def read_yaml(path: Path) -> Any:
         ValueError: without the path; the file cannot be read, is larger, or no YAML of plain values.
     """
     try:
-        with path.open('rb') as file:
-            content = file.read(MAX_JSON_BYTES + 1)
-        if len(content) > MAX_JSON_BYTES:
-            raise ValueError(f'more than {MAX_JSON_BYTES} bytes')
-        loader = _PlainLoader(content.decode())
+        loader = _PlainLoader(_text_of(path, MAX_JSON_BYTES))
         try:
             parsed = loader.get_single_data()
         finally:
