@@ -28,6 +28,13 @@ def open_image(file: BinaryIO | Path, named: str, mode: str | None = 'RGB') -> I
     Images of more pixels than Pillow's `Image.MAX_IMAGE_PIXELS`, about 89 million, are refused before they are decoded.
     """
     try:
+        return _decode(file, mode)
+    except UnreadableImage as error:
+        raise UnreadableImage(f'{named} {error} Get it again.') from error
+
+
+def _decode(file: BinaryIO | Path, mode: str | None) -> Image.Image:
+    try:
         if isinstance(file, Path) and file.exists() and not file.is_file():
             raise ValueError('no regular file')
         with Image.open(file, formats=_FORMATS) as image:
@@ -39,7 +46,7 @@ def open_image(file: BinaryIO | Path, named: str, mode: str | None = 'RGB') -> I
             return image.convert(mode or image.mode)
     except Exception as error:  # decoders raise whatever they like
         reason = f'{error or type(error).__name__}'
-        raise UnreadableImage(f'{named} cannot be read as an image: {reason:.300}. Get it again.') from error
+        raise UnreadableImage(f'cannot be read as an image: {reason:.300}.') from error
 
 
 class Images(ImageDataset):
@@ -64,7 +71,7 @@ class Images(ImageDataset):
             try:
                 file, label = self.reader[index]
                 with file:
-                    image = open_image(file, 'it', self.input_img_mode)
+                    image = _decode(file, self.input_img_mode)
                 break
             except (OSError, UnreadableImage) as error:
                 self._pass_over(index, error)
@@ -75,9 +82,7 @@ class Images(ImageDataset):
         is_new, self.bad[index] = not self.bad[index], True
         count = int(self.bad.sum())
         name = self.reader.filename(index, absolute=True) or f'image {index}'
-        reason = str(error).removeprefix('it ').removesuffix(' Get it again.')
-        if isinstance(error, OSError):
-            reason = f'cannot be read as an image: {error.strerror or error}.'
+        reason = f'cannot be read as an image: {error.strerror or error}.' if isinstance(error, OSError) else error
         if count > self.max_bad or count == len(self):
             allowed = f' {count} of {len(self)} images so far; --max-bad-samples allows {self.max_bad}.'
             raise UnreadableImage(f'{name}: {reason}{allowed if self.max_bad else ""} Get it again, or remove it.')
