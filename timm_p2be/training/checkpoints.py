@@ -24,8 +24,6 @@ _NAME = re.compile(r'(last|model_best|checkpoint-\d{1,9}|recovery-\d{1,9}-\d{1,9
 # what --resume takes from the checkpoint's optimizer, so that another value on the command line would be ignored
 _OPTIMIZER_SETTINGS = {'lr', 'momentum', 'weight_decay', 'opt_eps', 'opt_betas', 'opt_kwargs'}
 _OPTIMIZER_SETTINGS |= {'p2be_lr', 'p2be_betas', 'p2be_weight_decay'}
-
-
 # what makes the images of an epoch, their order and their random transforms
 _EPOCH_SETTINGS = ['seed', 'world_size', 'batch_size', 'grad_accum_steps', 'workers', 'dataset', 'train_split']
 _EPOCH_SETTINGS += ['train_num_samples', 'aug_splits', 'p2be_augmix', 'p2be_augmix_device', 'data_on_device']

@@ -292,7 +292,8 @@ def main(argv: Sequence[str] | None = None, prog: str = 'train.py') -> int:
             run.close()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-        # an error's frames hold loaders, whose processes are deaf to the signal by which an ending process ends them
+        # Loaders' processes are deaf to the signal by which an ending process ends them, and would be waited for: first
+        # drop the loaders that an error's frames hold (torch raises if a process of a live one dies), then end them.
         traceback.clear_frames(sys.exc_info()[2])
         gc.collect()
         for process in multiprocessing.active_children():
