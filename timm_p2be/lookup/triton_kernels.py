@@ -47,6 +47,14 @@ def through_sign(grad, latents, found, numbers, N: tl.constexpr):
     tl.store(found + i, upstream * slope, mask=i < numbers)
 
 
+@triton.jit
+def corner_of(p, levels, OH, OW, sb, sy, sx, sh, sw, top, left):
+    """Return where the windows of output pixels p begin: the address of their first level, its row and its column."""
+    top_row = (p // OW) % OH * sh - top
+    left_column = p % OW * sw - left
+    return levels + (p // (OW * OH)).to(tl.int64) * sb + top_row * sy + left_column * sx, top_row, left_column
+
+
 @triton.jit(do_not_specialize=SHAPE)
 def code_product(
     levels, codes, taps, features, pitch, P, C, H, W, OH, OW, sb, sc, sy, sx, sh, sw, top, left, dh, dw,
@@ -60,9 +68,7 @@ def code_product(
     p = tl.program_id(0) * BP + tl.arange(0, BP)
     o = tl.program_id(1) * BO + tl.arange(0, BO)
     o_ok = (o < OUT)[None, :]
-    top_row = (p // OW) % OH * sh - top
-    left_column = p % OW * sw - left
-    corner = levels + (p // (OW * OH)).to(tl.int64) * sb + top_row * sy + left_column * sx
+    corner, top_row, left_column = corner_of(p, levels, OH, OW, sb, sy, sx, sh, sw, top, left)
     total = tl.zeros((BP, BO), dtype=tl.float32)
     blocks: tl.constexpr = (M + BM - 1) // BM
     for y in range(KH):
@@ -94,9 +100,7 @@ def gather_sum(
     p = tl.program_id(0) * BP + tl.arange(0, BP)
     o = tl.program_id(1) * BO + tl.arange(0, BO)
     o_ok = (o < OUT)[None, :]
-    top_row = (p // OW) % OH * sh - top
-    left_column = p % OW * sw - left
-    corner = levels + (p // (OW * OH)).to(tl.int64) * sb + top_row * sy + left_column * sx
+    corner, top_row, left_column = corner_of(p, levels, OH, OW, sb, sy, sx, sh, sw, top, left)
     total = tl.zeros((BP, BO), dtype=tl.float32)
     for y in range(KH):
         row_ok = (p < P) & (top_row + y * dh >= 0) & (top_row + y * dh < H)
