@@ -60,15 +60,20 @@ def test_sigkill_at_random_moments(images: Path, tmp_path: Path) -> None:
     straight, output, draw = tmp_path / 'straight', tmp_path / 'run', random.Random(10)
     words = (*FLAGS, '--workers', '2', '--batch-size', '4')
     end(begin(straight, *ALONE, *command(images, straight, *words)), straight)
-    for _ in range(10):
-        process = begin(output, *ALONE, *command(images, output, *words))
-        before = updates(output)
-        while process.poll() is None and updates(output) < before + 3:  # of 72 in all
-            time.sleep(0.05)
-        time.sleep(draw.random())
+    killed = 0
+    process = begin(output, *ALONE, *command(images, output, *words))
+    while killed < 10:
+        wanted = updates(output) + draw.randint(1, 5)  # of 72 in all
+        while process.poll() is None and updates(output) < wanted:
+            time.sleep(0.01)
+        if process.poll() is not None:
+            break
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    end(begin(output, *ALONE, *command(images, output, *words)), output)
+        killed += 1
+        process = begin(output, *ALONE, *command(images, output, *words))
+    end(process, output)
+    assert killed >= 3
     assert_undisturbed(straight, output)
     assert summary(straight) == summary(output)
 
