@@ -1,4 +1,4 @@
-"""The site. `.venv/bin/sphinx-build -W docs site` builds it and fails at a dead link or a failing cell of the tutorial."""
+"""The site: `sphinx-build -W docs output/site` builds it, or fails at a dead link or a failing cell."""
 
 from timm_p2be import __version__
 
