@@ -4,7 +4,7 @@ from timm_p2be import __version__
 
 project, release, author = 'timm-p2be', __version__, 'The timm-p2be developers'
 extensions = ['myst_nb', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon']
-exclude_patterns = ['_build']
+exclude_patterns = ['demo']
 html_theme, html_title = 'furo', 'timm-p2be'
 html_static_path: list[str] = []
 
