@@ -2,7 +2,7 @@
 
 from timm_p2be import __version__
 
-project, release, author = 'timm-p2be', __version__, 'The timm-p2be developers'
+project, release, project_copyright = 'timm-p2be', __version__, 'The timm-p2be developers'
 extensions = ['myst_nb', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon']
 exclude_patterns = ['demo']
 html_theme, html_title = 'furo', 'timm-p2be'
@@ -13,6 +13,7 @@ nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600  # seconds a cell
 nb_merge_streams = True
+nb_output_stderr = 'remove'  # of cells: warnings about the machine that builds it
 
 autodoc_default_options = {'members': True, 'show-inheritance': True}
 autodoc_member_order = 'bysource'
