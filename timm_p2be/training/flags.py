@@ -170,6 +170,8 @@ def _run_flags(parser: argparse.ArgumentParser) -> None:
     add('--recovery-interval', type=int, default=0, metavar='N', help='updates between recovery files')
     add('--recovery-minutes', type=float, default=0.0, metavar='MIN', help='minutes between them; the newest two stay')
     add('--checkpoint-hist', type=int, default=10, metavar='N', help='checkpoints to keep')
+    waits = 'how long processes of a run wait for one that is lost or frozen, before they end (default: 600)'
+    add('--dist-timeout', type=int, default=600, metavar='SECONDS', help=waits)
 
 
 def _p2be_flags(parser: argparse.ArgumentParser) -> None:
