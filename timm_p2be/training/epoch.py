@@ -14,6 +14,7 @@ from timm.task import evaluation_sample_limit
 from timm.utils import dispatch_clip_grad, is_primary
 from torch import Tensor
 
+from timm_p2be.data.image_files import UnreadableImage
 from timm_p2be.optim import learning_rates
 from timm_p2be.task import P2BETask
 from timm_p2be.training.checkpoints import Diverged, Position
@@ -94,6 +95,7 @@ class Trainer:
         """Yield the batches from a position on, with their index in the epoch."""
         if start.update >= self.schedules.updates_per_epoch:
             return  # stopped in validation
+        batch = -1
         for batch, contents in enumerate(self._safely(progress.timed(loader))):
             if batch >= len(loader):  # a streamed data set may be longer than it says
                 return
@@ -103,6 +105,11 @@ class Trainer:
             progress.restart()
             if self.stopping() and not self.args.distributed:
                 raise Interrupted
+        if batch + 1 < len(loader):
+            raise UnreadableImage(
+                f'The data ended after {batch + 1} of {len(loader)} batches: a loader process found nothing to read. '
+                'Take at most as many --workers as there are shards for each process.'
+            )
 
     def _safely(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Yield batches, and raise Interrupted where a loader's process was killed, by a signal to the run or alone."""
