@@ -98,7 +98,7 @@ def test_torchrun_starts_a_run_again_whose_first_rank_was_killed(images: Path, t
 def pair(images: Path, tmp_path: Path) -> Iterator[tuple['subprocess.Popen[str]', list[int], Path]]:
     """Two processes that have trained, in sessions of their own: the launcher, their ids, their log."""
     output, flags = tmp_path / 'run', ('--epochs', '1000', '--workers', '1', '--batch-size', '2', '--log-interval', '1')
-    process = begin(output, *TORCHRUN, *ALONE, *command(images, output, *flags, '--dist-timeout', '15'))
+    process = begin(output, *TORCHRUN, *ALONE, *command(images, output, *flags, '--dist-timeout', '20'))
     while process.poll() is None and updates(output) < 3:
         time.sleep(0.05)
     pids = ranks(process.pid)
@@ -117,7 +117,7 @@ def test_a_process_ends_that_waits_for_a_frozen_or_lost_one(pair: Any, number: s
         launcher.send_signal(signal.SIGSTOP)
     os.kill(lost, number)
     wait_for_end(waiting, log)
-    assert 'process 0 of 2: another process has ended, or has not answered for the 15 seconds' in log.read_text()
+    assert 'process 0 of 2: another process has ended, or has not answered for the 20 seconds' in log.read_text()
 
 
 def test_processes_end_after_their_launcher(pair: Any) -> None:
