@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import signal
 import tarfile
 from pathlib import Path
@@ -90,3 +91,13 @@ def test_a_stream_that_ends_early_is_no_epoch(tmp_path: Path, capsys: Capture) -
     data = write_shards(tmp_path, shards=1, each=16)
     assert training.main(command(data, tmp_path / 'run', *WDS, '--workers', '2')) == 2
     assert 'ended after 1 of 2 batches: a loader process found nothing to read. Take at most' in capsys.readouterr().err
+
+
+def test_hfids_ends_at_the_first_image_it_cannot_read(data: Path, tmp_path: Path, capsys: Capture) -> None:
+    folder = shutil.copytree(data, tmp_path / 'images')
+    (folder / 'train' / 'b' / '003.png').write_bytes(b'no image')
+    words = (*VIEWS, '--dataset', f'hfids/{folder}', '--train-num-samples', '24', '--val-num-samples', '8')
+    assert training.main(command(tmp_path / 'cache', tmp_path / 'run', *words)) == 2
+    said = capsys.readouterr().err
+    assert 'The data set cannot be read on: ' in said
+    assert 'Get its file again. Stopped; go on with --resume' in said
