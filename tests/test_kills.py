@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from runs import OPEN_FILES, VIEWS, assert_same_state, command, summary, write_images
@@ -90,6 +92,49 @@ def test_torchrun_starts_a_run_again_whose_first_rank_was_killed(images: Path, t
     end(process, output)
     assert 'from epoch 0, update 0' not in output.with_suffix('.log').read_text().rpartition('trained parameters')[2]
     assert_undisturbed(straight, output)
+
+
+@pytest.fixture
+def pair(images: Path, tmp_path: Path) -> Iterator[tuple['subprocess.Popen[str]', list[int], Path]]:
+    """Two processes that have trained, in sessions of their own: the launcher, their ids, their log."""
+    output, flags = tmp_path / 'run', ('--epochs', '1000', '--workers', '1', '--batch-size', '2', '--log-interval', '1')
+    process = begin(output, *TORCHRUN, *ALONE, *command(images, output, *flags, '--dist-timeout', '20'))
+    while process.poll() is None and updates(output) < 3:
+        time.sleep(0.05)
+    pids = ranks(process.pid)
+    yield process, pids, output.with_suffix('.log')
+    process.kill()
+    process.wait()
+    for pid in pids:
+        if Path(f'/proc/{pid}').exists():
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize('number', [signal.SIGSTOP, signal.SIGKILL])
+def test_a_process_ends_that_waits_for_a_frozen_or_lost_one(pair: Any, number: signal.Signals) -> None:
+    launcher, (waiting, lost), log = pair
+    if number == signal.SIGKILL:  # torchrun would end the other
+        launcher.send_signal(signal.SIGSTOP)
+    os.kill(lost, number)
+    wait_for_end(waiting, log)
+    assert 'process 0 of 2: another process has ended, or has not answered for the 20 seconds' in log.read_text()
+
+
+def test_processes_end_after_their_launcher(pair: Any) -> None:
+    launcher, pids, log = pair
+    launcher.kill()
+    for pid in pids:
+        wait_for_end(pid, log)
+    assert log.read_text().count('torchrun, which started this process, has ended. Stopped; go on with --resume') == 2
+    assert len(list(log.with_suffix('').glob('recovery-*.pth.tar'))) == 1
+
+
+def wait_for_end(pid: int, log: Path) -> None:
+    """Wait until a process has ended, if only its parent does not know yet."""
+    end = time.monotonic() + 300
+    while (status := Path(f'/proc/{pid}/stat')).exists() and ') Z ' not in status.read_text():
+        assert time.monotonic() < end, log.read_text()
+        time.sleep(0.1)
 
 
 def ranks(launcher: int) -> list[int]:

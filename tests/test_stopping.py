@@ -151,6 +151,28 @@ def test_a_worker_that_a_signal_ended_does_not_hide_the_stop(data: Path, tmp_pat
     assert (tmp_path / 'run' / 'recovery-0-0.pth.tar').exists()
 
 
+def test_a_killed_worker_ends_in_a_recovery_file(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Patch
+) -> None:
+    """As the kernel kills where memory runs out; torch alone would raise inside the update."""
+
+    def kill() -> None:
+        (worker, *_) = multiprocessing.active_children()
+        os.kill(worker.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
+
+    output, flags = tmp_path / 'run', (*FLAGS, '--workers', '2')
+    at_call(monkeypatch, Trainer, '_batch', 2, kill)
+    assert train.main(command(data, output, *flags)) == 75
+    said = capsys.readouterr().err
+    (recovery,) = output.glob('recovery-0-*.pth.tar')
+    assert 'DataLoader worker (pid' in said
+    assert f'fewer --workers, or a smaller --batch-size. Stopped; go on with --resume {recovery}' in said
+    assert train.main(command(data, output, *flags, '--resume', 'auto')) == 0
+    assert train.main(command(data, tmp_path / 'straight', *flags)) == 0
+    assert_same_state(tmp_path / 'straight' / 'last.pth.tar', output / 'last.pth.tar')
+
+
 def stopped(command: list[str], number: signal.Signals) -> tuple[int, str]:
     """Signal a run's whole group, as a terminal does, after two updates; return exit code and what it said then."""
     process = subprocess.Popen(

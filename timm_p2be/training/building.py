@@ -11,7 +11,7 @@ from timm.layers import convert_sync_batchnorm
 from timm.loss import LabelSmoothingCrossEntropy
 from timm.models import create_model, is_model, list_models
 from timm.optim import create_optimizer_v2, optimizer_kwargs
-from timm.utils import NativeScaler, init_distributed_device, is_primary
+from timm.utils import NativeScaler, is_primary
 from torch import nn
 
 from timm_p2be.checkpoints import read_checkpoint
@@ -20,14 +20,13 @@ from timm_p2be.encodings.table_file import names_table
 from timm_p2be.task import AdvTrainTask, ConTrainTask, P2BETask, learned_embedding
 from timm_p2be.training.conflicts import EMBEDDING_DEFAULTS, flag_name, has_learned_table
 from timm_p2be.training.memory import keep_freed_memory
+from timm_p2be.training.processes import join_processes
 
 _logger = logging.getLogger('train')
 
-PROCESS_FIELDS = ('rank', 'local_rank', 'world_size', 'distributed')  # what `build_device` adds to the flags
-
 
 def build_device(args: argparse.Namespace, explicit: set[str]) -> torch.device:
-    """Return the device and join the process group under torchrun; sets `rank`, `world_size`, `distributed`."""
+    """Return the device and join the other processes that torchrun or Slurm started."""
     try:
         kind = torch.device(args.device).type
     except RuntimeError as error:
@@ -44,9 +43,7 @@ def build_device(args: argparse.Namespace, explicit: set[str]) -> torch.device:
         args.pin_mem = False  # a recipe's, for GPUs
     if kind == 'cpu':
         keep_freed_memory()
-    requested = args.device
-    device = init_distributed_device(args)
-    args.device = requested  # not this process's own, so that args.yaml serves all
+    device = join_processes(args)
     if args.sync_bn and kind == 'cpu':
         raise ValueError('--sync-bn: PyTorch synchronizes BatchNorm on GPUs only; --dist-bn reduce works on the CPU.')
     if is_primary(args) and fallback:

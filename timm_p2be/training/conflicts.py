@@ -58,7 +58,7 @@ _REMEDIES = {
 _SIGNED = ('mean', 'decay_rate')  # flags of numbers that may be negative
 _SHARES = ('model_ema_decay', 'hflip', 'vflip', 'reprob', 'smoothing', 'drop', 'drop_path', 'crop_pct')
 _POSITIVE = ['batch_size', 'validation_batch_size', 'grad_accum_steps', 'epochs', 'val_interval', 'log_interval']
-_POSITIVE += ['p2be_attack_eps', 'p2be_attack_steps']
+_POSITIVE += ['p2be_attack_eps', 'p2be_attack_steps', 'dist_timeout']
 
 
 def flag_name(dest: str) -> str:

@@ -14,12 +14,13 @@ from timm.task import evaluation_sample_limit
 from timm.utils import dispatch_clip_grad, is_primary
 from torch import Tensor
 
+from timm_p2be.data.image_files import UnreadableImage
 from timm_p2be.optim import learning_rates
 from timm_p2be.task import P2BETask
 from timm_p2be.training.checkpoints import Diverged, Position
 from timm_p2be.training.progress import Progress
 from timm_p2be.training.schedules import Schedules
-from timm_p2be.training.stopping import Interrupted
+from timm_p2be.training.stopping import Interrupted, StopSignal
 
 _logger = logging.getLogger('train')
 
@@ -48,7 +49,7 @@ class Trainer:
     autocast: Callable[[], torch.autocast]
     scaler: Any
     device: torch.device
-    stopping: Callable[[], bool]  # whether a signal asked the run to stop
+    stopping: StopSignal
     save_recovery: Callable[[], None]  # writes a checkpoint of the position
     position: Position = field(default_factory=Position)
     saved: float = field(default_factory=time.monotonic)  # when the last checkpoint was written
@@ -96,16 +97,8 @@ class Trainer:
         """Yield the batches from a position on, with their index in the epoch."""
         if start.update >= self.schedules.updates_per_epoch:
             return  # stopped in validation
-        batches = enumerate(progress.timed(loader))
-        while True:
-            try:
-                batch, contents = next(batches)
-            except StopIteration:
-                return
-            except RuntimeError:
-                if self.stopping():  # the signal ended a worker that had not come to ignore it yet
-                    raise Interrupted(alone=True) from None
-                raise
+        batch = -1
+        for batch, contents in enumerate(self._safely(progress.timed(loader))):
             if batch >= len(loader):  # a streamed data set may be longer than it says
                 return
             if batch >= start.update * self.args.grad_accum_steps:
@@ -114,6 +107,26 @@ class Trainer:
             progress.restart()
             if self.stopping() and not self.args.distributed:
                 raise Interrupted
+        if batch + 1 < len(loader):
+            raise UnreadableImage(
+                f'The data ended after {batch + 1} of {len(loader)} batches: a loader process found nothing to read. '
+                'Take at most as many --workers as there are shards for each process.'
+            )
+
+    def _safely(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Yield batches, and raise Interrupted where a loader's process was killed, by a signal to the run or alone."""
+        while True:
+            try:
+                contents = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                self.stopping.lose_loader(error)
+                if self.stopping():
+                    raise Interrupted(alone=True) from None
+                raise
+            self.stopping.hold_back_torch()
+            yield contents
 
     def _batch(self, images: Tensor, labels: Tensor, accumulated: int, update: bool) -> None:
         """Forward and backward of one batch, and the optimizer's step if it completes an update."""
@@ -221,7 +234,7 @@ class Trainer:
         model.eval()
         evaluator = self.task.create_evaluator(max_samples=evaluation_sample_limit(loader))
         start = time.time()
-        for images, labels in loader:
+        for images, labels in self._safely(iter(loader)):
             if self.stopping() and not self.args.distributed:  # several processes cannot stop one by one
                 raise Interrupted
             if self.args.channels_last:

@@ -173,6 +173,8 @@ def _run_flags(parser: argparse.ArgumentParser) -> None:
     add('--log', nargs='+', default=[], choices=TRACKERS, metavar='TRACKER', help=f'draw live: {", ".join(TRACKERS)}')
     add('--log-project', default='timm-p2be', metavar='NAME', help='of wandb and trackio (default: timm-p2be)')
     add('--checkpoint-hist', type=int, default=10, metavar='N', help='checkpoints to keep')
+    waits = 'how long processes of a run wait for one that is lost or frozen, before they end (default: 600)'
+    add('--dist-timeout', type=int, default=600, metavar='SECONDS', help=waits)
 
 
 def _p2be_flags(parser: argparse.ArgumentParser) -> None:

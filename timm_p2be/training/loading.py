@@ -11,7 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.data import ImageDataset, create_dataset, create_loader, create_transform, resolve_data_config
+from timm.data import (
+    ImageDataset,
+    IterableImageDataset,
+    create_dataset,
+    create_loader,
+    create_transform,
+    resolve_data_config,
+)
 from timm.utils import is_primary
 from torch import nn
 from torch.utils.data import IterableDataset, Subset
@@ -19,6 +26,7 @@ from torchvision.transforms import Compose
 
 from timm_p2be.data import AugMix
 from timm_p2be.data.image_files import Images, check_folder
+from timm_p2be.data.streams import Stream
 from timm_p2be.data.transforms import MultiView, to_planes, zero_padded_crop
 from timm_p2be.extras import require
 from timm_p2be.robustness.images import class_names
@@ -206,8 +214,8 @@ def _dataset(args: argparse.Namespace, split: str, is_training: bool) -> Any:
         if not Path(args.data_dir).exists():
             raise ValueError(f'--data-dir {args.data_dir}: no such folder.')
         check_folder(Path(args.data_dir), split)
-    if kind in ('hfds', 'hfids'):
-        require('datasets', extra='data')
+    if kind in ('hfds', 'hfids', 'wds'):
+        require('webdataset' if kind == 'wds' else 'datasets', extra='data')
     try:
         dataset = create_dataset(
             args.dataset,
@@ -236,9 +244,14 @@ def _dataset(args: argparse.Namespace, split: str, is_training: bool) -> Any:
             f'--data-dir {args.data_dir} has no folder {split!r} (nor a synonym). Name the folders by --train-split '
             "and --val-split, or train on all of it without validation by --val-split ''."
         )
-    if isinstance(dataset, ImageDataset):  # what is measured on other images than it should be is no figure
-        dataset = Images(dataset, args.max_bad_samples if is_training else 0)
-    if count is None or isinstance(dataset, IterableDataset):
+    max_bad = (
+        args.max_bad_samples if is_training else 0
+    )  # what is measured on other images than it should be is no figure
+    if isinstance(dataset, IterableImageDataset):
+        return Stream(dataset, max_bad)
+    if isinstance(dataset, ImageDataset):
+        dataset = Images(dataset, max_bad)
+    if count is None:
         return dataset
     if not 1 <= count <= len(dataset):
         raise ValueError(f'Got {count} images of split {split!r}, which has {len(dataset)}; take 1 to all of them.')

@@ -11,8 +11,8 @@ import yaml
 from timm_p2be.checkpoints import sha256_beside
 from timm_p2be.files import atomic_write
 from timm_p2be.locks import FolderLock
-from timm_p2be.training.building import PROCESS_FIELDS
 from timm_p2be.training.checkpoints import checkpoint_files, newest_checkpoint
+from timm_p2be.training.processes import PROCESS_FIELDS
 
 LOCK = 'run.lock'
 _LITTER = re.compile(r'\.(last|model_best|checkpoint-\d+|recovery-[\d-]+)\.pth\.tar(\.sha256)?\..*\.\d+')

@@ -3,8 +3,9 @@
 Built on timm's library; flags, output folder, summary.csv and checkpoints are those of timm's train.py
 (huggingface/pytorch-image-models). Recipes are in train_scripts/recipes. Scale out with torchrun.
 
-Exit codes: 0 finished, 1 diverged, 2 wrong flags, data or checkpoint, 74 the output folder takes no more files, and 128
-plus the signal's number where one stopped the run after a checkpoint: Ctrl-C (130), SIGTERM (143), SIGUSR1, SIGHUP.
+Exit codes: 0 finished, 1 diverged, 2 wrong flags, data or checkpoint, 74 the output folder takes no more files, 75 a
+process is gone that the run needs, and 128 plus the signal's number where one stopped the run after a checkpoint:
+Ctrl-C (130), SIGTERM (143), SIGUSR1, SIGHUP.
 """
 
 import argparse
@@ -54,13 +55,14 @@ from timm_p2be.training.epoch import Trainer
 from timm_p2be.training.live import Trackers, draw_curves, learned_table, packed_bits, table_figures
 from timm_p2be.training.loading import build_loaders, open_data
 from timm_p2be.training.output import CannotWrite, OutputFolder, experiment_folder, settle_resume, writing
+from timm_p2be.training.processes import is_loss_of_process
 from timm_p2be.training.saver import Saver, all_buffers, training_state
 from timm_p2be.training.schedules import Schedules
 from timm_p2be.training.stopping import Interrupted, StopSignal
 
 _logger = logging.getLogger('train')
 
-_CANNOT_WRITE = 74  # EX_IOERR of BSD's sysexits.h
+_CANNOT_WRITE, _LOST = 74, 75  # EX_IOERR and EX_TEMPFAIL of BSD's sysexits.h
 
 
 class Run:
@@ -262,7 +264,9 @@ class Run:
             self.trackers.codes(self.table, step)
 
     def newest_checkpoint(self) -> str:
-        """Return the newest sound checkpoint to go on from, if one was written."""
+        """Return the newest sound checkpoint to go on from, if one was written; the first process knows where."""
+        if self.output is None:
+            return 'auto'
         return str(newest_checkpoint(self.folder) or '(none was written yet)')
 
 
@@ -280,10 +284,15 @@ def main(argv: Sequence[str] | None = None, prog: str = 'train.py') -> int:
         with stopping:
             run.train()
     except Interrupted:
-        number = stopping.received or signal.SIGTERM  # another process got it
-        if run is not None and is_primary(run.args):
-            _logger.warning(f'Stopped by {signal.Signals(number).name}; go on with --resume {run.newest_checkpoint()}')
-        return 128 + number
+        assert run is not None
+        if stopping.lost and not stopping.received:
+            lost = f'{stopping.lost} Stopped; go on with --resume {run.newest_checkpoint()}'
+            print(f'{prog}: error: {lost}', file=sys.stderr)
+            return _LOST
+        if is_primary(run.args):
+            by = signal.Signals(stopping.received).name if stopping.received else 'another process'
+            _logger.warning(f'Stopped by {by}; go on with --resume {run.newest_checkpoint()}')
+        return 128 + (stopping.received or signal.SIGTERM)
     except Diverged as error:
         if run is not None and is_primary(run.args):
             kept = f'the checkpoints before it are kept: {run.newest_checkpoint()}'
@@ -306,6 +315,14 @@ def main(argv: Sequence[str] | None = None, prog: str = 'train.py') -> int:
             raise
         print(f'{prog}: error: {error}', file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if not is_loss_of_process(error):
+            raise
+        args = arguments.args
+        lost = f'another process has ended, or has not answered for the {args.dist_timeout} seconds of --dist-timeout.'
+        kept = f' Stopped; go on with --resume {run.newest_checkpoint()}' if run is not None else ''
+        print(f'{prog}: error: process {args.rank} of {args.world_size}: {lost}{kept} ({error})', file=sys.stderr)
+        return _LOST
     except KeyboardInterrupt:
         print(f'{prog}: interrupted; what was not saved yet is lost', file=sys.stderr)
         return 128 + (stopping.received or signal.SIGINT)

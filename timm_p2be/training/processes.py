@@ -1,0 +1,35 @@
+"""The processes of a run: how they find each other, and how one of them learns that another is gone."""
+
+import argparse
+import os
+from datetime import timedelta
+
+import torch
+from timm.utils import is_distributed_env, world_info_from_env
+
+PROCESS_FIELDS = ('rank', 'local_rank', 'world_size', 'distributed')  # what `join_processes` adds to the flags
+
+
+def join_processes(args: argparse.Namespace) -> torch.device:
+    """Return the device of this process after it joined the others of its run; sets what PROCESS_FIELDS names.
+
+    As timm's `init_distributed_device`, whose processes wait for each other as long as PyTorch's default says.
+    """
+    device = torch.device(args.device)
+    args.distributed = is_distributed_env()
+    args.local_rank, args.rank, args.world_size = world_info_from_env() if args.distributed else (0, 0, 1)
+    if args.distributed:
+        os.environ.update(RANK=str(args.rank), WORLD_SIZE=str(args.world_size))  # where Slurm set its own names only
+        torch.distributed.init_process_group(
+            torch.distributed.get_default_backend_for_device(device.type), timeout=timedelta(seconds=args.dist_timeout)
+        )
+        if device.type != 'cpu':
+            device = torch.device(device.type, args.local_rank)
+    if device.type == 'cuda' and device.index is not None:
+        torch.cuda.set_device(device)
+    return device
+
+
+def is_loss_of_process(error: RuntimeError) -> bool:
+    """Return whether another process of the run has ended, or has not answered in time: gloo's errors have no class."""
+    return isinstance(error, torch.distributed.DistError) or '/gloo/' in str(error)
