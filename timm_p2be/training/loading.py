@@ -244,9 +244,8 @@ def _dataset(args: argparse.Namespace, split: str, is_training: bool) -> Any:
             f'--data-dir {args.data_dir} has no folder {split!r} (nor a synonym). Name the folders by --train-split '
             "and --val-split, or train on all of it without validation by --val-split ''."
         )
-    max_bad = (
-        args.max_bad_samples if is_training else 0
-    )  # what is measured on other images than it should be is no figure
+    # what is measured on other images than it should be is no figure
+    max_bad = args.max_bad_samples if is_training else 0
     if isinstance(dataset, IterableImageDataset):
         return Stream(dataset, max_bad)
     if isinstance(dataset, ImageDataset):
