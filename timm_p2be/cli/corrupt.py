@@ -12,8 +12,6 @@ from timm_p2be.cli.interruption import run_long
 from timm_p2be.cli.picture_files import save_picture
 from timm_p2be.data.image_files import open_image
 from timm_p2be.robustness.corruptions import SEVERITIES, SUITES
-from timm_p2be.robustness.corruptions.contact_sheet import contact_sheet
-from timm_p2be.robustness.corruptions.corrupted_sets import choose_names
 from timm_p2be.robustness.corruptions.generated_set import GeneratedSet, write_set
 from timm_p2be.robustness.evaluation.runner import Progress
 from timm_p2be.robustness.images import RESIZE, ImageSet
@@ -27,7 +25,6 @@ have 32x32 pixels; those of imagenet are resized to a shorter side of 256 and cr
 
 examples:
   timm-p2be corrupt cat.jpg --suite imagenet --name fog snow --severity 3 --output corrupted
-  timm-p2be corrupt cat.jpg --suite imagenet --contact-sheet sheet.png
   timm-p2be corrupt --dataset hfds/data/cifar10 --input-key img --target-key label --split test \\
       --output data/cifar10-c-style --workers 2
 """
@@ -46,10 +43,9 @@ def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     add('--severity', nargs='+', type=int, default=list(SEVERITIES), metavar='S', help='default: 1 to 5')
     add('--seed', type=int, default=0, help='default: %(default)s')
     add = parser.add_argument_group('output').add_argument
-    add('--output', type=Path, metavar='DIR', help='folder of the corrupted images')
+    add('--output', type=Path, required=True, metavar='DIR', help='folder of the corrupted images')
     add('--overwrite', action='store_true', help='replace what an earlier run wrote')
     add('--workers', type=int, default=0, metavar='N', help='processes, for a data set (default: 0)')
-    add('--contact-sheet', type=Path, metavar='FILE', help='picture of the first image at all severities')
 
     def command(args: argparse.Namespace) -> int:
         given = given_flags(parser, args, _DATA_FLAGS)
@@ -59,20 +55,14 @@ def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
 
 
 def _run(args: argparse.Namespace, data_flags: str) -> int:
-    if args.output is None and args.contact_sheet is None:
-        raise ValueError('Nothing to write: pass --output DIR, or --contact-sheet FILE.')
     if args.image and data_flags:
         raise ValueError(f'Got image files and {data_flags}, which is for data sets. Pass one of the two.')
     if args.image:
         clean = ImageSet([(_read(path, args.suite), 0) for path in args.image], 'image files', SUITES[args.suite])
     else:
         clean = images_from(args, SUITES[args.suite], RESIZE[args.suite])
-    if args.output is not None:
-        data = GeneratedSet(clean, args.suite, args.name, args.severity, args.extra, args.seed)
-        (_write_files if args.image else _write_data)(args, data)
-    if args.contact_sheet is not None:
-        names = choose_names(args.name, args.name is None or args.extra)
-        save_picture(contact_sheet(clean[0][0], args.suite, args.seed, names), args.contact_sheet, args.overwrite)
+    data = GeneratedSet(clean, args.suite, args.name, args.severity, args.extra, args.seed)
+    (_write_files if args.image else _write_data)(args, data)
     return 0
 
 
