@@ -501,7 +501,7 @@ def test_a_run_on_a_shipped_table_names_it(trained: Path, tmp_path: Path) -> Non
         ((*NAMED, '--tag', 'main'), "Got the tag 'main', which is the name of the branch"),
         ((*NAMED, '--private'), 'Got --dry-run and --private'),
         ((*NAMED, '--test-images', '0'), 'Got --test-images 0'),
-        ((*NAMED, '--split', 'test', '--input-key', 'img'), '--split, --input-key has no effect without test data'),
+        ((*NAMED, '--split', 'test', '--input-key', 'img'), 'Got flags of clean images, but no such images'),
         ((*NAMED, '--embedding-only', '--half'), 'its latents stay float32. Leave out --half'),
         ((*NAMED, '--license', 'MIT!'), "Got license 'MIT!'"),
         ((*NAMED, '--base-model', '/a/path'), "Got base_model='/a/path'"),
