@@ -373,10 +373,10 @@ def test_results_of_other_weights_are_refused(trained: Path, tmp_path: Path, ref
     ('file', 'change', 'message'),
     [
         (CORRUPTIONS, lambda content: content.update(complete=False), 'is incomplete. Run the benchmark to its end'),
-        (CORRUPTIONS, lambda content: content.update(schema_version=9), 'not a result file'),
+        (CORRUPTIONS, lambda content: content.update(schema_version=9), 'schema version 9; this version reads'),
         (CORRUPTIONS, lambda content: None, 'is a second file of corruptions'),
         (ATTACKS, lambda content: content['alone']['square'].pop('accuracy'), 'is incomplete. Run the benchmark'),
-        (None, None, 'not a result file'),
+        (None, None, 'No such file'),
     ],
 )
 def test_unfit_result_files(

@@ -48,7 +48,8 @@ def collect_results(
         own = next(iter(weights.values()))
         clean.append({'error': run.error, 'images': images, 'split': split, 'weights': own, 'source': source})
     for path in files:
-        kind, content = _read(path)
+        content = read_json(path, 'corruptions', 'attacks')
+        kind = content['kind']
         if found[kind] is not None:
             raise ValueError(f'{path} is a second file of {kind}. Pass one of each kind.')
         read = _corruptions if kind == 'corruptions' else _attacks
@@ -82,17 +83,6 @@ def measure_clean(
         wrong += int((~correct).sum())
     split = f'{split}, first {len(images)} images' if images.limit is not None else split
     return _clean('measured in float32 by timm-p2be publish', wrong / len(images), len(images), split, state)
-
-
-def _read(path: Path) -> tuple[str, dict[str, Any]]:
-    """Return kind and content of a benchmark file."""
-    problem = ValueError(f'{path}: no such file.')
-    for kind in ('corruptions', 'attacks'):
-        try:
-            return kind, read_json(path, kind)
-        except ValueError as error:
-            problem = error
-    raise ValueError(f'--results {path}: not a result file of `timm-p2be benchmark`. ({problem})') from problem
 
 
 def _measured(path: Path, models: Sequence[Mapping[str, Any]], weights: Mapping[str, str]) -> tuple[str, str]:
@@ -171,7 +161,7 @@ def _attacks(
 
 
 def _clean(source: str, error: float, images: int, split: str, state: str) -> dict[str, Any]:
-    return {'error': _percent(error), 'images': images, 'split': split, 'weights': state, 'source': source}
+    return {'error': _percent(error), 'images': int(images), 'split': split, 'weights': state, 'source': source}
 
 
 def _percent(fraction: float) -> float:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from timm_p2be.files import content_of
 from timm_p2be.robustness.attacks.attack import KINDS, Attack
 from timm_p2be.robustness.evaluation.results import Bits, ResultFile, pack_bits, proportion, unpack_bits
 from timm_p2be.robustness.images import ImageSet
@@ -69,6 +70,10 @@ class AttackResults(ResultFile):
         results = cls.open(
             path, configuration, {'clean': None, 'alone': {}, 'worst_case': worst}, overwrite, model.device
         )
+        if results.content['clean'] is not None:
+            with content_of(str(path)):  # what an earlier run wrote is read before it is needed
+                results.work_left()
+                [results.bits('alone', name) for name in results._work]
         if overwrite and results.image_folder is not None:
             for file in results.image_folder.glob('*.safetensors'):
                 file.unlink()

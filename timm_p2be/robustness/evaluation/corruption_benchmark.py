@@ -100,7 +100,8 @@ def benchmark_corruptions(
         )
         jobs = [(CLEAN, 0)] if clean is not None else []
         jobs += [(name, severity) for name in data.names for severity in data.severities]
-        jobs = [job for job in jobs if not results.is_done(*job)]
+        with content_of(str(output)):  # which another run may have begun
+            jobs = [job for job in jobs if not results.is_done(*job)]
         counts = {CLEAN: len(clean) if clean is not None else 0, **dict.fromkeys(data.names, len(data))}
         spans = {name: run.ranks.share(spans_of(count, batch_size)) for name, count in counts.items()}
         run.progress.expect(sum(len(span) for name, _ in jobs for span in spans[name]))
@@ -113,7 +114,7 @@ def benchmark_corruptions(
                 batches = source.batches(name, severity, spans[name], workers)
             numbers = [model.numbers_of(source.class_names, source.num_classes, 'the data') for model in wrapped]
             figures = _measure(wrapped, numbers, batches, f'{name} {severity or ""}', judge, run)
-            with content_of(str(output)):  # which another run may have begun
+            with content_of(str(output)):
                 results.add(name, severity, figures)
     return results.content
 
