@@ -23,7 +23,7 @@ from timm_p2be.cli import benchmark_attacks as command
 from timm_p2be.cli import main
 from timm_p2be.robustness.attacks.judge import BrokenAttackError, is_correct, seeded
 from timm_p2be.robustness.evaluation.attack_benchmark import benchmark_attacks
-from timm_p2be.robustness.evaluation.attack_suite import FAMILIES, Trial, budget, build_suite, variant
+from timm_p2be.robustness.evaluation.attack_suite import FAMILIES, budget, build_suite, variant
 from timm_p2be.robustness.evaluation.results import unpack_bits
 from timm_p2be.robustness.images import ImageSet
 from timm_p2be.robustness.pixel_model import PixelModel

@@ -21,7 +21,6 @@ from timm_p2be.robustness.evaluation.attack_suite import (
     budget,
     build_suite,
     measure_speed,
-    try_strongest,
     variant,
 )
 from timm_p2be.robustness.evaluation.predictions import check_size
@@ -144,8 +143,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _print_budget(args: argparse.Namespace, model: PixelModel, data: ImageSet, attacks: Sequence[Attack]) -> None:
-    levels, labels = as_batch(data, range(min(16, args.batch_size, len(data))))
-    trial = try_strongest(model, attacks, levels, labels) if args.budget else None
+    levels, _ = as_batch(data, range(min(16, args.batch_size, len(data))))
     images = min(max(args.alone, args.worst_case), len(data))
-    text = budget(attacks, images, measure_speed(model, levels), trial)
+    text = budget(attacks, images, measure_speed(model, levels))
     print(f'{model.name}, eps {args.eps}:\n{text}', file=sys.stdout if args.budget else sys.stderr)

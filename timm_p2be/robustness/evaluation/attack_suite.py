@@ -2,9 +2,8 @@
 
 import timeit
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -13,7 +12,6 @@ from timm_p2be.checkpoints import weights_sha256
 from timm_p2be.robustness.attacks.apgd import APGD
 from timm_p2be.robustness.attacks.attack import Attack
 from timm_p2be.robustness.attacks.dga import DGA
-from timm_p2be.robustness.attacks.judge import attack_batch, is_correct, seeded
 from timm_p2be.robustness.attacks.lspga import LSPGA
 from timm_p2be.robustness.attacks.noise import Noise
 from timm_p2be.robustness.attacks.pgd import PGD
@@ -133,51 +131,18 @@ def measure_speed(model: PixelModel, levels: Tensor, repeat: int = 4) -> tuple[f
     return seconds / len(levels), with_gradient / len(levels)
 
 
-class Trial(NamedTuple):
-    """What one attack of a suite did to a few images."""
+def budget(attacks: Sequence[Attack], images: int, speed: tuple[float, float]) -> str:
+    """Return the budget of a benchmark, one line an attack, and the time it takes at most.
 
-    attack: str
-    images: int
-    standing: int
-    seconds: float
-
-
-def try_strongest(model: PixelModel, attacks: Sequence[Attack], levels: Tensor, labels: Tensor) -> Trial | None:
-    """Attack a few uint8 images (B, 3, H, W) by DGA, if it is one of the attacks."""
-    attack = next((attack for attack in attacks if isinstance(attack, DGA)), None)
-    if attack is None:
-        return None
-    some = torch.from_numpy(is_correct(model, levels, labels)).nonzero().squeeze(1)
-    start, fell = timeit.default_timer(), np.zeros(0, bool)
-    if len(some):
-        _, fell = attack_batch(model, attack, levels[some], labels[some], attack.eps, seeded(attack.name))
-    return Trial(attack.name, len(levels), len(some) - int(fell.sum()), timeit.default_timer() - start)
-
-
-def budget(attacks: Sequence[Attack], images: int, speed: tuple[float, float], trial: Trial | None = None) -> str:
-    """Return the budget of a benchmark, one line an attack, the time it takes at most, and the time to expect.
-
-    The larger set has `images` images; `speed` is that of `measure_speed`. Expected is what the most costs if all
-    attacks after the trial's face the share that stood in it, one more of each kind counted.
+    The larger set has `images` images; `speed` is that of `measure_speed`.
     """
-    lines, most, expected, share = [], 0.0, 0.0, 1.0
+    lines, most = [], 0.0
     for attack in attacks:
         forwards, backwards = attack.cost()
         seconds = images * (forwards * speed[0] + backwards * speed[1])
         most += seconds
-        if trial is not None and attack.name == trial.attack:
-            share = (trial.standing + 1) / (trial.images + 2)
-            expected += min(seconds, images * trial.seconds / trial.images)
-        else:
-            expected += share * seconds
         lines.append(
             f'  {attack.name:28} {attack.kind:10} {forwards:7,} passes, {backwards:6,} with gradient per image  '
             f'{tqdm.format_interval(seconds):>10}'
         )
-    lines.append(f'  {images} images, at most {tqdm.format_interval(most)} ([h:]min:s)')
-    if trial is not None:
-        lines[-1] += (
-            f', about {tqdm.format_interval(expected)} if as many stand after {trial.attack} as {trial.standing} of '
-            f'{trial.images} did now'
-        )
-    return '\n'.join(lines)
+    return '\n'.join([*lines, f'  {images} images, at most {tqdm.format_interval(most)} ([h:]min:s)'])
