@@ -17,7 +17,7 @@ from timm_p2be.robustness.attacks.lspga import LSPGA
 from timm_p2be.robustness.attacks.noise import Noise
 from timm_p2be.robustness.attacks.pgd import PGD
 from timm_p2be.robustness.attacks.square import Square
-from timm_p2be.robustness.attacks.surrogates import attack_view, robustbench_model, round_toward
+from timm_p2be.robustness.attacks.surrogates import attack_view, round_toward
 from timm_p2be.robustness.attacks.transfer import Transfer
 
 __all__ = [
@@ -30,6 +30,5 @@ __all__ = [
     'Square',
     'Transfer',
     'attack_view',
-    'robustbench_model',
     'round_toward',
 ]
