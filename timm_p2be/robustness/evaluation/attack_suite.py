@@ -23,21 +23,25 @@ from timm_p2be.robustness.pixel_model import PixelModel
 TARGETS = 3  # likeliest wrong classes that APGD tries one by one
 Variant = Callable[[PixelModel, int, int], Attack]  # model, eps, steps
 
-# cheapest first; `by` is a surrogate of the model's gradient, or the model that images are transferred from
-_FAMILIES: dict[str, Callable[[PixelModel, int, Any], Attack]] = {
+# cheapest first, called with model, eps, `by` (a surrogate of the model's gradient, or the model that images are
+# transferred from) and, where a number stands here, other steps
+_FAMILIES: dict[str, Callable[..., Attack]] = {
     'noise': lambda model, eps, by: Noise(model, eps),
     'transfer': lambda model, eps, by: Transfer(model, eps, PGD(by, eps, steps=40, stop=False)),
     'fgsm': lambda model, eps, by: PGD(model, eps, by, steps=1, name=f'fgsm-{by}'),
-    'dga': lambda model, eps, by: DGA(model, eps),
-    'lspga-official': lambda model, eps, by: LSPGA.official(model, eps),
-    'pgd': lambda model, eps, by: PGD(model, eps, by, steps=40, name=f'pgd-{by}'),
-    'apgd-ce': lambda model, eps, by: APGD(model, eps, by, steps=100, loss='ce', name=f'apgd-ce-{by}'),
-    'apgd-margin': lambda model, eps, by: APGD(model, eps, by, steps=100, loss='margin', name=f'apgd-margin-{by}'),
+    'dga': lambda model, eps, by, steps=40: DGA(model, eps, steps),
+    'lspga-official': lambda model, eps, by, steps=7: _lspga(model, eps, steps),
+    'pgd': lambda model, eps, by, steps=40: PGD(model, eps, by, steps, name=f'pgd-{by}'),
+    'apgd-ce': lambda model, eps, by, steps=100: APGD(model, eps, by, steps, name=f'apgd-ce-{by}'),
+    'apgd-margin': lambda model, eps, by, steps=100: APGD(
+        model, eps, by, steps, loss='margin', name=f'apgd-margin-{by}'
+    ),
     'apgd-target': lambda model, eps, by: APGD(
         model, eps, by, restarts=min(TARGETS, model.num_classes - 1), loss='target', name=f'apgd-target-{by}'
     ),
     'square': lambda model, eps, by: Square(model, eps, queries=5000),
 }
+_WITH_STEPS = ('dga', 'lspga-official', 'pgd', 'apgd-ce', 'apgd-margin')  # white-box, of any number of steps
 # 'straight-through' and 'ramp' felled no image that DGA leaves, on any network measured (docs/robustness.md)
 _SURROGATES = ('linear', 'kernel')
 _PER_SURROGATE = ('fgsm', 'pgd', 'apgd-ce', 'apgd-margin', 'apgd-target')
@@ -91,22 +95,16 @@ def build_suite(
 
 
 def variant(name: str) -> Variant | None:
-    """Return how to build the white-box attack `name` for another model, bound and number of steps, or None.
-
-    LS-PGA's step and annealing shrink as its steps grow beyond the official 7, so that all together they stay equal.
-    """
-    if name == 'lspga-official':
-        return _lspga
-    if name == 'dga':
-        return DGA
-    for family, attack in (('pgd', PGD), ('apgd-ce', APGD), ('apgd-margin', APGD)):
-        if name.startswith(f'{family}-'):
-            surrogate, loss = name.removeprefix(f'{family}-'), 'margin' if family == 'apgd-margin' else 'ce'
-            return lambda model, eps, steps: attack(model, eps, surrogate, steps=steps, loss=loss, name=name)
+    """Return how to build the white-box attack `name` for another model, bound and number of steps, or None."""
+    for family in _WITH_STEPS:
+        if name == family or name.startswith(f'{family}-'):
+            by = name.removeprefix(f'{family}-')
+            return lambda model, eps, steps: _FAMILIES[family](model, eps, by, steps)
     return None
 
 
 def _lspga(model: PixelModel, eps: int, steps: int) -> Attack:
+    """Return the paper's attack, whose step and annealing shrink beyond 7 steps, so that all together stay equal."""
     share = min(1.0, 7 / steps)
     return LSPGA(model, eps, steps, step_size=share, anneal_rate=1.2**share, name='lspga-official')
 
