@@ -10,8 +10,9 @@ from timm.data import create_transform
 
 from timm_p2be.files import content_of, file_sha256
 from timm_p2be.hub.run_folder import Run
-from timm_p2be.robustness.evaluation.predictions import Judge
+from timm_p2be.robustness.evaluation.predictions import judge
 from timm_p2be.robustness.evaluation.results import read_json
+from timm_p2be.robustness.evaluation.runner import Memory
 from timm_p2be.robustness.images import ImageSet
 from timm_p2be.robustness.pixel_model import PixelModel
 
@@ -72,14 +73,14 @@ def measure_clean(
     The labeled images in their `source` may have any size: `config` has input size, interpolation, crop and mean, by
     which timm's validate.py resizes and crops them. `split` and `state` say in words what images and weights they are.
     """
-    judge, transform = Judge(None, say=print), create_transform(**config, normalize=False)  # uint8 pixels
+    memory, transform = Memory(say=print), create_transform(**config, normalize=False)  # uint8 pixels
     numbers = model.numbers_of(images.class_names, images.num_classes, images.name)
     wrong = 0
     for start in range(0, len(images), _BATCH):
         pairs = [images.source[index] for index in range(start, min(start + _BATCH, len(images)))]
         pixels = torch.stack([transform(image.convert('RGB')) for image, _ in pairs])
         labels = torch.tensor([int(label) for _, label in pairs])
-        correct, _ = judge(model, pixels, labels if numbers is None else numbers[labels])
+        correct, _ = judge(model, pixels, labels if numbers is None else numbers[labels], memory)
         wrong += int((~correct).sum())
     split = f'{split}, first {len(images)} images' if images.limit is not None else split
     return _clean('measured in float32 by timm-p2be publish', wrong / len(images), len(images), split, state)
