@@ -229,16 +229,15 @@ def test_saved_images_fool_the_model_within_the_bound(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        ({'eps': 0}, 'eps=0; allowed are 1 to 255'),
+        ({'eps': 0}, 'eps=0; it must be an integer of at least 1'),
         ({'eps': 256}, 'eps=256'),
         ({'alone': 0}, 'alone=0'),
         ({'worst_case': -1}, 'worst_case=-1'),
         ({'batch_size': 0}, 'batch_size=0'),
         ({'data': ImageSet([(Image.new('RGB', (4, 4)), 2)], 'other', 4)}, 'labels from 2 to 2, th has 2 classes'),
         ({'attacks': []}, 'at least one'),
-        ({'attacks': [Push('a', 1), Push('a', 2)]}, 'each once'),
+        ({'attacks': [Push('a', 1), Push('a', 2)]}, 'each once. Label models'),
         ({'attacks': [Push('a', 1, eps=9)]}, 'eps=9'),
-        ({'attacks': [Push('a', 1, kind='magic')]}, "'magic'"),
     ],
 )
 def test_arguments_out_of_range_are_refused(change: dict[str, Any], message: str) -> None:
@@ -315,7 +314,6 @@ def test_the_suite_has_every_family_once_a_surrogate_and_cheapest_first(nets: di
         ('wrn10_2_p2be', ['pgd-ramp'], [], r"Unknown attack 'pgd-ramp' for wrn10_2_p2be.*quick.*noise.*pgd-kernel"),
         ('wrn10_2', ['transfer'], [], '--transfer-from'),
         ('wrn10_2', ['full'], ['planted'], '2 classes'),
-        ('wrn10_2_p2be', ['full'], ['wrn10_2', 'wrn10_2'], 'label the models'),
     ],
 )
 def test_suites_that_cannot_be_built(

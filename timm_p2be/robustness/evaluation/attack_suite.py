@@ -27,7 +27,7 @@ Variant = Callable[[PixelModel, int, int], Attack]  # model, eps, steps
 # transferred from) and, where a number stands here, other steps
 _FAMILIES: dict[str, Callable[..., Attack]] = {
     'noise': lambda model, eps, by: Noise(model, eps),
-    'transfer': lambda model, eps, by: Transfer(model, eps, PGD(by, eps, steps=40, stop=False)),
+    'transfer': lambda model, eps, by: Transfer(model, PGD(by, eps, steps=40, stop=False)),
     'fgsm': lambda model, eps, by: PGD(model, eps, by, steps=1, name=f'fgsm-{by}'),
     'dga': lambda model, eps, by, steps=40: DGA(model, eps, steps),
     'lspga-official': lambda model, eps, by, steps=7: _lspga(model, eps, steps),
@@ -37,7 +37,7 @@ _FAMILIES: dict[str, Callable[..., Attack]] = {
         model, eps, by, steps, loss='margin', name=f'apgd-margin-{by}'
     ),
     'apgd-target': lambda model, eps, by: APGD(
-        model, eps, by, restarts=min(TARGETS, model.num_classes - 1), loss='target', name=f'apgd-target-{by}'
+        model, eps, by, restarts=TARGETS, loss='target', name=f'apgd-target-{by}'
     ),
     'square': lambda model, eps, by: Square(model, eps, queries=5000),
 }
@@ -88,9 +88,6 @@ def build_suite(
         elif family in families:
             chosen = sources if family == 'transfer' else [None]
         attacks += [build(model, eps, by) for by in chosen]
-    twice = [attack.name for attack in attacks if sum(other.name == attack.name for other in attacks) > 1]
-    if twice:
-        raise ValueError(f'Two attacks are called {twice[0]!r}; label the models to transfer from, as a:NAME=FILE.')
     return attacks
 
 
