@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from timm_p2be.cli.flags import add_data_flags, add_model_flags, images_from, models_from, names_images
-from timm_p2be.cli.interruption import alone_in, kept_files, run_long
+from timm_p2be.cli.interruption import KEPT, alone_in, run_long
 from timm_p2be.extras import require
 from timm_p2be.robustness.corruptions import SEVERITIES, SUITES
 from timm_p2be.robustness.corruptions.corrupted_sets import CorruptedSet
@@ -41,7 +41,7 @@ def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     add_model_flags(parser)
     add_data_flags(parser)
     _add_flags(parser)
-    return lambda args: run_long(parser, lambda: _run(args), lambda: kept_files([args.output / _RESULTS]))
+    return lambda args: run_long(parser, lambda: _run(args), KEPT)
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:

@@ -39,7 +39,7 @@ def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     add('--overwrite', action='store_true', help='replace what an earlier run wrote')
     add('--workers', type=int, default=0, metavar='N', help='processes that make images (default: %(default)s)')
 
-    return lambda args: run_long(parser, lambda: _run(args), lambda: 'Files that were finished are whole, and kept.')
+    return lambda args: run_long(parser, lambda: _run(args), 'Files that were finished are whole, and kept.')
 
 
 def _run(args: argparse.Namespace) -> int:

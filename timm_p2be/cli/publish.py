@@ -68,7 +68,7 @@ def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     )
     group.add_argument('--license', default=LICENSE, metavar='ID', help='of the weights (default: %(default)s)')
 
-    return lambda args: run_long(parser, lambda: _run(args), lambda: 'Run it again to complete the release.')
+    return lambda args: run_long(parser, lambda: _run(args), 'Run it again to complete the release.')
 
 
 def _run(args: argparse.Namespace) -> int:

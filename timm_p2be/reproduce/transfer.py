@@ -158,4 +158,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     add('--corruptions', nargs='?', type=int, const=0, metavar='N', help='measure those of the first N images (or all)')
     add('--output', type=Path, default=Path('output/transfer'), help='default: %(default)s')
     args = parser.parse_args(argv)
-    return run_long(parser, lambda: _experiment(args, parser.prog), lambda: 'The same command goes on from here.')
+    return run_long(parser, lambda: _experiment(args, parser.prog), 'The same command goes on from here.')
