@@ -119,10 +119,7 @@ def _corruptions(
         'images': config['data']['images'],
         'mean_corruption_error': _percent(summary['mean_corruption_error']),
         'mce': None if mce is None else _percent(mce),
-        'by_corruption': {
-            corruption: _percent(sum(found['error'] for found in severities.values()) / len(severities))
-            for corruption, severities in content['results'][name].items()
-        },
+        'by_corruption': {corruption: _percent(error) for corruption, error in summary['corruptions'].items()},
         'weights': state,
     }
     measured = content['clean'].get(name)
