@@ -39,6 +39,8 @@ class AttackResults(ResultFile):
         super().__init__(content, path)
         self.__dict__.update(content['settings'])
         self.count = max(self.alone, self.worst_case)
+        if content['clean'] is not None:
+            unpack_bits(content['clean']['correct'], self.count)  # there are so many images, whoever wrote the file
         self._work = {
             attack['name']: attack['forwards'] + BACKWARD * attack['backwards'] for attack in content['attacks']
         }
