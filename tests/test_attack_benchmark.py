@@ -23,7 +23,7 @@ from timm_p2be.cli import benchmark_attacks as command
 from timm_p2be.cli import main
 from timm_p2be.robustness.attacks.judge import BrokenAttackError, is_correct, seeded
 from timm_p2be.robustness.evaluation.attack_benchmark import benchmark_attacks
-from timm_p2be.robustness.evaluation.attack_suite import FAMILIES, Trial, budget, build_suite, variant
+from timm_p2be.robustness.evaluation.attack_suite import FAMILIES, budget, build_suite, variant
 from timm_p2be.robustness.evaluation.results import unpack_bits
 from timm_p2be.robustness.images import ImageSet
 from timm_p2be.robustness.pixel_model import PixelModel
@@ -178,11 +178,13 @@ def test_another_configuration_needs_another_folder_or_overwrite(
         (lambda text: text.replace('"torch": "', '"torch": "0.'), r'versions\.torch: 0\..* -> .*--overwrite'),
         (
             lambda text: text.replace('"schema_version": 1', '"schema_version": 2'),
-            r"\('attacks', 2\); this version reads",
+            "'attacks', schema version 2; this version reads",
         ),
-        (lambda text: text.replace('"attacks"', '"corruptions"', 1), r"\('corruptions', 1\)"),
+        (lambda text: text.replace('"attacks"', '"corruptions"', 1), "kind 'corruptions', schema version 1"),
         (lambda text: text[:-9], 'cannot be read as JSON'),
         (lambda text: '[]', 'a list, not an object'),
+        (lambda text: text.replace('"done"', '"x"'), 'does not hold what it should'),
+        (lambda text: text.replace('"success": "', '"success": "?'), 'the result file is damaged'),
     ],
 )
 def test_files_of_other_versions_are_not_continued(tmp_path: Path, damage: Callable[[str], str], message: str) -> None:
@@ -227,16 +229,15 @@ def test_saved_images_fool_the_model_within_the_bound(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        ({'eps': 0}, 'eps=0; allowed are 1 to 255'),
+        ({'eps': 0}, 'eps=0; it must be an integer of at least 1'),
         ({'eps': 256}, 'eps=256'),
         ({'alone': 0}, 'alone=0'),
         ({'worst_case': -1}, 'worst_case=-1'),
         ({'batch_size': 0}, 'batch_size=0'),
         ({'data': ImageSet([(Image.new('RGB', (4, 4)), 2)], 'other', 4)}, 'labels from 2 to 2, th has 2 classes'),
         ({'attacks': []}, 'at least one'),
-        ({'attacks': [Push('a', 1), Push('a', 2)]}, 'each once'),
+        ({'attacks': [Push('a', 1), Push('a', 2)]}, 'each once. Label models'),
         ({'attacks': [Push('a', 1, eps=9)]}, 'eps=9'),
-        ({'attacks': [Push('a', 1, kind='magic')]}, "'magic'"),
     ],
 )
 def test_arguments_out_of_range_are_refused(change: dict[str, Any], message: str) -> None:
@@ -313,7 +314,6 @@ def test_the_suite_has_every_family_once_a_surrogate_and_cheapest_first(nets: di
         ('wrn10_2_p2be', ['pgd-ramp'], [], r"Unknown attack 'pgd-ramp' for wrn10_2_p2be.*quick.*noise.*pgd-kernel"),
         ('wrn10_2', ['transfer'], [], '--transfer-from'),
         ('wrn10_2', ['full'], ['planted'], '2 classes'),
-        ('wrn10_2_p2be', ['full'], ['wrn10_2', 'wrn10_2'], 'label the models'),
     ],
 )
 def test_suites_that_cannot_be_built(
@@ -339,12 +339,6 @@ def test_variants_have_the_bound_and_steps_asked_for(nets: dict[str, PixelModel]
 def test_the_budget_multiplies_calls_by_their_time() -> None:
     text = budget([Push('a', 3), Push('b', 5)], 10, (0.1, 0.2))
     assert text.endswith('at most 00:18 ([h:]min:s)')  # 10 * (2 * 0.1 + 8 * 0.2)
-
-
-def test_the_budget_expects_what_a_trial_showed() -> None:
-    text = budget([Push('dga', 3), Push('b', 5)], 1000, (0.0, 100.0), Trial('dga', 16, 3, 1.6))
-    # 1000 * 0.1 + 4 / 18 * 1000 * 5 * 100 seconds
-    assert text.endswith('about 30:53:31 if as many stand after dga as 3 of 16 did now')
 
 
 @pytest.fixture
@@ -378,7 +372,7 @@ def test_the_budget_alone_writes_nothing(flags: list[str], tmp_path: Path, capsy
     assert main([*flags, '--budget', '--batch-size', '2']) == 0
     out = capsys.readouterr().out
     assert 'apgd-target-kernel' in out
-    assert re.search(r'at most .* about .* if as many stand after dga as \d of 2 did now', out)
+    assert re.search(r'at most .*min:s', out)
     assert not (tmp_path / 'out').exists()
 
 

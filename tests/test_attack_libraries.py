@@ -11,7 +11,6 @@ from planted import Corner, random_levels, standing_after
 from torch import Tensor, nn
 
 import timm_p2be
-from timm_p2be.robustness.attacks import robustbench_model
 from timm_p2be.robustness.attacks.judge import is_correct
 from timm_p2be.robustness.images import as_batch, read_images
 from timm_p2be.robustness.pixel_model import PixelModel, load_model
@@ -47,7 +46,7 @@ def test_autoattack() -> None:
     autoattack = pytest.importorskip('pyautoattack')
     network, levels = _network(), random_levels(6)
     labels = PixelModel(network)(levels).argmax(1)
-    attack = autoattack.AutoAttack(robustbench_model(network), norm='Linf', eps=8 / 255, device='cpu', seed=0)
+    attack = autoattack.AutoAttack(timm_p2be.attack_view(network), norm='Linf', eps=8 / 255, device='cpu', seed=0)
     attack.attacks_to_run = ['apgd-ce']
     assert _all_fell(network, attack.run_standard_evaluation(levels / 255, labels)[0], levels, labels)
 

@@ -54,7 +54,7 @@ def gray(count: int = 4, size: int = 8, level: int = 128) -> tuple[Tensor, Tenso
 
 ATTACKS = [
     pytest.param(lambda model, eps=8: Noise(model, eps, draws=20), id='noise'),
-    pytest.param(lambda model, eps=8: Transfer(model, eps, Square(planted(), eps, queries=100)), id='transfer'),
+    pytest.param(lambda model, eps=8: Transfer(model, Square(planted(), eps, queries=100)), id='transfer'),
     pytest.param(lambda model, eps=8: Square(model, eps, queries=100), id='square'),
 ]
 SEARCHES = ATTACKS[2:]
@@ -166,7 +166,7 @@ def test_squares_move_by_the_whole_bound_and_start_from_stripes() -> None:
 def test_transfer_hands_on_the_source_images() -> None:
     source = Square(planted(), queries=50)
     levels, labels = gray()
-    attack = Transfer(constant(), 8, source)
+    attack = Transfer(constant(), source)
     assert attack.name == 'transfer-planted'
     assert attack.cost() == Cost(51, 0)
     expected = source(levels, labels, torch.Generator().manual_seed(3))

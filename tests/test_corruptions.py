@@ -18,7 +18,6 @@ from scipy import ndimage
 
 from timm_p2be.robustness.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, SUITES, corrupt, weather
 from timm_p2be.robustness.corruptions.blur import directed_blur, disk_kernel
-from timm_p2be.robustness.corruptions.contact_sheet import contact_sheet
 from timm_p2be.robustness.corruptions.parameters import PARAMETERS
 
 Pixels = NDArray[np.uint8]
@@ -479,15 +478,3 @@ def test_bad_input(change: dict[str, Any], words: tuple[str, str]) -> None:
     with pytest.raises(ValueError) as caught:  # noqa: PT011  the words are looked for below
         corrupt(**{'image': _image('cifar'), 'name': 'contrast', 'severity': 1, **change})
     assert all(word in str(caught.value) for word in words), caught.value
-
-
-def test_contact_sheet_shows_every_severity() -> None:
-    image = _image('cifar')
-    sheet = np.asarray(contact_sheet(image, names=('shot_noise', 'pixelate'), seed=4))[::2, ::2]
-    for row, name in enumerate(('shot_noise', 'pixelate')):
-        top = 10 + row * 34
-        for column, picture in enumerate((image, *(corrupt(image, name, s, seed=4) for s in range(1, 6)))):
-            left = 60 + column * 34
-            np.testing.assert_array_equal(sheet[top : top + 32, left : left + 32], picture)
-    assert contact_sheet(image).height > 19 * 64
-    assert contact_sheet(_image('imagenet'), 'imagenet', names=('fog',)).width > 6 * 112

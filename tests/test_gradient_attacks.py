@@ -79,6 +79,8 @@ def test_names_and_costs() -> None:
     assert APGD(model, surrogate='linear', loss='margin').name == 'apgd-linear-margin'
     assert APGD(model, restarts=3).cost() == (3, 300)
     assert PGD(model, restarts=2, steps=5).cost() == (2, 10)
+    classes = model.num_classes  # of which all but the right one are targets
+    assert PGD(model, restarts=99, steps=5, loss='target').cost() == (classes, 5 * (classes - 1))
 
 
 def test_later_restarts_are_random_and_the_best_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

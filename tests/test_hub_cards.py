@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import published
@@ -12,12 +13,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-import ship
 from timm_p2be import PixelEmbedding, find_embedding
 from timm_p2be.hub.card import render_card
 from timm_p2be.hub.repository import read_contents
 from timm_p2be.models import weights
 from timm_p2be.models.tables import TABLES
+
+sys.path.insert(0, str(Path(__file__).parents[1] / 'hub_cards'))
+import ship
 
 CARDS = Path(__file__).parents[1] / 'hub_cards'
 FOLDERS = sorted(path for path in CARDS.iterdir() if path.is_dir()) if CARDS.is_dir() else []

@@ -373,10 +373,10 @@ def test_results_of_other_weights_are_refused(trained: Path, tmp_path: Path, ref
     ('file', 'change', 'message'),
     [
         (CORRUPTIONS, lambda content: content.update(complete=False), 'is incomplete. Run the benchmark to its end'),
-        (CORRUPTIONS, lambda content: content.update(schema_version=9), 'not a result file'),
+        (CORRUPTIONS, lambda content: content.update(schema_version=9), 'schema version 9; this version reads'),
         (CORRUPTIONS, lambda content: None, 'is a second file of corruptions'),
         (ATTACKS, lambda content: content['alone']['square'].pop('accuracy'), 'is incomplete. Run the benchmark'),
-        (None, None, 'not a result file'),
+        (None, None, 'No such file'),
     ],
 )
 def test_unfit_result_files(
@@ -501,7 +501,7 @@ def test_a_run_on_a_shipped_table_names_it(trained: Path, tmp_path: Path) -> Non
         ((*NAMED, '--tag', 'main'), "Got the tag 'main', which is the name of the branch"),
         ((*NAMED, '--private'), 'Got --dry-run and --private'),
         ((*NAMED, '--test-images', '0'), 'Got --test-images 0'),
-        ((*NAMED, '--split', 'test', '--input-key', 'img'), '--split, --input-key has no effect without test data'),
+        ((*NAMED, '--split', 'test', '--input-key', 'img'), 'Got flags of clean images, but no such images'),
         ((*NAMED, '--embedding-only', '--half'), 'its latents stay float32. Leave out --half'),
         ((*NAMED, '--license', 'MIT!'), "Got license 'MIT!'"),
         ((*NAMED, '--base-model', '/a/path'), "Got base_model='/a/path'"),

@@ -14,7 +14,6 @@ from timm_p2be.robustness.attacks.surrogates import (
     SURROGATES,
     attack_view,
     code_slopes,
-    robustbench_model,
     round_toward,
     surrogates_for,
 )
@@ -207,8 +206,3 @@ def test_rounding_toward_the_clean_image_keeps_every_bound() -> None:
     assert (rounded != clean).any()
     other = random_levels(4, 3, 32, 32).flip(0)
     assert torch.equal(round_toward(other / 255, clean), other)
-
-
-def test_a_model_for_robustbench() -> None:
-    view, levels = robustbench_model('wrn16_2_p2be', eps=1), random_levels(2, 3, 32, 32)
-    assert torch.equal(view(levels / 255), timm.create_model('wrn16_2_p2be', pretrained=True).eval()(levels))

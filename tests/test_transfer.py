@@ -45,12 +45,10 @@ def test_a_fixed_table_stays_and_a_learned_one_moves(data, tmp_path, table, caps
     assert not torch.equal(trained('noise-given-learned-1'), source)
     assert trained('noise-own-fixed-1').shape == (256, 64)
     content = json.loads((output / 'results.json').read_text())
-    tables = json.loads((output / 'tables.json').read_text())
     runs = [f'{run["table"]} {run["mode"]}' for run in content['runs']]
     assert runs == ['own learned', 'own fixed', 'given learned', 'given fixed']
     assert all(0 <= run['figures']['clean'] <= 100 and run['epochs'] == 1 for run in content['runs'])
-    assert len(tables['given']['codes_sha256']) == 64
-    assert tables['given']['pinned'] == str(table)
+    assert content['settings']['table'] == f'own: the start of the recipe; given: {table}'
     assert '| table | noise, learned, clean | noise, fixed, clean |' in (output / 'report.md').read_text()
     assert 'data:image/svg+xml' in (output / 'report.html').read_text()
 
@@ -69,9 +67,9 @@ def test_a_fixed_table_stays_and_a_learned_one_moves(data, tmp_path, table, caps
     assert 'holds a run with other flags (hflip: 0.5, not 0.0)' in capsys.readouterr().err
 
 
-def test_flags_of_the_table_go_to_the_runs_that_they_apply_to(tmp_path, table):
+def test_flags_of_the_table_go_to_the_runs_that_they_apply_to(table):
     target = shlex.split('--data-dir data --opt sgdp2be --p2be-init normal --p2be-lr 0.01 --p2be-betas 0.9 0.99')
-    tables = transfer.load_tables([f'given={table}'], {}, tmp_path)
+    tables = transfer.parse_tables([f'given={table}'])
     runs = transfer.plan({'noise': target}, tables, 'wrn10_2_p2be', ['learned', 'fixed'], [1])
     found = {(run.cell['table'], run.cell['mode']): ' '.join(run.words) for run in runs}
     words = '--data-dir data --opt sgdp2be{} --model wrn10_2_p2be --seed 1'
@@ -119,27 +117,11 @@ def test_sigterm_stops_the_run_where_the_same_command_goes_on(data, tmp_path, mo
 
 
 def test_a_table_of_the_hub_is_one_commit_for_all_runs(hub, tmp_path):
-    first = hub.put('someone/table', published.embedding(tmp_path / 'one', 8))
-    texts = ['given=hf-hub:someone/table']
-    tables = transfer.load_tables(texts, {}, tmp_path)
-    assert tables['given']['pinned'] == f'someone/table@{first}'
-    hub.put('someone/table', published.embedding(tmp_path / 'two', 8, seed=1))
-    again = transfer.load_tables(texts, tables, tmp_path)
-    assert again == tables
-    runs = transfer.plan({'noise': ['--data-dir', 'data']}, again, 'wrn10_2_p2be', ['learned'], [1, 2])
+    commit = hub.put('someone/table', published.embedding(tmp_path / 'one', 8))
+    tables = transfer.parse_tables(['given=hf-hub:someone/table'])
+    runs = transfer.plan({'noise': ['--data-dir', 'data']}, tables, 'wrn10_2_p2be', ['learned'], [1, 2])
     given = [run.words for run in runs if run.cell['table'] == 'given']
-    assert [words[words.index('--p2be-embedding') + 1] for words in given] == [f'someone/table@{first}'] * 2
-
-
-def test_a_name_stays_with_its_table(tmp_path):
-    for seed, name in enumerate('ab'):
-        published.embedding(tmp_path / name, 8, seed=seed)
-    one, two = ([f'given={tmp_path / name}'] for name in 'ab')
-    known = transfer.load_tables(one, {}, tmp_path)
-    published.embedding(tmp_path / 'a', 8, seed=1)
-    for texts in (one, two):
-        with pytest.raises(ValueError, match=r"Table 'given': .*another table of this name, from .*a; choose another"):
-            transfer.load_tables(texts, known, tmp_path)
+    assert [words[words.index('--p2be-embedding') + 1] for words in given] == [f'someone/table@{commit}'] * 2
 
 
 def test_a_failing_run_names_its_log(tmp_path, table, capsys):
@@ -162,10 +144,10 @@ def test_a_failing_run_names_its_log(tmp_path, table, capsys):
         (['a-b=x'], 'letters digits'),  # a-b, c and a, b-c would share a folder
     ],
 )
-def test_bad_targets_and_tables(texts, words, tmp_path):
+def test_bad_targets_and_tables(texts, words):
     is_table = '=' in texts[0].partition(':')[0] or words.endswith('FOLDER')
     with pytest.raises(ValueError, match='.*'.join(words.split())):
-        transfer.load_tables(texts, {}, tmp_path) if is_table else transfer.parse_targets(texts)
+        transfer.parse_tables(texts) if is_table else transfer.parse_targets(texts)
 
 
 def test_a_table_that_is_none_is_wrong_usage(tmp_path, capsys):

@@ -24,7 +24,6 @@ _STALE_SECONDS = 24 * 3600
 
 Field = tuple[str, Callable[[Any], bool]]  # what is allowed, in words, and the test of it
 Schema = Mapping[str, Field]
-Shape = Field | Mapping[str, Any] | list[Any]  # see `check_shape`
 
 
 def temporary_beside(path: Path) -> Path:
@@ -205,35 +204,6 @@ def check_schema(values: Any, schema: Schema, where: str, extra: bool = False) -
     for name, (allowed, is_allowed) in schema.items():
         if not is_allowed(values[name]):
             raise ValueError(f'{where}: {name} is {shown(values[name])}; allowed is {allowed}.')
-
-
-def check_shape(value: Any, shape: Shape, where: str) -> None:
-    """Raise unless `value` is what a shape allows.
-
-    Args:
-        value: as `read_json` returns it.
-        shape: a `Field`; or an object, {key: shape}, in which 'key?' may be missing or null, '*' and '*?' stand for
-            any other key, and keys that are not named may hold anything; or a list, [shape of each entry].
-        where: what messages begin with.
-    """
-    if isinstance(shape, tuple):
-        check_schema({'it': value}, {'it': shape}, where)
-        return
-    if isinstance(shape, list):
-        if not isinstance(value, list):
-            raise ValueError(f'{where} is {shown(value)}; allowed is a list.')
-        for index, entry in enumerate(value):
-            check_shape(entry, shape[0], f'{where}[{index}]')
-        return
-    anything: Field = ('anything', lambda value: True)
-    needed = [key for key in shape if key[-1] not in '*?']
-    check_schema(value, dict.fromkeys(needed, anything), where, extra=True)
-    for key, entry in value.items():
-        inner = shape.get(key) or (shape.get(f'{key}?') if entry is not None else None)
-        if inner is None and f'{key}?' not in shape:
-            inner = shape.get('*') or (shape.get('*?') if entry is not None else None)
-        if inner is not None:
-            check_shape(entry, inner, f'{where}.{key:.100}')
 
 
 _SHORT = reprlib.Repr()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from timm_p2be.cli.flags import add_data_flags, add_model_flags, images_from, models_from
-from timm_p2be.cli.interruption import alone_in, kept_files, run_long
+from timm_p2be.cli.interruption import KEPT, alone_in, run_long
 from timm_p2be.extras import require
 from timm_p2be.robustness.attacks.attack import Attack
 from timm_p2be.robustness.evaluation.attack_benchmark import benchmark_attacks
@@ -21,7 +21,6 @@ from timm_p2be.robustness.evaluation.attack_suite import (
     budget,
     build_suite,
     measure_speed,
-    try_strongest,
     variant,
 )
 from timm_p2be.robustness.evaluation.predictions import check_size
@@ -56,9 +55,7 @@ def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     add_model_flags(parser)
     add_data_flags(parser)
     _add_flags(parser)
-    return lambda args: run_long(
-        parser, lambda: _run(args), lambda: kept_files(sorted(args.output.glob('*.attacks.json')))
-    )
+    return lambda args: run_long(parser, lambda: _run(args), KEPT)
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
@@ -144,8 +141,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _print_budget(args: argparse.Namespace, model: PixelModel, data: ImageSet, attacks: Sequence[Attack]) -> None:
-    levels, labels = as_batch(data, range(min(16, args.batch_size, len(data))))
-    trial = try_strongest(model, attacks, levels, labels) if args.budget else None
+    levels, _ = as_batch(data, range(min(16, args.batch_size, len(data))))
     images = min(max(args.alone, args.worst_case), len(data))
-    text = budget(attacks, images, measure_speed(model, levels), trial)
+    text = budget(attacks, images, measure_speed(model, levels))
     print(f'{model.name}, eps {args.eps}:\n{text}', file=sys.stdout if args.budget else sys.stderr)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from timm_p2be.cli.flags import add_data_flags, add_model_flags, images_from, models_from
-from timm_p2be.cli.interruption import alone_in, kept_files, run_long
+from timm_p2be.cli.flags import add_data_flags, add_model_flags, images_from, models_from, names_images
+from timm_p2be.cli.interruption import KEPT, alone_in, run_long
 from timm_p2be.extras import require
 from timm_p2be.robustness.corruptions import SEVERITIES, SUITES
 from timm_p2be.robustness.corruptions.corrupted_sets import CorruptedSet
@@ -41,7 +41,7 @@ def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     add_model_flags(parser)
     add_data_flags(parser)
     _add_flags(parser)
-    return lambda args: run_long(parser, lambda: _run(args), lambda: kept_files([args.output / _RESULTS]))
+    return lambda args: run_long(parser, lambda: _run(args), KEPT)
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
@@ -89,9 +89,7 @@ def _data(args: argparse.Namespace) -> tuple[CorruptedSet, ImageSet | None]:
         return GeneratedSet(clean, suite, args.corruptions, args.severities, args.extra, args.seed or 0), clean
     if args.seed is not None:
         raise ValueError(f'--seed is for corruptions that are made here; --corrupted {args.corrupted} has its own.')
-    named = bool(args.dataset or args.data_dir)
-    if not named and (args.split != 'validation' or args.input_key or args.target_key or args.dataset_download):
-        raise ValueError('Got flags of clean images, but no such images. Pass --dataset or --data-dir too.')
+    named = names_images(args)
     data = open_corrupted(args.corrupted, args.corruptions, args.severities, args.extra, args.limit, args.class_map)
     if args.suite not in (None, data.suite):
         raise ValueError(

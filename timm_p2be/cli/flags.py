@@ -2,14 +2,11 @@
 
 import argparse
 import os
-from collections.abc import Iterable
 
 import torch
 
 from timm_p2be.robustness.images import ImageSet, read_images
 from timm_p2be.robustness.pixel_model import PixelModel, load_model
-
-DATA_FLAGS = ('split', 'input_key', 'target_key', 'class_map', 'dataset_download', 'limit')  # beside the data's name
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -41,9 +38,14 @@ def add_data_flags(parser: argparse.ArgumentParser, title: str = 'data') -> None
     add('--limit', type=int, metavar='N', help='only the first N images, for a quick look')
 
 
-def given_flags(parser: argparse.ArgumentParser, args: argparse.Namespace, names: Iterable[str]) -> str:
-    """Return those flags in words that do not have their default."""
-    return ', '.join('--' + name.replace('_', '-') for name in names if getattr(args, name) != parser.get_default(name))
+def names_images(args: argparse.Namespace, *more: str) -> bool:
+    """Return whether the flags name images; those that say how to read them, and `more`, need some."""
+    if args.dataset or args.data_dir:
+        return True
+    names = ('input_key', 'target_key', 'dataset_download', *more)
+    if args.split != 'validation' or any(getattr(args, name) for name in names):
+        raise ValueError('Got flags of clean images, but no such images. Pass --dataset or --data-dir too.')
+    return False
 
 
 def models_from(args: argparse.Namespace) -> list[PixelModel]:

@@ -3,12 +3,14 @@
 import argparse
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from timm_p2be.locks import FolderLock
+
+KEPT = 'What was finished is kept in --output; the same command again goes on from there.'  # of a benchmark
 
 
 @contextmanager
@@ -36,15 +38,7 @@ def alone_in(output: Path, locked: bool) -> Iterator[None]:
             lock.close()
 
 
-def kept_files(files: Iterable[Path]) -> str:
-    """Return what remains of a command that writes these files as it goes."""
-    names = ', '.join(str(file) for file in files if file.exists())
-    if not names:
-        return 'Nothing was finished; nothing is kept.'
-    return f'What was finished is kept in {names}; the same command again goes on from there.'
-
-
-def run_long(parser: argparse.ArgumentParser, run: Callable[[], int], kept: Callable[[], str] = str) -> int:
+def run_long(parser: argparse.ArgumentParser, run: Callable[[], int], kept: str = '') -> int:
     """Return the exit code of a command: its own, 130 when interrupted (`kept` says what remains), 2 after an error."""
     try:
         with terminated_as_interrupt():
@@ -54,7 +48,7 @@ def run_long(parser: argparse.ArgumentParser, run: Callable[[], int], kept: Call
     except (ValueError, ModuleNotFoundError) as error:
         parser.error(str(error))
     except OSError as error:
-        parser.error(f'{error}. {kept()}'.rstrip())
+        parser.error(f'{error}. {kept}'.rstrip())
     except KeyboardInterrupt:
-        print(f'{parser.prog}: interrupted. {kept()}'.rstrip(), file=sys.stderr)
+        print(f'{parser.prog}: interrupted. {kept}'.rstrip(), file=sys.stderr)
         return 130

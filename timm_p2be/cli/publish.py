@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from timm_p2be.cli.flags import DATA_FLAGS, add_data_flags, given_flags, images_from
+from timm_p2be.cli.flags import add_data_flags, images_from, names_images
 from timm_p2be.cli.interruption import run_long
 from timm_p2be.files import file_sha256
 from timm_p2be.hub.card import LICENSE
@@ -68,21 +68,15 @@ def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     )
     group.add_argument('--license', default=LICENSE, metavar='ID', help='of the weights (default: %(default)s)')
 
-    def command(args: argparse.Namespace) -> int:
-        unused = '' if args.dataset or args.data_dir else given_flags(parser, args, DATA_FLAGS)
-        return run_long(parser, lambda: _run(args, unused), lambda: 'Run it again to complete the release.')
-
-    return command
+    return lambda args: run_long(parser, lambda: _run(args), 'Run it again to complete the release.')
 
 
-def _run(args: argparse.Namespace, unused: str) -> int:
+def _run(args: argparse.Namespace) -> int:
     if args.dry_run is not None and args.private:
         raise ValueError('Got --dry-run and --private; a dry run creates no repository. Leave one of them out.')
     if args.test_images is not None and args.test_images < 1:
         raise ValueError(f'Got --test-images {args.test_images}; allowed is at least 1.')
     check_names(args.repo_id, args.tag)
-    if unused:
-        raise ValueError(f'{unused} has no effect without test data; name them by --data-dir or --dataset.')
     release = Release(
         repo_id=args.repo_id,
         tag=args.tag,
@@ -93,7 +87,7 @@ def _run(args: argparse.Namespace, unused: str) -> int:
         results=args.results,
         base_model=args.base_model,
         license=args.license,
-        test=partial(images_from, args) if args.dataset or args.data_dir else None,
+        test=partial(images_from, args) if names_images(args, 'class_map', 'limit') else None,
         # the test images of torchvision's sets are a 'validation' split to timm
         test_split=None if args.dataset.startswith('torch/') else args.split,
     )

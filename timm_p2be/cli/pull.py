@@ -27,7 +27,7 @@ def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     parser.add_argument('--output', type=Path, metavar='FOLDER', help='write plain files there (default: Hub cache)')
     parser.add_argument('--overwrite', action='store_true', help='replace what an earlier pull wrote to FOLDER')
 
-    return lambda args: run_long(parser, lambda: _run(args), lambda: 'Nothing was written to --output.')
+    return lambda args: run_long(parser, lambda: _run(args), 'Nothing was written to --output.')
 
 
 def _run(args: argparse.Namespace) -> int:

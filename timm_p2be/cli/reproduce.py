@@ -58,7 +58,7 @@ def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     names = [action.dest for action in parser._actions[before:]]
 
     kept = 'The same command goes on from here.'
-    return lambda args: run_long(parser, lambda: _run(args, names, parser.prog), lambda: kept)
+    return lambda args: run_long(parser, lambda: _run(args, names, parser.prog), kept)
 
 
 def _run(args: argparse.Namespace, data_names: list[str], prog: str) -> int:

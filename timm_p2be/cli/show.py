@@ -7,10 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from timm_p2be.cli.interruption import run_long
-from timm_p2be.cli.picture_files import save_picture
 from timm_p2be.encodings.statistics import CodeStatistics, code_statistics, latent_statistics
 from timm_p2be.encodings.table_file import codes_sha256
+from timm_p2be.files import atomic_write
 from timm_p2be.hub.find_table import Table, find_table
 from timm_p2be.hub.pictures import codes_picture
 
@@ -49,9 +51,19 @@ def _run(args: argparse.Namespace) -> int:
     table = find_table(args.table, args.num_bits)
     report = _report(table)
     if args.output is not None:
-        save_picture(codes_picture(table.file.codes, _title(table)), args.output, args.overwrite)
+        _save(codes_picture(table.file.codes, _title(table)), args.output, args.overwrite)
     print(json.dumps(report, indent=1) if args.json else _text(table, report, args.output))
     return 0
+
+
+def _save(image: Image.Image, path: Path, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        raise ValueError(f'{path} is there already. Choose another place, or pass --overwrite.')
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind not in Image.SAVE:
+        raise ValueError(f'{path}: unknown kind of image {path.suffix!r}; name a .png or .jpg file.')
+    with atomic_write(path) as file:
+        image.save(file, kind)
 
 
 def _report(table: Table) -> dict[str, Any]:

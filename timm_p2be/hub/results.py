@@ -10,8 +10,9 @@ from timm.data import create_transform
 
 from timm_p2be.files import content_of, file_sha256
 from timm_p2be.hub.run_folder import Run
-from timm_p2be.robustness.evaluation.predictions import Judge
+from timm_p2be.robustness.evaluation.predictions import judge
 from timm_p2be.robustness.evaluation.results import read_json
+from timm_p2be.robustness.evaluation.runner import Memory
 from timm_p2be.robustness.images import ImageSet
 from timm_p2be.robustness.pixel_model import PixelModel
 
@@ -48,7 +49,8 @@ def collect_results(
         own = next(iter(weights.values()))
         clean.append({'error': run.error, 'images': images, 'split': split, 'weights': own, 'source': source})
     for path in files:
-        kind, content = _read(path)
+        content = read_json(path, 'corruptions', 'attacks')
+        kind = content['kind']
         if found[kind] is not None:
             raise ValueError(f'{path} is a second file of {kind}. Pass one of each kind.')
         read = _corruptions if kind == 'corruptions' else _attacks
@@ -71,28 +73,17 @@ def measure_clean(
     The labeled images in their `source` may have any size: `config` has input size, interpolation, crop and mean, by
     which timm's validate.py resizes and crops them. `split` and `state` say in words what images and weights they are.
     """
-    judge, transform = Judge(None, say=print), create_transform(**config, normalize=False)  # uint8 pixels
+    memory, transform = Memory(say=print), create_transform(**config, normalize=False)  # uint8 pixels
     numbers = model.numbers_of(images.class_names, images.num_classes, images.name)
     wrong = 0
     for start in range(0, len(images), _BATCH):
         pairs = [images.source[index] for index in range(start, min(start + _BATCH, len(images)))]
         pixels = torch.stack([transform(image.convert('RGB')) for image, _ in pairs])
         labels = torch.tensor([int(label) for _, label in pairs])
-        correct, _ = judge(model, pixels, labels if numbers is None else numbers[labels])
+        correct, _ = judge(model, pixels, labels if numbers is None else numbers[labels], memory)
         wrong += int((~correct).sum())
     split = f'{split}, first {len(images)} images' if images.limit is not None else split
     return _clean('measured in float32 by timm-p2be publish', wrong / len(images), len(images), split, state)
-
-
-def _read(path: Path) -> tuple[str, dict[str, Any]]:
-    """Return kind and content of a benchmark file."""
-    problem = ValueError(f'{path}: no such file.')
-    for kind in ('corruptions', 'attacks'):
-        try:
-            return kind, read_json(path, kind)
-        except ValueError as error:
-            problem = error
-    raise ValueError(f'--results {path}: not a result file of `timm-p2be benchmark`. ({problem})') from problem
 
 
 def _measured(path: Path, models: Sequence[Mapping[str, Any]], weights: Mapping[str, str]) -> tuple[str, str]:
@@ -128,10 +119,7 @@ def _corruptions(
         'images': config['data']['images'],
         'mean_corruption_error': _percent(summary['mean_corruption_error']),
         'mce': None if mce is None else _percent(mce),
-        'by_corruption': {
-            corruption: _percent(sum(found['error'] for found in severities.values()) / len(severities))
-            for corruption, severities in content['results'][name].items()
-        },
+        'by_corruption': {corruption: _percent(error) for corruption, error in summary['corruptions'].items()},
         'weights': state,
     }
     measured = content['clean'].get(name)
@@ -171,7 +159,7 @@ def _attacks(
 
 
 def _clean(source: str, error: float, images: int, split: str, state: str) -> dict[str, Any]:
-    return {'error': _percent(error), 'images': images, 'split': split, 'weights': state, 'source': source}
+    return {'error': _percent(error), 'images': int(images), 'split': split, 'weights': state, 'source': source}
 
 
 def _percent(fraction: float) -> float:

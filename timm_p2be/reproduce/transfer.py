@@ -13,12 +13,8 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from timm_p2be import PixelEmbedding
 from timm_p2be.cli.interruption import run_long
-from timm_p2be.encodings.table_file import codes_sha256
-from timm_p2be.files import read_json, write_json
 from timm_p2be.reproduce.grid import SEED, Grid, Run, axes_in_words
 from timm_p2be.reproduce.running import carry_out, check
 from timm_p2be.training.arguments import flag_groups
@@ -32,7 +28,7 @@ _EPILOG = """\
 --target takes a name and the flags of train.py, in quotes: a recipe and where the data are, by any reader of timm.
 Flags of the table go only to the runs that they apply to, be they from FLAGS or from a recipe: --p2be-init to those of
 the table 'own'; --p2be-lr, -min-lr, -sched, -betas, -weight-decay, -smoothness and -reduction to the learned ones.
-A Hub id means its commit of the first call, for later calls with the same --output too.
+A Hub id means its commit of now; runs in --output that began with another one are refused, with its name.
 
 example, after `timm-p2be publish RUN --embedding-only --dry-run tables/imagenet ...` for each source:
   python train_scripts/transfer.py --model wrn40_2_p2be --seeds 1 2 3 --output output/transfer \\
@@ -43,7 +39,7 @@ example, after `timm-p2be publish RUN --embedding-only --dry-run tables/imagenet
 
 def plan(
     targets: dict[str, list[str]],
-    tables: dict[str, dict[str, Any]],
+    tables: dict[str, str],
     model: str,
     modes: Sequence[str],
     seeds: Sequence[int],
@@ -56,7 +52,7 @@ def plan(
             left_out.add('--p2be-init')
         words = [word for flag, group in flag_groups(targets[target]) if flag not in left_out for word in group]
         words += ['--model', model, '--seed', str(seed)]
-        words += ['--p2be-embedding', tables[table]['pinned']] if table != OWN else []
+        words += ['--p2be-embedding', tables[table]] if table != OWN else []
         words += ['--p2be-freeze'] if mode == 'fixed' else []
         run = Run({'target': target, 'table': table, 'mode': mode, SEED: str(seed)}, words)
         args = run.arguments.args
@@ -79,26 +75,11 @@ def parse_targets(texts: Sequence[str]) -> dict[str, list[str]]:
     return targets
 
 
-def load_tables(texts: Sequence[str], known: dict[str, dict[str, Any]], output: Path) -> dict[str, dict[str, Any]]:
-    """Return what there is to say of the tables given as NAME=ID, the Hub's being at one commit for all runs.
-
-    `known` is what earlier calls said of theirs in `output`. Raises ValueError: a bad name, a source that cannot be
-    loaded, or another table than that of an earlier call.
-    """
-    tables = {}
-    for name, source in _named(texts, '=', 'NAME=FOLDER or NAME=org/name@revision').items():
-        earlier = known.get(name, {})
-        place = earlier['pinned'] if earlier.get('source') == source else pinned(source)
-        embedding = PixelEmbedding.from_pretrained(place)
-        digest = codes_sha256(embedding.codes())
-        if earlier and (earlier['source'], earlier['codes_sha256']) != (source, digest):
-            raise ValueError(
-                f'Table {name!r}: runs in {output} have another table of this name, from {earlier["source"]}; '
-                'choose another name or another --output.'
-            )
-        provenance = embedding.provenance
-        tables[name] = {'source': source, 'pinned': place, 'codes_sha256': digest, 'provenance': provenance}
-    return tables
+def parse_tables(texts: Sequence[str]) -> dict[str, str]:
+    """Return the tables given as NAME=ID, those of the Hub by the commit that they have now for all runs."""
+    return {
+        name: pinned(source) for name, source in _named(texts, '=', 'NAME=FOLDER or NAME=org/name@revision').items()
+    }
 
 
 def _named(texts: Sequence[str], separator: str, form: str) -> dict[str, str]:
@@ -115,13 +96,10 @@ def _named(texts: Sequence[str], separator: str, form: str) -> dict[str, str]:
 
 
 def _experiment(args: argparse.Namespace, prog: str) -> int:
-    file = args.output / 'tables.json'
-    known = read_json(file) if file.is_file() else {}
-    tables = load_tables(args.table, known, args.output)
-    targets = parse_targets(args.target)
+    tables, targets = parse_tables(args.table), parse_targets(args.target)
     names = {
         'target': {name: shlex.join(flags) for name, flags in targets.items()},
-        'table': {OWN: 'the start of the recipe', **{name: table['pinned'] for name, table in tables.items()}},
+        'table': {OWN: 'the start of the recipe', **tables},
         'mode': {mode: mode for mode in args.mode},
         SEED: {str(seed): str(seed) for seed in args.seeds},
     }
@@ -136,7 +114,6 @@ def _experiment(args: argparse.Namespace, prog: str) -> int:
         corruption_images=args.corruptions or None,
     )
     check(grid)
-    write_json(file, {**known, **tables})
     return carry_out(grid, args.output, {}, prog)
 
 
@@ -158,4 +135,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     add('--corruptions', nargs='?', type=int, const=0, metavar='N', help='measure those of the first N images (or all)')
     add('--output', type=Path, default=Path('output/transfer'), help='default: %(default)s')
     args = parser.parse_args(argv)
-    return run_long(parser, lambda: _experiment(args, parser.prog), lambda: 'The same command goes on from here.')
+    return run_long(parser, lambda: _experiment(args, parser.prog), 'The same command goes on from here.')

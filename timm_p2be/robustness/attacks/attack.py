@@ -9,10 +9,6 @@ from torch import Generator, Tensor, nn
 
 from timm_p2be.robustness.pixel_model import PixelModel, as_pixel_model
 
-# Rough order of strength and of what the attacker knows; the automatic checks compare kinds. Result files of attacks
-# that saw decisions alone exist.
-KINDS = ('noise', 'transfer', 'one-step', 'white-box', 'score', 'decision')
-
 
 class Cost(NamedTuple):
     """Most that one image can cost: calls of the model without and with a backward pass."""
@@ -30,7 +26,7 @@ class Attack(ABC):
         name: in reports, unique in a benchmark.
     """
 
-    kind: str  # one of KINDS
+    kind: str  # 'noise', 'transfer', 'one-step', 'white-box' or 'score'; the automatic checks compare kinds
 
     def __init__(self, model: nn.Module, eps: int, name: str) -> None:
         check_eps(eps)

@@ -36,14 +36,9 @@ class Attempts:
                 return
             yield number, standing
 
-    def score(self, images: Tensor, candidates: Tensor) -> Tensor:
-        """Return the margins, (N, C), of C candidates for each of N images, uint8 (N, C, 3, H, W)."""
-        labels = self.labels[images].repeat_interleave(candidates.shape[1])
-        return margins(self._model, candidates.flatten(0, 1), labels).view(candidates.shape[:2])
-
     def offer(self, images: Tensor, candidates: Tensor, always: bool = False) -> None:
         """Score one candidate, uint8 (N, 3, H, W), for each of N images; take those that are better, or all."""
-        scores = self.score(images, candidates.unsqueeze(1)).squeeze(1)
+        scores = margins(self._model, candidates, self.labels[images])
         taken = torch.ones_like(scores, dtype=torch.bool) if always else scores < self.margins[images]
         self.take(images[taken], candidates[taken], scores[taken])
 

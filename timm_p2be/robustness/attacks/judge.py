@@ -24,16 +24,23 @@ def seeded(*parts: str | int) -> Generator:
 
 
 @torch.no_grad()
+def logits(model: PixelModel, levels: Tensor, amp_dtype: torch.dtype | None = None) -> Tensor:
+    """Return the finite float32 logits (B, K), on the CPU, of uint8 images (B, 3, H, W); `amp_dtype` of autocast."""
+    model.eval()
+    device = model.device
+    with torch.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
+        found = model(levels.to(device, non_blocking=True)).float().cpu()
+    if not bool(found.isfinite().all()):
+        raise ValueError(
+            f'{model.name} gives logits that are not finite; nothing can be said of it. Its training diverged, its '
+            'file is damaged, or --amp-dtype float16 overflows.'
+        )
+    return found
+
+
 def is_correct(model: PixelModel, levels: Tensor, labels: Tensor) -> Bits:
     """Return whether the model, in evaluation mode, gives each uint8 image (B, 3, H, W) its label: (B,) bool."""
-    model.eval()
-    logits = model(levels.to(model.device)).cpu()
-    if not bool(logits.isfinite().all()):
-        raise ValueError(
-            f'{model.name} gives logits that are not finite; nothing can be said of it. Its training diverged, or its '
-            'file is damaged.'
-        )
-    return (logits.argmax(1) == labels.cpu()).numpy()
+    return (logits(model, levels).argmax(1) == labels.cpu()).numpy()
 
 
 def attack_batch(

@@ -47,11 +47,8 @@ class PGD(Climber):
         targeted = loss == 'target'
         passes = [Pass(loss, number > 0 and not targeted, number * targeted) for number in range(restarts)]
         super().__init__(model, eps, name or '', self.usual_steps if steps is None else steps, passes, stop)
-        if targeted and restarts >= self.model.num_classes:
-            raise ValueError(
-                f'Got restarts={restarts} of a targeted attack on {self.model.num_classes} classes; each has a wrong '
-                f'class of its own, so at most {self.model.num_classes - 1}.'
-            )
+        if targeted:
+            del self.passes[self.model.num_classes - 1 :]
         if step_size is not None and not 0 < step_size < math.inf:
             raise ValueError(f'Got step_size={step_size!r}; it is a positive number of levels.')
         self.surrogate = choose_surrogate(self.model, surrogate)

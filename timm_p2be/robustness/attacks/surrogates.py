@@ -8,7 +8,6 @@ of a similar smooth function into the backward pass: a surrogate.
 import logging
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -71,16 +70,6 @@ def attack_view(model: nn.Module, surrogate: str = 'auto', eps: float = 8, sigma
     _logger.info(f"{view.name}: surrogate '{surrogate}'{width}; {flips:.2f} bits flip from a level to the next.")
     view.model.set_submodule(name, _SurrogateStem(stem, surrogate, sigma))
     return view.eval()
-
-
-def robustbench_model(model: str | nn.Module, surrogate: str = 'auto', eps: float = 8) -> nn.Module:
-    """Return a model as `robustbench.eval.benchmark` takes it: the `attack_view` of a timm model or pretrained name.
-
-    Example:
-        >>> robustbench_model('wrn16_2_p2be')(torch.rand(2, 3, 32, 32)).shape
-        torch.Size([2, 10])
-    """
-    return attack_view(timm.create_model(model, pretrained=True) if isinstance(model, str) else model, surrogate, eps)
 
 
 def round_toward(images: Tensor, clean: Tensor) -> Tensor:

@@ -9,19 +9,14 @@ from timm_p2be.robustness.attacks.attempts import Attempts
 class Transfer(Attack):
     """An attack on a source model whose images are handed to the attacked one, whatever that makes of them.
 
-    As strong as the source, an attack of the same bound built on another model: one that stops at that model's decision
-    boundary transfers badly. The attacked model is only asked which images it gets wrong anyway.
+    As strong as the source, an attack built on another model, whose bound it has: one that stops at that model's
+    decision boundary transfers badly. The attacked model is only asked which images it gets wrong anyway.
     """
 
     kind = 'transfer'
 
-    def __init__(self, model: nn.Module, eps: int, source: Attack, name: str | None = None) -> None:
-        super().__init__(model, eps, name or f'transfer-{source.model.name}')
-        if source.eps != eps:
-            raise ValueError(
-                f'Got eps={eps} and a source attack with eps={source.eps}; its images would not keep to the bound, or '
-                f'not use it. Build the source with eps={eps}.'
-            )
+    def __init__(self, model: nn.Module, source: Attack, name: str | None = None) -> None:
+        super().__init__(model, source.eps, name or f'transfer-{source.model.name}')
         self.source = source
 
     def cost(self) -> Cost:

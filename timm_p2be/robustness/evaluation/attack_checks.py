@@ -17,7 +17,7 @@ import numpy as np
 from timm_p2be.robustness.evaluation.attack_results import AttackResults
 from timm_p2be.robustness.evaluation.results import Bits, unpack_bits
 
-WHITE_BOX, BLACK_BOX = ('white-box', 'one-step'), ('score', 'decision', 'transfer')
+WHITE_BOX, BLACK_BOX = ('white-box', 'one-step'), ('score', 'decision', 'transfer')  # 'decision': files of old
 SIGNIFICANCE = 0.05  # of one attack beating another on the same images, one-sided sign test
 EXCLUSIVE = 0.02  # share of the images that black-box attacks alone may fell
 NOISE = 0.5  # of what the best gradient attack fells, noise may fell less than this, unless it is clearly beaten

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from timm_p2be.robustness.attacks.attack import KINDS, Attack
+from timm_p2be.files import content_of
+from timm_p2be.robustness.attacks.attack import Attack, check_counts, check_eps
 from timm_p2be.robustness.evaluation.results import Bits, ResultFile, pack_bits, proportion, unpack_bits
 from timm_p2be.robustness.images import ImageSet
 from timm_p2be.robustness.pixel_model import PixelModel
@@ -38,6 +39,8 @@ class AttackResults(ResultFile):
         super().__init__(content, path)
         self.__dict__.update(content['settings'])
         self.count = max(self.alone, self.worst_case)
+        if content['clean'] is not None:
+            unpack_bits(content['clean']['correct'], self.count)  # there are so many images, whoever wrote the file
         self._work = {
             attack['name']: attack['forwards'] + BACKWARD * attack['backwards'] for attack in content['attacks']
         }
@@ -69,6 +72,10 @@ class AttackResults(ResultFile):
         results = cls.open(
             path, configuration, {'clean': None, 'alone': {}, 'worst_case': worst}, overwrite, model.device
         )
+        if results.content['clean'] is not None:
+            with content_of(str(path)):  # what an earlier run wrote is read before it is needed
+                results.work_left()
+                [results.bits('alone', name) for name in results._work]
         if overwrite and results.image_folder is not None:
             for file in results.image_folder.glob('*.safetensors'):
                 file.unlink()
@@ -174,17 +181,16 @@ class AttackResults(ResultFile):
 
 
 def _check(settings: dict[str, Any], attacks: Sequence[Attack]) -> None:
-    if not 1 <= settings['eps'] <= 255:
-        raise ValueError(f'Got eps={settings["eps"]}; allowed are 1 to 255 levels.')
-    for name, least in (('alone', 1), ('worst_case', 0), ('probed', 1), ('batch_size', 1)):
-        if settings[name] < least:
-            raise ValueError(f'Got {name}={settings[name]}; allowed is at least {least}.')
+    check_eps(settings['eps'])
+    check_counts(**{name: settings[name] for name in ('eps', 'alone', 'probed', 'batch_size')})
+    check_counts(least=0, worst_case=settings['worst_case'])
     names = [attack.name for attack in attacks]
     if not names or len(set(names)) < len(names):
-        raise ValueError(f'Got attacks {names}; name at least one, and each once.')
+        raise ValueError(
+            f'Got attacks {names}; take at least one, and each once. Label models to transfer from, as a:NAME=FILE.'
+        )
     for attack in attacks:
-        if attack.eps > settings['eps'] or attack.kind not in KINDS:
+        if attack.eps > settings['eps']:
             raise ValueError(
-                f'Attack {attack.name!r} has eps={attack.eps} and kind={attack.kind!r}; allowed here are at most '
-                f'{settings["eps"]} levels and one of {list(KINDS)}.'
+                f'Attack {attack.name!r} has eps={attack.eps}; allowed here are at most {settings["eps"]} levels.'
             )

@@ -2,9 +2,8 @@
 
 import timeit
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -13,7 +12,6 @@ from timm_p2be.checkpoints import weights_sha256
 from timm_p2be.robustness.attacks.apgd import APGD
 from timm_p2be.robustness.attacks.attack import Attack
 from timm_p2be.robustness.attacks.dga import DGA
-from timm_p2be.robustness.attacks.judge import attack_batch, is_correct, seeded
 from timm_p2be.robustness.attacks.lspga import LSPGA
 from timm_p2be.robustness.attacks.noise import Noise
 from timm_p2be.robustness.attacks.pgd import PGD
@@ -25,21 +23,25 @@ from timm_p2be.robustness.pixel_model import PixelModel
 TARGETS = 3  # likeliest wrong classes that APGD tries one by one
 Variant = Callable[[PixelModel, int, int], Attack]  # model, eps, steps
 
-# cheapest first; `by` is a surrogate of the model's gradient, or the model that images are transferred from
-_FAMILIES: dict[str, Callable[[PixelModel, int, Any], Attack]] = {
+# cheapest first, called with model, eps, `by` (a surrogate of the model's gradient, or the model that images are
+# transferred from) and, where a number stands here, other steps
+_FAMILIES: dict[str, Callable[..., Attack]] = {
     'noise': lambda model, eps, by: Noise(model, eps),
-    'transfer': lambda model, eps, by: Transfer(model, eps, PGD(by, eps, steps=40, stop=False)),
+    'transfer': lambda model, eps, by: Transfer(model, PGD(by, eps, steps=40, stop=False)),
     'fgsm': lambda model, eps, by: PGD(model, eps, by, steps=1, name=f'fgsm-{by}'),
-    'dga': lambda model, eps, by: DGA(model, eps),
-    'lspga-official': lambda model, eps, by: LSPGA.official(model, eps),
-    'pgd': lambda model, eps, by: PGD(model, eps, by, steps=40, name=f'pgd-{by}'),
-    'apgd-ce': lambda model, eps, by: APGD(model, eps, by, steps=100, loss='ce', name=f'apgd-ce-{by}'),
-    'apgd-margin': lambda model, eps, by: APGD(model, eps, by, steps=100, loss='margin', name=f'apgd-margin-{by}'),
+    'dga': lambda model, eps, by, steps=40: DGA(model, eps, steps),
+    'lspga-official': lambda model, eps, by, steps=7: _lspga(model, eps, steps),
+    'pgd': lambda model, eps, by, steps=40: PGD(model, eps, by, steps, name=f'pgd-{by}'),
+    'apgd-ce': lambda model, eps, by, steps=100: APGD(model, eps, by, steps, name=f'apgd-ce-{by}'),
+    'apgd-margin': lambda model, eps, by, steps=100: APGD(
+        model, eps, by, steps, loss='margin', name=f'apgd-margin-{by}'
+    ),
     'apgd-target': lambda model, eps, by: APGD(
-        model, eps, by, restarts=min(TARGETS, model.num_classes - 1), loss='target', name=f'apgd-target-{by}'
+        model, eps, by, restarts=TARGETS, loss='target', name=f'apgd-target-{by}'
     ),
     'square': lambda model, eps, by: Square(model, eps, queries=5000),
 }
+_WITH_STEPS = ('dga', 'lspga-official', 'pgd', 'apgd-ce', 'apgd-margin')  # white-box, of any number of steps
 # 'straight-through' and 'ramp' felled no image that DGA leaves, on any network measured (docs/robustness.md)
 _SURROGATES = ('linear', 'kernel')
 _PER_SURROGATE = ('fgsm', 'pgd', 'apgd-ce', 'apgd-margin', 'apgd-target')
@@ -86,29 +88,20 @@ def build_suite(
         elif family in families:
             chosen = sources if family == 'transfer' else [None]
         attacks += [build(model, eps, by) for by in chosen]
-    twice = [attack.name for attack in attacks if sum(other.name == attack.name for other in attacks) > 1]
-    if twice:
-        raise ValueError(f'Two attacks are called {twice[0]!r}; label the models to transfer from, as a:NAME=FILE.')
     return attacks
 
 
 def variant(name: str) -> Variant | None:
-    """Return how to build the white-box attack `name` for another model, bound and number of steps, or None.
-
-    LS-PGA's step and annealing shrink as its steps grow beyond the official 7, so that all together they stay equal.
-    """
-    if name == 'lspga-official':
-        return _lspga
-    if name == 'dga':
-        return DGA
-    for family, attack in (('pgd', PGD), ('apgd-ce', APGD), ('apgd-margin', APGD)):
-        if name.startswith(f'{family}-'):
-            surrogate, loss = name.removeprefix(f'{family}-'), 'margin' if family == 'apgd-margin' else 'ce'
-            return lambda model, eps, steps: attack(model, eps, surrogate, steps=steps, loss=loss, name=name)
+    """Return how to build the white-box attack `name` for another model, bound and number of steps, or None."""
+    for family in _WITH_STEPS:
+        if name == family or name.startswith(f'{family}-'):
+            by = name.removeprefix(f'{family}-')
+            return lambda model, eps, steps: _FAMILIES[family](model, eps, by, steps)
     return None
 
 
 def _lspga(model: PixelModel, eps: int, steps: int) -> Attack:
+    """Return the paper's attack, whose step and annealing shrink beyond 7 steps, so that all together stay equal."""
     share = min(1.0, 7 / steps)
     return LSPGA(model, eps, steps, step_size=share, anneal_rate=1.2**share, name='lspga-official')
 
@@ -133,51 +126,18 @@ def measure_speed(model: PixelModel, levels: Tensor, repeat: int = 4) -> tuple[f
     return seconds / len(levels), with_gradient / len(levels)
 
 
-class Trial(NamedTuple):
-    """What one attack of a suite did to a few images."""
+def budget(attacks: Sequence[Attack], images: int, speed: tuple[float, float]) -> str:
+    """Return the budget of a benchmark, one line an attack, and the time it takes at most.
 
-    attack: str
-    images: int
-    standing: int
-    seconds: float
-
-
-def try_strongest(model: PixelModel, attacks: Sequence[Attack], levels: Tensor, labels: Tensor) -> Trial | None:
-    """Attack a few uint8 images (B, 3, H, W) by DGA, if it is one of the attacks."""
-    attack = next((attack for attack in attacks if isinstance(attack, DGA)), None)
-    if attack is None:
-        return None
-    some = torch.from_numpy(is_correct(model, levels, labels)).nonzero().squeeze(1)
-    start, fell = timeit.default_timer(), np.zeros(0, bool)
-    if len(some):
-        _, fell = attack_batch(model, attack, levels[some], labels[some], attack.eps, seeded(attack.name))
-    return Trial(attack.name, len(levels), len(some) - int(fell.sum()), timeit.default_timer() - start)
-
-
-def budget(attacks: Sequence[Attack], images: int, speed: tuple[float, float], trial: Trial | None = None) -> str:
-    """Return the budget of a benchmark, one line an attack, the time it takes at most, and the time to expect.
-
-    The larger set has `images` images; `speed` is that of `measure_speed`. Expected is what the most costs if all
-    attacks after the trial's face the share that stood in it, one more of each kind counted.
+    The larger set has `images` images; `speed` is that of `measure_speed`.
     """
-    lines, most, expected, share = [], 0.0, 0.0, 1.0
+    lines, most = [], 0.0
     for attack in attacks:
         forwards, backwards = attack.cost()
         seconds = images * (forwards * speed[0] + backwards * speed[1])
         most += seconds
-        if trial is not None and attack.name == trial.attack:
-            share = (trial.standing + 1) / (trial.images + 2)
-            expected += min(seconds, images * trial.seconds / trial.images)
-        else:
-            expected += share * seconds
         lines.append(
             f'  {attack.name:28} {attack.kind:10} {forwards:7,} passes, {backwards:6,} with gradient per image  '
             f'{tqdm.format_interval(seconds):>10}'
         )
-    lines.append(f'  {images} images, at most {tqdm.format_interval(most)} ([h:]min:s)')
-    if trial is not None:
-        lines[-1] += (
-            f', about {tqdm.format_interval(expected)} if as many stand after {trial.attack} as {trial.standing} of '
-            f'{trial.images} did now'
-        )
-    return '\n'.join(lines)
+    return '\n'.join([*lines, f'  {images} images, at most {tqdm.format_interval(most)} ([h:]min:s)'])

@@ -12,7 +12,7 @@ from timm_p2be.files import content_of
 from timm_p2be.robustness.corruptions import SUITES
 from timm_p2be.robustness.corruptions.corrupted_sets import Batch, CorruptedSet, load_batches, spans_of
 from timm_p2be.robustness.evaluation.corruption_metrics import calibration_gaps, summarize
-from timm_p2be.robustness.evaluation.predictions import Judge, Outcome, check_size
+from timm_p2be.robustness.evaluation.predictions import Outcome, check_size, judge
 from timm_p2be.robustness.evaluation.results import Bits, ResultFile, pack_bits
 from timm_p2be.robustness.evaluation.runner import Runner, runner
 from timm_p2be.robustness.images import ImageSet
@@ -100,11 +100,11 @@ def benchmark_corruptions(
         )
         jobs = [(CLEAN, 0)] if clean is not None else []
         jobs += [(name, severity) for name in data.names for severity in data.severities]
-        jobs = [job for job in jobs if not results.is_done(*job)]
+        with content_of(str(output)):  # which another run may have begun
+            jobs = [job for job in jobs if not results.is_done(*job)]
         counts = {CLEAN: len(clean) if clean is not None else 0, **dict.fromkeys(data.names, len(data))}
         spans = {name: run.ranks.share(spans_of(count, batch_size)) for name, count in counts.items()}
         run.progress.expect(sum(len(span) for name, _ in jobs for span in spans[name]))
-        judge = Judge(amp_dtype, run.progress.say)
         for name, severity in jobs:
             source = clean if name == CLEAN and clean is not None else data
             if isinstance(source, ImageSet):
@@ -112,8 +112,8 @@ def benchmark_corruptions(
             else:
                 batches = source.batches(name, severity, spans[name], workers)
             numbers = [model.numbers_of(source.class_names, source.num_classes, 'the data') for model in wrapped]
-            figures = _measure(wrapped, numbers, batches, f'{name} {severity or ""}', judge, run)
-            with content_of(str(output)):  # which another run may have begun
+            figures = _measure(wrapped, numbers, batches, f'{name} {severity or ""}', amp_dtype, run)
+            with content_of(str(output)):
                 results.add(name, severity, figures)
     return results.content
 
@@ -123,14 +123,15 @@ def _measure(
     numbers: Sequence[torch.Tensor | None],
     batches: Iterator[Batch],
     title: str,
-    judge: Judge,
+    amp_dtype: torch.dtype | None,
     run: Runner,
 ) -> dict[str, dict[str, Any]]:
     """Return the figures of each model, which has `numbers` of its own, on one set: `batches` are this rank's."""
     outcomes: dict[str, list[Outcome]] = {model.name: [] for model in models}
     for images, labels in batches:
         for model, own in zip(models, numbers, strict=True):
-            outcomes[model.name].append(judge(model, images, labels if own is None else own[labels]))
+            truth = labels if own is None else own[labels]
+            outcomes[model.name].append(judge(model, images, truth, run.memory, amp_dtype))
         run.progress.step(len(images), title)
     figures = {}
     for name, found in outcomes.items():

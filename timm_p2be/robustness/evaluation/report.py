@@ -134,7 +134,7 @@ class Table:
     def numeric(self) -> list[bool]:
         """Which columns hold nothing but numbers, percentages, and the dash of a missing one."""
         columns = zip(*self.rows, strict=True) if self.rows else [()] * len(self.header)
-        return [all(re.fullmatch(r'[-+]?[\d.,]+ ?%?|-', cell) for cell in column) for column in columns]
+        return [all(re.fullmatch(r'[-+]?[\d.,]+ ?%?|-', str(cell)) for cell in column) for column in columns]
 
 
 @dataclass

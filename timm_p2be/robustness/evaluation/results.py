@@ -13,8 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from timm_p2be import files
-from timm_p2be.files import check_shape, write_json
-from timm_p2be.robustness.evaluation.shapes import ATTACKS, CORRUPTIONS
+from timm_p2be.files import content_of, shown, write_json
 
 SCHEMA_VERSION = 1
 _MAX_BYTES = 2**30
@@ -51,12 +50,11 @@ class ResultFile:
         if path is None or overwrite or not path.exists():
             return cls(content, path)
         earlier = read_json(path, cls.kind)
-        then, now = (
-            _leaves(
-                {'versions': of.get('environment', {}).get('versions'), **{key: of.get(key) for key in configuration}}
+        with content_of(str(path)):
+            then, now = (
+                _leaves({'versions': of['environment'].get('versions'), **{key: of.get(key) for key in configuration}})
+                for of in (earlier, content)
             )
-            for of in (earlier, content)
-        )
         changed = sorted(key for key in {*then, *now} if then.get(key) != now.get(key))
         if changed:
             shown = '; '.join(f'{key}: {then.get(key)} -> {now.get(key)}' for key in changed[:4])
@@ -73,16 +71,15 @@ class ResultFile:
             write_json(self.path, self.content)
 
 
-def read_json(path: Path, kind: str) -> dict[str, Any]:
-    """Return the content of a result file of `kind` ('corruptions' or 'attacks')."""
+def read_json(path: Path, *kinds: str) -> dict[str, Any]:
+    """Return the content of a result file of one of the `kinds`: 'corruptions', 'attacks'."""
     content = files.read_json(path, _MAX_BYTES)
-    found = (content.get('kind'), content.get('schema_version'))
-    if found != (kind, SCHEMA_VERSION):
+    kind, schema = content.get('kind'), content.get('schema_version')
+    if kind not in kinds or schema != SCHEMA_VERSION:
         raise ValueError(
-            f'{path} holds kind and schema version {found}; this version reads {(kind, SCHEMA_VERSION)}. '
-            'Choose another output folder.'
+            f'{path} holds kind {shown(kind)}, schema version {shown(schema)}; this version reads '
+            f'{" and ".join(kinds)} of `timm-p2be benchmark`, schema version {SCHEMA_VERSION}. Name another file.'
         )
-    check_shape(content, ATTACKS if kind == 'attacks' else CORRUPTIONS, f'{path}: content')
     return content
 
 
@@ -111,7 +108,10 @@ def pack_bits(bits: Bits) -> str:
 
 def unpack_bits(text: str, count: int) -> Bits:
     """Return the `count` bits that `pack_bits` wrote."""
-    raw = np.frombuffer(base64.b64decode(text, validate=True), np.uint8)
+    try:
+        raw = np.frombuffer(base64.b64decode(text, validate=True), np.uint8)
+    except ValueError:
+        raw = np.empty(0, np.uint8)
     if len(raw) != (count + 7) // 8:
         raise ValueError(f'Got {len(raw)} bytes for {count} bits; the result file is damaged. Compute it again.')
     return np.unpackbits(raw, count=count).astype(bool)

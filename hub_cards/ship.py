@@ -23,7 +23,7 @@ from timm_p2be.hub.training_record import part_of
 from timm_p2be.models import weights
 from timm_p2be.models.tables import TABLES
 
-_CARDS = Path(__file__).parents[1] / 'hub_cards'
+_CARDS = Path(__file__).parent
 _WEIGHTS = 'model.safetensors'
 
 
