@@ -183,11 +183,6 @@ class SGDP2BE(EmbeddingOptimizer):
 
     Nesterov momentum is on as in the official code; the paper only says "Momentum SGD with momentum of 0.9" (section
     IV-B). `embedding` are the settings of `EmbeddingOptimizer`.
-
-    Example:
-        >>> from timm_p2be.encodings import PixelEmbedding
-        >>> SGDP2BE(PixelEmbedding().parameters(), embedding_lr=1e-3).param_groups[0]['lr']
-        0.001
     """
 
     def __init__(
