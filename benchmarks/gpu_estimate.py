@@ -69,7 +69,7 @@ def bytes_of(*values: Any) -> int:
     return sum(torch.Size(shape).numel() * t.element_size() for shape, t in zip(numbers, tensors, strict=True))
 
 
-class Counter_(TorchDispatchMode):
+class Recorder(TorchDispatchMode):
     """Notes every operator that computes; the package's own are replaced by the kernels they launch."""
 
     def __init__(self) -> None:
@@ -215,12 +215,12 @@ def fake_batch(case: Case) -> tuple[Tensor, Tensor]:
     return images.contiguous(memory_format=torch.channels_last), torch.zeros(case.batch, dtype=torch.long)
 
 
-def count(case: Case, model: nn.Module, call: Callable[[nn.Module, Tensor, Tensor], Any]) -> tuple[Counter_, int]:
+def count(case: Case, model: nn.Module, call: Callable[[nn.Module, Tensor, Tensor], Any]) -> tuple[Recorder, int]:
     """Return what a call on a fake copy of a model calls, and the bytes it keeps for the backward pass."""
     for module in model.modules():
         if hasattr(module, '_range_checks'):
             module._range_checks = 4  # type: ignore[assignment]
-    mode, counter, kept = FakeTensorMode(allow_non_fake_inputs=True), Counter_(), {}
+    mode, counter, kept = FakeTensorMode(allow_non_fake_inputs=True), Recorder(), {}
     with FakeCopyMode(mode):
         model = copy.deepcopy(model)
     triton_gpu.triton_kernels = counter  # type: ignore[assignment]
@@ -257,7 +257,7 @@ def training_step(case: Case, suffix: str, kernels: Kernels) -> tuple[Estimate, 
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    update = Counter_()
+    update = Recorder()
     with update:
         optimizer.step()
     on_cpu = ('_local_scalar_dense', 'item')  # AdamW's number of steps

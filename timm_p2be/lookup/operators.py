@@ -81,12 +81,9 @@ def lookup_conv2d(
         codes = bits_of(codes) if latent else codes
         if kernels is None:
             return _channels_last(plain.lookup_conv2d(levels, codes, weight, *geometry, dtype))
-        chans = levels.shape[1]
-
-        def part(channels: slice) -> Tensor:
-            return code_table(codes, weight[channels], chans)
-
-        return _sum_rows(kernels, levels, weight.shape[2:], part, *geometry).to(dtype)
+        chans, kernel = levels.shape[1], weight.shape[2:]
+        features = _sum_rows(kernels, levels, kernel, lambda part: code_table(codes, weight[part], chans), *geometry)
+        return features.to(dtype)
 
 
 @torch.library.custom_op('timm_p2be::lookup_conv2d_backward', mutates_args=())

@@ -5,8 +5,6 @@ Nothing here waits for the device or copies to it, so the operators can be captu
 
 import functools
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 import triton
@@ -55,7 +53,7 @@ class Kernels:
             self._code_product(window, F.pad(bits, (0, 0, 0, 1)), weight, features)
             return
         table = codes.new_empty(window.kernel[0], chans, window.kernel[1], 257, self.channels, dtype=self.dtype)
-        with _on_device(table):
+        with torch.cuda.device_of(table):
             triton_kernels.code_table[taps, triton.cdiv(257, 32), triton.cdiv(self.channels, self.block)](
                 codes.contiguous(), weight, table, chans, *weight.stride(), window.kernel[1], codes.shape[1],
                 self.channels, 32, 32, self.block, latent,
@@ -65,7 +63,7 @@ class Kernels:
     def through_sign(self, grad: Tensor, latents: Tensor) -> Tensor:
         """Return the gradient of latents for that of their codes (Eq. 5 and 6 of the paper)."""
         found = torch.empty_like(latents)
-        with _on_device(grad):
+        with torch.cuda.device_of(grad):
             triton_kernels.through_sign[(triton.cdiv(found.numel(), 1024),)](
                 grad.contiguous(), latents.contiguous(), found, found.numel(), 1024
             )
@@ -75,7 +73,7 @@ class Kernels:
         """Return `timm_p2be.losses.smoothness_loss` of a float32 table, and its gradient."""
         rows, bits = weight.shape
         angles, gradient = weight.new_empty(rows - 1), torch.empty(rows, bits, device=weight.device)
-        with _on_device(weight):
+        with torch.cuda.device_of(weight):
             triton_kernels.smoothness[(rows,)](
                 weight.contiguous(), angles, gradient, rows, bits, 1 / (rows - 1) if mean else 1.0,
                 triton.next_power_of_2(bits),
@@ -85,7 +83,7 @@ class Kernels:
     def _code_product(self, window: Window, codes: Tensor, weight: Tensor, features: Tensor) -> None:
         pixels, bits, block = features.shape[:3].numel(), codes.shape[1], self.product_block
         by_tap = weight.to(self.dtype).unflatten(1, (bits, -1)).permute(3, 2, 4, 1, 0).contiguous()
-        with _on_device(features):
+        with torch.cuda.device_of(features):
             triton_kernels.code_product[triton.cdiv(pixels, 128), triton.cdiv(self.channels, block)](
                 window.pixels, codes, by_tap, features, *self._places(window, pixels), *window.kernel, bits,
                 self.channels, 128, self.at_once, block, PRECISION, is_interpreted(), num_warps=8,
@@ -101,7 +99,7 @@ class Kernels:
     def gather_sum(self, window: Window, table: Tensor, features: Tensor) -> None:
         """Write to `features` the sums of the rows of `table` (kh, C, kw, 257, channels) under each window."""
         pixels, channels = features.shape[:3].numel(), features.shape[3]
-        with _on_device(features):
+        with torch.cuda.device_of(features):
             triton_kernels.gather_sum[triton.cdiv(pixels, self.pixels_at_once), triton.cdiv(channels, self.block)](
                 window.pixels, table, features, *self._places(window, pixels), *window.kernel, channels,
                 self.pixels_at_once, self.block,
@@ -129,7 +127,7 @@ class Kernels:
         keys = torch.empty(lists, CHUNK, dtype=torch.int16, device=grad.device)
         starts = torch.empty(lists, 17, dtype=torch.int32, device=grad.device)
         partial = torch.empty(groups, 256, window.taps, channels, dtype=torch.float32, device=grad.device)
-        with _on_device(grad):
+        with torch.cuda.device_of(grad):
             triton_kernels.partition[(lists,)](
                 window.pixels, keys, starts, *window.pixels.shape, *window.pixels.stride(), *window.stride, *grid,
                 chunks, CHUNK, num_warps=8,
@@ -153,13 +151,6 @@ def _margins(window: Window, axis: int) -> tuple[int, int]:
 def is_interpreted() -> bool:
     """Return whether Triton was told (TRITON_INTERPRET=1) to run its kernels in Python when they were defined."""
     return not isinstance(triton_kernels.gather_sum, triton.JITFunction)
-
-
-@contextmanager
-def _on_device(tensor: Tensor) -> Iterator[None]:
-    """Launch kernels on the device of a tensor, which may not be the current one."""
-    with torch.cuda.device_of(tensor):
-        yield
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 # mypy: disallow-untyped-defs=False
 """The lookup convolution's loops for GPUs, in Triton: the table, sums of its rows, and its gradient.
 
-No kernel is specialized for sizes and strides, so that a new batch size or image size compiles nothing. `pitch` is the
+No kernel is specialized for sizes and strides of tensors: a new batch or image size compiles nothing. `pitch` is the
 distance from a pixel of the feature map to the next; B, C, H, W are sizes of the levels and sb, sc, sy, sx strides, of
 levels or weight; OH, OW those of the feature map; OUT its channels, in blocks of BO.
 """
