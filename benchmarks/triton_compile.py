@@ -22,17 +22,18 @@ from triton.compiler import ASTSource
 from timm_p2be.lookup import triton_gpu, triton_kernels
 
 TARGETS = (80, 90, 100, 120)
-KEYS = (64, 128)  # pixels in one product of the backward pass, to compare with what is launched
+STEMS = ((16, 3, 1), (64, 7, 2), (96, 4, 4))  # channels, kernel, stride
 TYPES = {'float32': '*fp32', 'bfloat16': '*bf16', 'float16': '*fp16'}
 
 
 class Usage(NamedTuple):
-    """What a compiled kernel takes; registers of a thread, bytes."""
+    """What a compiled kernel takes; registers of a thread, bytes. And its instructions, as nvdisasm writes them."""
 
     registers: int
     stack: int
     shared: int
     spills: int
+    assembly: str
 
 
 def compile_kernel(name: str, target: int, pointers: dict[str, str], constants: dict[str, Any], warps: int) -> Usage:
@@ -40,7 +41,7 @@ def compile_kernel(name: str, target: int, pointers: dict[str, str], constants: 
     kernel = getattr(triton_kernels, name)
     signature = {argument: pointers.get(argument, 'i32') for argument in kernel.arg_names}
     signature |= dict.fromkeys(constants, 'constexpr')
-    aligned = [*pointers, 'pitch'] if 'pitch' in signature else pointers
+    aligned = [name for name, kind in signature.items() if kind.startswith('*') or name == 'pitch']
     source = ASTSource(
         fn=kernel,
         signature=signature,
@@ -55,7 +56,7 @@ def compile_kernel(name: str, target: int, pointers: dict[str, str], constants: 
         usage = _run(tools / 'cuobjdump', '-res-usage', cubin)
         assembly = _run(tools / 'nvdisasm', '-c', cubin)
     registers, stack = (int(re.search(rf'{key}:(\d+)', usage)[1]) for key in ('REG', 'STACK'))  # type: ignore[index]
-    return Usage(registers, stack, compiled.metadata.shared, len(re.findall(r'\bSTL\b', assembly)))
+    return Usage(registers, stack, compiled.metadata.shared, len(re.findall(r'\bSTL\b', assembly)), assembly)
 
 
 def _run(*command: Any) -> str:
@@ -63,7 +64,7 @@ def _run(*command: Any) -> str:
 
 
 def cases(
-    dtype: str, channels: int, width: int, bits: int = 64, keys: int = 0
+    dtype: str, channels: int, width: int, stride: int = 1, bits: int = 64
 ) -> dict[str, tuple[dict[str, str], dict[str, Any], int]]:
     """Return pointers, constants and warps of the kernels of a square convolution as `Kernels` launches them."""
     launched = triton_gpu.Kernels(channels, getattr(torch, dtype))
@@ -79,6 +80,11 @@ def cases(
         'through_sign': (
             {'grad': sums, 'latents': sums, 'found': sums},
             {'N': 1024},
+            4,
+        ),
+        'smoothness': (
+            {'weights': sums, 'angles': sums, 'gradient': sums, 'share': 'fp32'},
+            {'BM': bits},
             4,
         ),
         'code_product': (
@@ -106,7 +112,7 @@ def cases(
         ),
         'bucket_sum': (
             {'keys': '*i16', 'starts': '*i32', 'grad': rows, 'partial': sums},
-            {**common, **product, 'CHUNK': triton_gpu.CHUNK, 'K': keys or launched.at_once},
+            {**common, **product, 'KH': width, 'CHUNK': triton_gpu.CHUNK, **launched.at_a_time(width, stride)},
             4,
         ),
     }
@@ -119,17 +125,11 @@ def main() -> None:
     print('| kernel | for | dtype | target | registers | stack, B | shared, B | spills |')
     print('|---|---|---|---|---|---|---|---|')
     for target in parser.parse_args().targets:
-        for channels, width in ((16, 3), (64, 7), (96, 4)):
+        for channels, width, stride in STEMS:
             for dtype in ('float32', 'bfloat16'):
-                for name, keys, case in [
-                    *((name, '', case) for name, case in cases(dtype, channels, width).items()),
-                    *(('bucket_sum', f', K={k}', cases(dtype, channels, width, keys=k)['bucket_sum']) for k in KEYS),
-                ]:
-                    numbers = ' | '.join(map(str, compile_kernel(name, target, *case)))
-                    print(
-                        f'| {name}{keys} | {width}x{width}, {channels} | {dtype} | sm_{target} | {numbers} |',
-                        flush=True,
-                    )
+                for name, case in cases(dtype, channels, width, stride).items():
+                    numbers = ' | '.join(map(str, compile_kernel(name, target, *case)[:4]))
+                    print(f'| {name} | {width}x{width}, {channels} | {dtype} | sm_{target} | {numbers} |', flush=True)
 
 
 if __name__ == '__main__':

@@ -16,6 +16,7 @@ from timm_p2be.encodings import binarize
 from timm_p2be.lookup import lookup_conv2d, operators, table_conv2d, triton_gpu
 from timm_p2be.lookup.operators import SWITCH, code_table
 from timm_p2be.lookup.window import slide
+from timm_p2be.losses import REDUCTIONS, smoothness_loss
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +96,20 @@ def test_latents_are_read_as_binarize_reads_them(monkeypatch: pytest.MonkeyPatch
     for found, expected in zip(*results, strict=True):
         torch.testing.assert_close(found, expected)
     assert results[0][1].count_nonzero() > 0
+
+
+@pytest.mark.parametrize('reduction', REDUCTIONS)
+@pytest.mark.parametrize('shape', [(256, 64), (33, 70)])
+def test_smoothness_and_its_gradient(shape: tuple[int, int], reduction: str) -> None:
+    table = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    table[[3, -1]] = 0
+    for double in (table.double().requires_grad_(), table.requires_grad_()):
+        loss = smoothness_loss(double, reduction)
+        loss.backward(torch.tensor(2.0, dtype=double.dtype))
+        if double is not table:
+            expected = loss.detach(), double.grad
+    torch.testing.assert_close((loss.detach(), table.grad), expected, check_dtype=False, rtol=1e-5, atol=1e-8)
+    assert smoothness_loss(table.detach().index_fill(0, torch.tensor(5), torch.nan)).isnan()
 
 
 @pytest.mark.slow

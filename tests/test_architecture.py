@@ -16,7 +16,7 @@ ALLOWED: dict[str, set[str]] = {
     'extras': set(),
     'checkpoints': {'files'},
     'lookup': set(),
-    'losses': set(),
+    'losses': {'lookup'},
     'encodings': {'files'},
     'optim': {'encodings', 'losses'},
     'stem': {'encodings', 'lookup'},

@@ -480,6 +480,14 @@ def test_a_table_of_another_shape_is_an_error():
             table_conv2d(levels, wrong)
 
 
+def test_images_on_another_device_are_an_error():
+    levels, codes, weight = _example()
+    table = code_table(codes, weight, 2)
+    for call, args in ((lookup_conv2d, (codes, weight)), (table_conv2d, (table,))):
+        with pytest.raises(ValueError, match=r"images on meta and a stem on cpu.*images.to\('cpu'\), or model.to"):
+            call(levels.to('meta'), *args)
+
+
 # what torch has been told
 
 

@@ -15,6 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from timm_p2be.lookup import lookup_conv2d, operators
+from timm_p2be.losses import smoothness_loss
 
 EXAMPLE = torch.zeros(1, 1, 2, 2, dtype=torch.uint8), torch.ones(256, 2), torch.ones(16, 2, 1, 1)
 BENCHMARKS = Path(__file__).parents[1] / 'benchmarks'
@@ -63,22 +64,32 @@ def test_forced_without_a_gpu_is_an_error(monkeypatch: pytest.MonkeyPatch) -> No
         lookup_conv2d(*EXAMPLE)
 
 
-@pytest.mark.parametrize('missing', [True, False], ids=['missing', 'old GPU'])
+@pytest.mark.parametrize(('case', 'reason'), [
+    ('missing', 'ModuleNotFoundError'),
+    ('old GPU', 'compute capability 7.5; 8.0 is needed'),
+    ('broken', 'FileNotFoundError: no C compiler'),
+])  # fmt: skip
 def test_a_gpu_without_triton_convolves_planes_and_says_so_once(
-    missing: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    case: str, reason: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    if missing:
+    def compiles(*arguments: Any) -> None:
+        raise FileNotFoundError('no C compiler')
+
+    if case == 'missing':
         monkeypatch.setitem(sys.modules, 'timm_p2be.lookup.triton_gpu', None)
     else:
         pytest.importorskip('triton')
-        monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (7, 5))
+        from timm_p2be.lookup import triton_gpu
+
+        monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (7, 5) if case == 'old GPU' else (9, 0))
+        monkeypatch.setattr(triton_gpu, 'Kernels', compiles)
     device = torch.device('cuda', 0)
     with caplog.at_level(logging.INFO):
         for channels in (16, 32):
             assert operators._triton_kernels(device, channels, torch.float32, False) is None
     (message,) = caplog.messages
     assert 'convolves code planes on cuda:0: Triton kernels are not available' in message
-    assert ('ModuleNotFoundError' if missing else 'compute capability 7.5; 8.0 is needed') in message
+    assert reason in message
 
 
 class _Launches:
@@ -112,7 +123,8 @@ def test_what_a_call_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(operators.SWITCH, 'triton')
     levels, latents, weight = torch.zeros(2, 3, 5, 5, dtype=torch.uint8), torch.zeros(256, 4), torch.zeros(16, 12, 3, 3)
     geometry = [2, 2], [1, 1, 1, 1], [1, 1]
-    triton_gpu.check(levels.device, torch.bfloat16)
+    for dtype in (torch.bfloat16, torch.float32):
+        triton_gpu.check(levels.device, dtype)
     seen.clear()
     with _Operations(seen):
         grad = operators.lookup_conv2d._init_fn(levels, latents, weight, *geometry, torch.bfloat16, True)
@@ -120,9 +132,12 @@ def test_what_a_call_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     seen.clear()
     with _Operations(seen):
         operators.lookup_conv2d_backward._init_fn(grad, levels, latents, weight, *geometry, True, True)
-    sums = ['partition', 'bucket_sum', 'sum']
-    products = ['bmm', 'clone', 'copy_', 'clone', 'clone', 'clone', 'bmm', 'add_']
-    assert seen == ['ge', '_to_copy', 'zeros_like', *sums, *products, 'through_sign']
+    sums = ['constant_pad_nd', 'partition', 'bucket_sum', 'sum']
+    assert seen == ['ge', '_to_copy', *sums, 'mm', 'copy_', 'clone', 'mm', 'through_sign']
+    seen.clear()
+    with _Operations(seen):
+        smoothness_loss(latents.requires_grad_()).backward()
+    assert seen == ['smoothness', 'sum', 'ones_like', 'mul']
     triton_gpu.check.cache_clear()
 
 
@@ -136,7 +151,7 @@ def test_kernels_compile_ahead_of_time(target: int, monkeypatch: pytest.MonkeyPa
 
     for dtype in ('float32', 'bfloat16'):
         patches = {'code_product, 16x16': triton_compile.cases(dtype, 768, 16)['code_product']}
-        for name, case in {**triton_compile.cases(dtype, 64, 7), **patches}.items():
+        for name, case in {**triton_compile.cases(dtype, 64, 7, 2), **patches}.items():
             usage = triton_compile.compile_kernel(name.split(',')[0], target, *case)
             assert usage.shared <= 99 * 1024
             assert usage.spills <= 16, name

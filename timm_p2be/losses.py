@@ -1,7 +1,12 @@
 """The two regularizers of the paper's objectives: smoothness of the embedding and consistency between views."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from timm_p2be.lookup import operators
 
 REDUCTIONS = ('mean', 'sum')
 
@@ -28,32 +33,33 @@ def smoothness_loss(weight: Tensor, reduction: str = 'mean') -> Tensor:
         >>> smoothness_loss(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 2.0]]), 'sum')
         tensor(1.)
     """
-    directions, _ = _directions(weight, reduction)
-    angles = 1 - (directions[:-1] * directions[1:]).sum(dim=1)
-    return angles.mean() if reduction == 'mean' else angles.sum()
+    return _Smoothness.apply(weight, reduction)
 
 
 def smoothness_gradient(weight: Tensor, reduction: str = 'mean') -> Tensor:
-    """Return the gradient of `smoothness_loss`, without a graph; arguments and dtype are as there.
+    """Return the gradient of `smoothness_loss`, without a graph; arguments and dtype are as there."""
+    return _loss_and_gradient(weight.detach(), reduction)[1]
 
-    With d_k = w_k / |w_k| and s_k = d_{k-1} + d_{k+1}, of which the ends have one: ((s_k d_k) d_k - s_k) / |w_k|.
 
-    Example:
-        >>> smoothness_gradient(torch.tensor([[1.0, 0.0], [0.0, 2.0]]), 'sum')
-        tensor([[ 0.0000, -1.0000],
-                [-0.5000,  0.0000]])
+class _Smoothness(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, reduction: str) -> Tensor:
+        loss, gradient = _loss_and_gradient(weight, reduction)
+        ctx.save_for_backward(gradient)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return grad * ctx.saved_tensors[0], None
+
+
+def _loss_and_gradient(weight: Tensor, reduction: str) -> tuple[Tensor, Tensor]:
+    """Return loss and gradient of a table without a graph, on a GPU in one kernel.
+
+    With d_k = w_k / |w_k| and s_k = d_{k-1} + d_{k+1}, of which the ends have one, row k of the gradient is
+    ((s_k d_k) d_k - s_k) / |w_k|. A row of norm zero has d = 0 and a norm of inf.
     """
-    directions, norms = _directions(weight.detach(), reduction)
-    neighbors = torch.zeros_like(directions)
-    neighbors[1:] += directions[:-1]
-    neighbors[:-1] += directions[1:]
-    along = (neighbors * directions).sum(dim=1, keepdim=True)
-    gradient = (along * directions - neighbors) / norms
-    return gradient / (len(weight) - 1) if reduction == 'mean' else gradient
-
-
-def _directions(weight: Tensor, reduction: str) -> tuple[Tensor, Tensor]:
-    """Return the rows of a table as unit vectors, and their norms; a row of norm zero gets 0 and inf."""
     if reduction not in REDUCTIONS:
         raise ValueError(f'Unknown reduction {reduction!r}; choose one of {list(REDUCTIONS)}.')
     if weight.ndim != 2 or len(weight) < 2 or not weight.is_floating_point():
@@ -61,10 +67,19 @@ def _directions(weight: Tensor, reduction: str) -> tuple[Tensor, Tensor]:
             f'Got a table of shape {list(weight.shape)} and dtype {weight.dtype}; allowed is a floating-point '
             '(levels, M) with at least 2 levels. Pass the latents, embedding.weight.'
         )
-    w = at_least_float32(weight)
+    w, mean = at_least_float32(weight), reduction == 'mean'
+    if (found := operators.smoothness(w, mean)) is not None:
+        return found
     norms = w.norm(dim=1, keepdim=True)
     norms = torch.where(norms == 0, torch.inf, norms)
-    return w / norms, norms
+    directions = w / norms
+    angles = 1 - (directions[:-1] * directions[1:]).sum(dim=1)
+    neighbors = torch.zeros_like(directions)
+    neighbors[1:] += directions[:-1]
+    neighbors[:-1] += directions[1:]
+    along = (neighbors * directions).sum(dim=1, keepdim=True)
+    gradient = (along * directions - neighbors) / norms
+    return (angles.mean(), gradient / len(angles)) if mean else (angles.sum(), gradient)
 
 
 def jensen_shannon(logits: Tensor, num_views: int) -> Tensor:

@@ -33,13 +33,7 @@ class LatentStatistics:
 
 
 def code_statistics(codes: Tensor) -> CodeStatistics:
-    """Return the statistics of a table of codes, an (L, M) tensor of 0 and 1 whose row k is level k.
-
-    Example:
-        >>> statistics = code_statistics(torch.eye(256))
-        >>> statistics.distinct, statistics.ones, statistics.distances[:3]
-        (256, 1.0, (0.0, 2.0, 2.0))
-    """
+    """Return the statistics of a table of codes, an (L, M) tensor of 0 and 1 whose row k is level k."""
     bits = codes.detach().float().cpu()
     distances = torch.cdist(bits, bits, p=0)  # Hamming
     neighbors = distances.diagonal(1)

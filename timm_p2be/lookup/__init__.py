@@ -63,7 +63,7 @@ def lookup_conv2d(
             codes = operators.bits_of(codes) if latent else codes
             compute = weight.dtype if weight.dtype == torch.float64 else torch.float32
             return convolve_codes(levels, codes, weight.to(compute), strides, pads, dilations).to(dtype)
-    _check_levels(levels)
+    _check_levels(levels, codes, weight)
     if codes.ndim != 2 or codes.shape[0] != 256:
         raise ValueError(f'Got codes of shape {list(codes.shape)}; allowed is (256, M), one row for each pixel level.')
     if 0 in (levels.shape[1], *codes.shape, *weight.shape):
@@ -92,18 +92,13 @@ def table_conv2d(
     """Sum the rows of a precomputed `code_table`: `lookup_conv2d` for inference, without codes and kernel.
 
     `table` is (kh, C, kw, 257, O), floating point, and gets no gradient; everything else is as in `lookup_conv2d`.
-
-    Example:
-        >>> table = operators.code_table(torch.eye(256), torch.ones(4, 768, 1, 1), 3)
-        >>> table_conv2d(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), table)[0, :, 0, 0]
-        tensor([3., 3., 3., 3.])
     """
     strides, dilations = _ints('stride', stride), _ints('dilation', dilation)
     borders = _borders(_ints('padding', padding, 4))
     dtype = _output_dtype(levels, table)
     if _is_exporting():
         return sum_rows(levels, table, strides, borders, dilations).to(dtype)
-    _check_levels(levels)
+    _check_levels(levels, table)
     if table.ndim != 5 or table.shape[1] != levels.shape[1] or table.shape[3] != 257:
         raise ValueError(
             f'Got images of {levels.shape[1]} channels and a table of shape {list(table.shape)}; allowed is '
@@ -148,12 +143,18 @@ def _refuse_forward_mode(codes: Tensor, weight: Tensor) -> None:
         )
 
 
-def _check_levels(levels: Tensor) -> None:
+def _check_levels(levels: Tensor, *tables: Tensor) -> None:
     if levels.dtype != torch.uint8 or levels.ndim != 4:
         raise ValueError(
             f'Got levels of dtype {levels.dtype} and {levels.ndim} axes; allowed are uint8 (B, C, H, W), 0 to 255. '
             'timm_p2be.encodings.pixel_levels turns images in [0, 1] into levels.'
         )
+    for table in tables:
+        if table.device != levels.device:  # the kernels are handed addresses
+            raise ValueError(
+                f'Got images on {levels.device} and a stem on {table.device}; move one of them: '
+                f'images.to({str(table.device)!r}), or model.to({str(levels.device)!r}).'
+            )
 
 
 def _check_window(

@@ -81,12 +81,9 @@ def lookup_conv2d(
         codes = bits_of(codes) if latent else codes
         if kernels is None:
             return _channels_last(plain.lookup_conv2d(levels, codes, weight, *geometry, dtype))
-        chans = levels.shape[1]
-
-        def part(channels: slice) -> Tensor:
-            return code_table(codes, weight[channels], chans)
-
-        return _sum_rows(kernels, levels, weight.shape[2:], part, *geometry).to(dtype)
+        chans, kernel = levels.shape[1], weight.shape[2:]
+        features = _sum_rows(kernels, levels, kernel, lambda part: code_table(codes, weight[part], chans), *geometry)
+        return features.to(dtype)
 
 
 @torch.library.custom_op('timm_p2be::lookup_conv2d_backward', mutates_args=())
@@ -128,6 +125,14 @@ def table_conv2d(
     if kernels is None:
         return _channels_last(plain.table_conv2d(levels, table, *geometry, dtype))
     return _sum_rows(kernels, levels, table.shape[0:3:2], lambda part: table[..., part], *geometry).to(dtype)
+
+
+def smoothness(weight: Tensor, mean: bool) -> tuple[Tensor, Tensor] | None:
+    """Return the smoothness loss of a table and its gradient by Triton's kernel, or None where that does not run."""
+    if torch.compiler.is_compiling() or not (weight.is_cuda or os.environ.get(SWITCH) == 'triton'):
+        return None
+    kernels: Any = _kernels(weight, 16, weight.dtype)
+    return kernels and kernels.smoothness(weight, mean)
 
 
 @lookup_conv2d.register_fake
@@ -180,15 +185,17 @@ def _gradients(
         return plain.lookup_conv2d_backward(grad, levels, codes, weight, stride, padding, dilation, needs_codes)
     window = slide(levels, weight.shape[2:], stride, padding, dilation)
     rows = grad.to(kernels.dtype).permute(0, 2, 3, 1).contiguous()
-    codes_grad, weight_grad = torch.zeros_like(codes, dtype=torch.float32), torch.empty_like(weight)
+    codes_grad, weight_grad = None, torch.empty_like(weight)
+    kernel_grad = taps_of(weight_grad, levels.shape[1])  # of which a change shows in `weight_grad`
     for channels in kernels.parts(window.taps):
-        table_grad = kernels.scatter_add(window, rows[..., channels])[:, :PADDING_LEVEL]
+        table_grad = kernels.scatter_add(window, rows[..., channels])[:, :PADDING_LEVEL].transpose(0, 1).flatten(1)
         taps = taps_of(weight[channels].float(), levels.shape[1])  # the table is E W_j for each tap j
-        taps_grad = torch.matmul(codes.float().T, table_grad).unflatten(0, taps.shape[:3])
-        weight_grad[channels] = taps_grad.permute(4, 3, 1, 0, 2).reshape(weight[channels].shape)
+        taps_grad = codes.float().T @ table_grad
+        kernel_grad[..., channels] = taps_grad.unflatten(1, (*taps.shape[:3], -1)).permute(1, 2, 3, 0, 4)
         if needs_codes:
-            codes_grad += torch.einsum('jko,jmo->km', table_grad, taps.flatten(0, 2))
-    return codes_grad.to(codes.dtype), weight_grad
+            part = table_grad @ taps.mT.flatten(0, 3)
+            codes_grad = part if codes_grad is None else codes_grad + part
+    return torch.zeros_like(codes) if codes_grad is None else codes_grad.to(codes.dtype), weight_grad
 
 
 def _channels_last(features: Tensor) -> Tensor:

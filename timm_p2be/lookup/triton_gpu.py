@@ -4,8 +4,7 @@ Nothing here waits for the device or copies to it, so the operators can be captu
 """
 
 import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
 
 import torch
 import triton
@@ -20,7 +19,7 @@ OLDEST = (8, 0)  # compute capability: bfloat16 and TF32 products
 CHUNK = 4096  # pixels sorted together, at most 4096: their places are 12 bits of a key
 PRECISION = 'tf32x3'  # of float32 products: 22 of 24 bits; a product of narrower numbers is exact
 LARGEST_TABLE = 2**25  # bytes of rows that are looked up: beyond an L2 cache, codes are multiplied instead
-_PROGRAMS = 2**14  # of the backward pass, about, whatever the device: the order of sums must not depend on it
+_PROGRAMS = 2**12  # of the backward pass, about, whatever the device: the order of sums must not depend on it
 _TABLE_BYTES = 2**28  # of float32 table gradient that exists at once
 
 
@@ -54,7 +53,7 @@ class Kernels:
             self._code_product(window, F.pad(bits, (0, 0, 0, 1)), weight, features)
             return
         table = codes.new_empty(window.kernel[0], chans, window.kernel[1], 257, self.channels, dtype=self.dtype)
-        with _on_device(table):
+        with torch.cuda.device_of(table):
             triton_kernels.code_table[taps, triton.cdiv(257, 32), triton.cdiv(self.channels, self.block)](
                 codes.contiguous(), weight, table, chans, *weight.stride(), window.kernel[1], codes.shape[1],
                 self.channels, 32, 32, self.block, latent,
@@ -64,16 +63,27 @@ class Kernels:
     def through_sign(self, grad: Tensor, latents: Tensor) -> Tensor:
         """Return the gradient of latents for that of their codes (Eq. 5 and 6 of the paper)."""
         found = torch.empty_like(latents)
-        with _on_device(grad):
+        with torch.cuda.device_of(grad):
             triton_kernels.through_sign[(triton.cdiv(found.numel(), 1024),)](
                 grad.contiguous(), latents.contiguous(), found, found.numel(), 1024
             )
         return found
 
+    def smoothness(self, weight: Tensor, mean: bool) -> tuple[Tensor, Tensor]:
+        """Return `timm_p2be.losses.smoothness_loss` of a float32 table, and its gradient."""
+        rows, bits = weight.shape
+        angles, gradient = weight.new_empty(rows - 1), torch.empty(rows, bits, device=weight.device)
+        with torch.cuda.device_of(weight):
+            triton_kernels.smoothness[(rows,)](
+                weight.contiguous(), angles, gradient, rows, bits, 1 / (rows - 1) if mean else 1.0,
+                triton.next_power_of_2(bits),
+            )  # fmt: skip
+        return angles.sum(), gradient
+
     def _code_product(self, window: Window, codes: Tensor, weight: Tensor, features: Tensor) -> None:
         pixels, bits, block = features.shape[:3].numel(), codes.shape[1], self.product_block
         by_tap = weight.to(self.dtype).unflatten(1, (bits, -1)).permute(3, 2, 4, 1, 0).contiguous()
-        with _on_device(features):
+        with torch.cuda.device_of(features):
             triton_kernels.code_product[triton.cdiv(pixels, 128), triton.cdiv(self.channels, block)](
                 window.pixels, codes, by_tap, features, *self._places(window, pixels), *window.kernel, bits,
                 self.channels, 128, self.at_once, block, PRECISION, is_interpreted(), num_warps=8,
@@ -89,49 +99,58 @@ class Kernels:
     def gather_sum(self, window: Window, table: Tensor, features: Tensor) -> None:
         """Write to `features` the sums of the rows of `table` (kh, C, kw, 257, channels) under each window."""
         pixels, channels = features.shape[:3].numel(), features.shape[3]
-        with _on_device(features):
+        with torch.cuda.device_of(features):
             triton_kernels.gather_sum[triton.cdiv(pixels, self.pixels_at_once), triton.cdiv(channels, self.block)](
                 window.pixels, table, features, *self._places(window, pixels), *window.kernel, channels,
                 self.pixels_at_once, self.block,
             )  # fmt: skip
 
+    def at_a_time(self, width: int, stride: int, dilation: int = 1) -> dict[str, int]:
+        """Return what `bucket_sum` takes at once: BT taps of a row, STEP apart so that they read one phase; K keys."""
+        step = min(stride // math.gcd(stride, dilation), width)
+        taps = min(triton.next_power_of_2(triton.cdiv(width, step)), 256 // self.block)
+        return {'STEP': step, 'BT': taps, 'K': min(self.at_once, 2**14 // (taps * self.block * self.dtype.itemsize))}
+
     def scatter_add(self, window: Window, grad: Tensor) -> Tensor:
         """Return the gradient of `gather_sum`'s table, (taps, 256, channels) float32."""
-        batch, chans, height, width = window.pixels.shape
-        (down, right), channels = window.stride, grad.shape[3]
-        phase_height, phase_width = triton.cdiv(height, down), triton.cdiv(width, right)
-        chunks = triton.cdiv(batch * phase_height * phase_width, CHUNK)
-        blocks = triton.cdiv(channels, self.block)
-        per_group = triton.cdiv(chunks, max(1, _PROGRAMS // (window.taps * 16 * blocks)))
+        (down, right), channels, chans = window.stride, grad.shape[3], window.pixels.shape[1]
+        (up, below), (back, after) = _margins(window, 0), _margins(window, 1)
+        grad = F.pad(grad, (0, 0, back, after, up, below)).contiguous()
+        grid = grad.shape[1:3]
+        chunks = triton.cdiv(grad.shape[:3].numel(), CHUNK)
+        sizes = self.at_a_time(window.kernel[1], right, window.dilation[1])
+        rows = window.kernel[0] * chans * sizes['STEP']
+        blocks = triton.cdiv(channels, self.block) * triton.cdiv(window.kernel[1], sizes['STEP'] * sizes['BT'])
+        per_group = triton.cdiv(chunks, max(1, _PROGRAMS // (rows * 16 * blocks)))
         groups = triton.cdiv(chunks, max(1, per_group))
         lists = chans * down * right * chunks
         keys = torch.empty(lists, CHUNK, dtype=torch.int16, device=grad.device)
         starts = torch.empty(lists, 17, dtype=torch.int32, device=grad.device)
-        partial = torch.empty(groups, window.taps, 256, channels, dtype=torch.float32, device=grad.device)
-        phases = phase_height, phase_width, chunks
-        with _on_device(grad):
+        partial = torch.empty(groups, 256, window.taps, channels, dtype=torch.float32, device=grad.device)
+        with torch.cuda.device_of(grad):
             triton_kernels.partition[(lists,)](
-                window.pixels, keys, starts, *window.pixels.shape, *window.pixels.stride(), *window.stride, *phases,
-                CHUNK, num_warps=8,
+                window.pixels, keys, starts, *window.pixels.shape, *window.pixels.stride(), *window.stride, *grid,
+                chunks, CHUNK, num_warps=8,
             )  # fmt: skip
-            triton_kernels.bucket_sum[window.taps, 16 * groups, blocks](
-                keys, starts, grad, partial, self.channels, chans, window.rows, window.columns, *window.stride,
-                window.padding[2], window.padding[0], *window.dilation, *phases, per_group, window.kernel[1],
-                channels, CHUNK, self.at_once, self.block, PRECISION, is_interpreted(),
+            triton_kernels.bucket_sum[rows, 16 * groups, blocks](
+                keys, starts, grad, partial, chans, *window.stride, window.padding[2], window.padding[0],
+                *window.dilation, up, back, grid[1], chunks, per_group, *window.kernel, OUT=channels,
+                CHUNK=CHUNK, BO=self.block, PRECISION=PRECISION, INTERPRETED=is_interpreted(), **sizes,
             )  # fmt: skip
-        return partial.sum(0)
+        return partial.sum(0).transpose(0, 1)
+
+
+def _margins(window: Window, axis: int) -> tuple[int, int]:
+    """Return how many rows (or columns) before and after the feature map's the taps would read for the levels'."""
+    stride, padding = window.stride[axis], window.padding[2 - 2 * axis]
+    phase, outputs = triton.cdiv(window.pixels.shape[2 + axis], stride), (window.rows, window.columns)[axis]
+    last = (window.kernel[axis] - 1) * window.dilation[axis] - padding
+    return max(0, last // stride), max(0, phase - outputs - -padding // stride)
 
 
 def is_interpreted() -> bool:
     """Return whether Triton was told (TRITON_INTERPRET=1) to run its kernels in Python when they were defined."""
     return not isinstance(triton_kernels.gather_sum, triton.JITFunction)
-
-
-@contextmanager
-def _on_device(tensor: Tensor) -> Iterator[None]:
-    """Launch kernels on the device of a tensor, which may not be the current one."""
-    with torch.cuda.device_of(tensor):
-        yield
 
 
 @functools.cache

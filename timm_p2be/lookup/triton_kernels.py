@@ -1,7 +1,7 @@
 # mypy: disallow-untyped-defs=False
 """The lookup convolution's loops for GPUs, in Triton: the table, sums of its rows, and its gradient.
 
-No kernel is specialized for sizes and strides, so that a new batch size or image size compiles nothing. `pitch` is the
+No kernel is specialized for sizes and strides of tensors: a new batch or image size compiles nothing. `pitch` is the
 distance from a pixel of the feature map to the next; B, C, H, W are sizes of the levels and sb, sc, sy, sx strides, of
 levels or weight; OH, OW those of the feature map; OUT its channels, in blocks of BO.
 """
@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 SHAPE = ('P', 'B', 'C', 'H', 'W', 'OH', 'OW', 'sb', 'sc', 'sy', 'sx', 'sh', 'sw', 'top', 'left', 'dh', 'dw')
-PARTITION = ('HS', 'WS', 'chunks', 'per_group')
+GRID = ('GH', 'GW', 'up', 'back', 'chunks', 'per_group')
 
 
 @triton.jit(do_not_specialize=('C', 'so', 'sm', 'sy', 'sx'))
@@ -45,6 +45,29 @@ def through_sign(grad, latents, found, numbers, N: tl.constexpr):
     upstream = tl.load(grad + i, mask=i < numbers, other=0)
     slope = tl.maximum(1 - tl.abs(w), 0.0)
     tl.store(found + i, upstream * slope, mask=i < numbers)
+
+
+@triton.jit
+def smoothness(weights, angles, gradient, rows, M, share, BM: tl.constexpr):
+    """Write 1 - cosine of one row of a table with the next, and the gradient of their sum; both times `share`."""
+    k = tl.program_id(0)
+    m = tl.arange(0, BM)
+    row = tl.load(weights + k * M + m, mask=m < M, other=0)
+    before = tl.load(weights + (k - 1) * M + m, mask=(k > 0) & (m < M), other=0)
+    after = tl.load(weights + (k + 1) * M + m, mask=(k + 1 < rows) & (m < M), other=0)
+    row_scale, before_scale, after_scale = one_over_norm(row), one_over_norm(before), one_over_norm(after)
+    before_cosine = tl.sum(row * before, 0) * row_scale * before_scale
+    after_cosine = tl.sum(row * after, 0) * row_scale * after_scale
+    change = (before_cosine + after_cosine) * row_scale * row - before_scale * before - after_scale * after
+    tl.store(gradient + k * M + m, change * row_scale * share, mask=m < M)
+    tl.store(angles + k, (1 - after_cosine) * share, mask=k + 1 < rows)
+
+
+@triton.jit
+def one_over_norm(row):
+    """Return one over the norm of a row, and 0 for a norm of 0."""
+    squares = tl.sum(row * row, 0)
+    return 1 / tl.sqrt(tl.where(squares == 0, float('inf'), squares))
 
 
 @triton.jit
@@ -115,83 +138,92 @@ def gather_sum(
     tl.store(where, total.to(features.dtype.element_ty), mask=(p < P)[:, None] & o_ok)
 
 
-@triton.jit(do_not_specialize=SHAPE + PARTITION)
+@triton.jit(do_not_specialize=SHAPE + GRID)
 def partition(
-    levels, keys, starts, B, C, H, W, sb, sc, sy, sx, sh, sw, HS, WS, chunks,
+    levels, keys, starts, B, C, H, W, sb, sc, sy, sx, sh, sw, GH, GW, chunks,
     CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Sort CHUNK pixels of one color and stride phase (row mod sh, column mod sw) into 16 ranges of 16 levels.
 
-    Pixels are counted image by image within their phase, of HS x WS pixels. A key, 16 bits, is the level within its
-    range and the pixel's place in the chunk, 12 bits. The order of pixels in a range stays.
+    Places are counted image by image within the phase, whose rows and columns a grid of GH x GW holds. A key, 16 bits,
+    is the level within its range and the pixel's place in the chunk, 12 bits. The order of pixels in a range stays.
     """
     chunk = tl.program_id(0) % chunks
     phase = tl.program_id(0) // chunks  # color, row, column
     place = tl.arange(0, CHUNK)
     n = chunk * CHUNK + place
-    row = (n // WS) % HS * sh + (phase // sw) % sh
-    column = n % WS * sw + phase % sw
-    image = n // (WS * HS)
+    row = (n // GW) % GH * sh + (phase // sw) % sh
+    column = n % GW * sw + phase % sw
+    image = n // (GW * GH)
     inside = (image < B) & (row < H) & (column < W)
     pixel = levels + image.to(tl.int64) * sb + phase // (sw * sh) * sc + row * sy + column * sx
     level = tl.load(pixel, mask=inside, other=0).to(tl.int32)
+    in_range = tl.where(inside, level // 16, -1)
     place_in_keys = tl.zeros((CHUNK,), dtype=tl.int32)
     first = 0
     boundaries = starts + tl.program_id(0) * 17
-    for r in range(16):
+    for r in range(0, 16, 2):  # two ranges are counted in the halves of one number
+        lower, upper = in_range == r, in_range == r + 1
+        one = tl.where(lower, 1, tl.where(upper, 65536, 0))
+        before = tl.cumsum(one, 0) - one
+        both = tl.sum(one, 0)
+        second = first + (both & 65535)
+        place_in_keys = tl.where(lower, first + (before & 65535), place_in_keys)
+        place_in_keys = tl.where(upper, second + (before >> 16), place_in_keys)
         tl.store(boundaries + r, first)
-        chosen = (inside & (level // 16 == r)).to(tl.int32)
-        place_in_keys = tl.where(chosen == 1, first + tl.cumsum(chosen, 0) - 1, place_in_keys)
-        first += tl.sum(chosen, 0)
+        tl.store(boundaries + r + 1, second)
+        first = second + (both >> 16)
     tl.store(boundaries + 16, first)
     key = (level % 16) * 4096 + place
     tl.store(keys + tl.program_id(0).to(tl.int64) * CHUNK + place_in_keys, key.to(tl.int16), mask=inside)
 
 
-@triton.jit(do_not_specialize=SHAPE + PARTITION)
+@triton.jit(do_not_specialize=SHAPE + GRID)
 def bucket_sum(
-    keys, starts, grad, partial, pitch, C, OH, OW, sh, sw, top, left, dh, dw, HS, WS, chunks, per_group,
-    KW: tl.constexpr, OUT: tl.constexpr, CHUNK: tl.constexpr, K: tl.constexpr, BO: tl.constexpr,
-    PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
+    keys, starts, grad, partial, C, sh, sw, top, left, dh, dw, up, back, GW, chunks, per_group,
+    KH: tl.constexpr, KW: tl.constexpr, STEP: tl.constexpr, OUT: tl.constexpr, CHUNK: tl.constexpr, K: tl.constexpr,
+    BT: tl.constexpr, BO: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """Add up the gradients of the output pixels that read 16 levels through one tap, in one group of chunks.
+    """Add up the gradients of the output pixels that read 16 levels through a row of taps, in one group of chunks.
 
     A product with the 16 x K matrix that says which of K pixels has which level; K at a time, in the order of the keys.
-    `partial` is (groups, taps, 256, OUT).
+    Every STEP-th tap of a kernel row reads the same phase: BT of them are taken at once. `grad` is
+    (B, GH, GW, OUT), and a tap reads it at the place of the pixel in that grid, moved by as much for all pixels;
+    `up` and `back` move the first output pixel. `partial` is (groups, 256, taps, OUT).
     """
-    tap = tl.program_id(0)
+    y = tl.program_id(0) // (STEP * C)
+    c = tl.program_id(0) // STEP % C
+    x_first = tl.program_id(0) % STEP
     r = tl.program_id(1) % 16
     group = tl.program_id(1) // 16
-    o = tl.program_id(2) * BO + tl.arange(0, BO)
-    o_ok = (o < OUT)[None, :]
+    blocks: tl.constexpr = (OUT + BO - 1) // BO
+    j = tl.arange(0, BT * BO)
+    x = x_first + (tl.program_id(2) // blocks * BT + j // BO) * STEP
+    o = tl.program_id(2) % blocks * BO + j % BO
+    ok = ((x < KW) & (o < OUT))[None, :]
     # level's row = output row * sh + down; division truncates, so the phase is made positive before
-    down = tap // (KW * C) * dh - top
-    right = tap % KW * dw - left
+    down = y * dh - top
+    right = x_first * dw - left
     down_phase = (down % sh + sh) % sh
     right_phase = (right % sw + sw) % sw
-    phase = ((tap // KW) % C * sh + down_phase) * sw + right_phase
-    up = (down - down_phase) // sh
-    back = (right - right_phase) // sw
+    phase = (c * sh + down_phase) * sw + right_phase
+    moved = (up - (down - down_phase) // sh) * GW + back - (x * dw - left - right_phase) // sw
+    rows = grad + moved * OUT + o
     within = tl.arange(0, K)
     levels = tl.arange(0, 16)
-    total = tl.zeros((16, BO), dtype=tl.float32)
+    total = tl.zeros((16, BT * BO), dtype=tl.float32)
     for chunk in range(group * per_group, tl.minimum((group + 1) * per_group, chunks)):
         at = phase * chunks + chunk
         last = tl.load(starts + at * 17 + r + 1)
         for first in range(tl.load(starts + at * 17 + r), last, K):
             listed = first + within < last
             key = tl.load(keys + at.to(tl.int64) * CHUNK + first + within, mask=listed, other=0).to(tl.int32) & 0xFFFF
-            n = chunk * CHUNK + key % 4096
-            x = n % WS - back
-            y = (n // WS) % HS - up
-            read = listed & (x >= 0) & (x < OW) & (y >= 0) & (y < OH)
-            pixel = (n // (WS * HS) * OH + y) * OW + x
-            where = grad + pixel.to(tl.int64)[:, None] * pitch + o[None, :]
-            rows = tl.load(where, mask=read[:, None] & o_ok, other=0)
+            n = (chunk * CHUNK + key % 4096).to(tl.int64)
+            row = tl.load(rows[None, :] + n[:, None] * OUT, mask=listed[:, None] & ok, other=0)
             if INTERPRETED:
-                rows = rows.to(tl.float32)  # the interpreter's product takes bfloat16 for integers
+                row = row.to(tl.float32)  # the interpreter's product takes bfloat16 for integers
             has_level = (key // 4096)[None, :] == levels[:, None]
-            total = tl.dot(has_level.to(rows.dtype), rows, total, input_precision=PRECISION)
-    taps = tl.num_programs(0)
-    row = (group * taps + tap).to(tl.int64) * 256 + r * 16 + levels
-    tl.store(partial + row[:, None] * OUT + o[None, :], total, mask=o_ok)
+            total = tl.dot(has_level.to(row.dtype), row, total, input_precision=PRECISION)
+    level_rows = (group * 256 + r * 16 + levels).to(tl.int64) * (KH * C * KW * OUT)
+    tap_rows = ((y * C + c) * KW + x) * OUT + o
+    tl.store(partial + level_rows[:, None] + tap_rows[None, :], total, mask=ok)

@@ -167,7 +167,6 @@ class EmbeddingOptimizer(torch.optim.Optimizer):
             [],
             [self.state[p]['step'] for p in params],
             foreach=group.get('foreach'),
-            has_complex=any(p.is_complex() for p in params),
             amsgrad=False,
             beta1=group['betas'][0],
             beta2=group['betas'][1],
@@ -183,11 +182,6 @@ class SGDP2BE(EmbeddingOptimizer):
 
     Nesterov momentum is on as in the official code; the paper only says "Momentum SGD with momentum of 0.9" (section
     IV-B). `embedding` are the settings of `EmbeddingOptimizer`.
-
-    Example:
-        >>> from timm_p2be.encodings import PixelEmbedding
-        >>> SGDP2BE(PixelEmbedding().parameters(), embedding_lr=1e-3).param_groups[0]['lr']
-        0.001
     """
 
     def __init__(
@@ -215,8 +209,7 @@ class SGDP2BE(EmbeddingOptimizer):
         grads = [p.grad for p in params]
         buffers = [self.state[p].get('momentum_buffer') for p in params]
         settings = {name: group[name] for name in ('momentum', 'weight_decay', 'dampening', 'nesterov', 'foreach')}
-        has_sparse_grad = any(grad.is_sparse for grad in grads)
-        sgd(params, grads, buffers, has_sparse_grad=has_sparse_grad, lr=lr, maximize=False, **settings)
+        sgd(params, grads, buffers, has_sparse_grad=False, lr=lr, maximize=False, **settings)
         if group['momentum'] != 0:
             for p, momentum_buffer in zip(params, buffers, strict=True):
                 self.state[p]['momentum_buffer'] = momentum_buffer

@@ -49,14 +49,6 @@ class EmbeddingCosine:
     nutszebra/Pixel-to-Binary-Embedding, cifar_augmix.py. Create it after loading a checkpoint into the optimizer, whose
     `embedding_sched` is 'cosine', and call `step_update` after every update with the number of updates so far, like
     timm's schedulers; it has no state to save. Without a table it does nothing.
-
-    Example:
-        >>> import timm_p2be.optim
-        >>> from timm_p2be.encodings import PixelEmbedding
-        >>> optimizer = timm_p2be.optim.SGDP2BE(PixelEmbedding().parameters(), embedding_sched='cosine')
-        >>> EmbeddingCosine(optimizer, total_updates=100).step_update(100)
-        >>> learning_rates(optimizer)
-        {'embedding': 1e-06}
     """
 
     def __init__(self, optimizer: Optimizer, total_updates: int, min_lr: float = 1e-6) -> None:

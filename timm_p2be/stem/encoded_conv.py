@@ -162,12 +162,7 @@ class EncodedConv2d(LevelStem, nn.Conv2d):
 
 
 def encoded_stem(model: nn.Module) -> tuple[str, EncodedConv2d | None]:
-    """Return name and module of a model's encoded stem, also through wrappers; ('', None) for one of pixel values.
-
-    Example:
-        >>> encoded_stem(nn.Sequential(EncodedConv2d(3, 8, 3)))[0], encoded_stem(nn.Identity())
-        ('0', ('', None))
-    """
+    """Return name and module of a model's encoded stem, also through wrappers; ('', None) for one of pixel values."""
     for name, module in model.named_modules():
         if isinstance(module, EncodedConv2d):
             return name, module
