@@ -10,6 +10,7 @@ import pytest
 from forks import forked
 from hub_server import HubServer
 from huggingface_hub import constants
+from published import contents
 
 from timm_p2be.hub.errors import FetchError
 from timm_p2be.hub.fetch import fetch, resolved_commit, split_revision
@@ -37,10 +38,6 @@ def folder(tmp_path: Path) -> Path:
     for name, content in FILES.items():
         (where / name).write_bytes(content)
     return where
-
-
-def contents(where: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(where.iterdir())}
 
 
 def assert_nothing_usable(revision: str | None = None) -> None:
