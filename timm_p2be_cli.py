@@ -18,6 +18,7 @@ COMMANDS = {
     'train': 'Train a model by a recipe: timm-p2be train -c cifar10 --data-dir DIR.',
     'reproduce': 'Reproduce a table or figure of the paper: train, measure, and hold it against the claims.',
     'run': "Run a Python script, such as timm's validate.py, with the models of timm-p2be registered.",
+    'status': 'Say where a run of train.py stands: epochs, figures, newest checkpoint.',
     'corrupt': 'Write corrupted copies of images, or of a whole data set in the layout of CIFAR-C or ImageNet-C.',
     'benchmark corruptions': 'Measure models under the corruptions of CIFAR-C or ImageNet-C.',
     'benchmark attacks': 'Attack models within a bound and report the worst case.',

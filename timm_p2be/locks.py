@@ -56,3 +56,15 @@ class FolderLock:
         if self.is_held():
             self.path.unlink()
         os.close(self._descriptor)
+
+
+def holder_of(path: Path) -> str:
+    """Return what the file of a lock says of the process that holds it, '' if none does."""
+    try:
+        with path.open('r+') as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return ''
+    except FileNotFoundError:
+        return ''
+    except (BlockingIOError, PermissionError):
+        return path.read_text(errors='replace').strip()

@@ -234,7 +234,9 @@ class ConTrainTask(_AdversarialTask):
     as many steps of PGD from a random start. Noise depends on seed, process and number of the batch alone, and that
     number is in checkpoints.
 
-    Args: as `P2BETask`, and
+    Arguments are those of `P2BETask`, and:
+
+    Args:
         smoothness: 1.0 on CIFAR-10, 0.1 on CIFAR-100 (Table V); 0 for models without a learned table.
         eps: largest change of a pixel value, in levels, 1 to 255.
         steps: of the attack, at least 1.
@@ -257,7 +259,7 @@ class ConTrainTask(_AdversarialTask):
 class AdvTrainTask(_AdversarialTask):
     """Trains by L = CE(adversarial) + lambda L_smooth, which the paper sets against `ConTrainTask` (Table IV).
 
-    Args: as `ConTrainTask`, without `alpha`. 'jsd' is 0.
+    Arguments are those of `ConTrainTask`, without `alpha`. 'jsd' is 0.
     """
 
     _clean_view = False

@@ -147,7 +147,7 @@ def binarize(weight: Tensor) -> Tensor:
     """Return the codes (sign(w) + 1) / 2 of latents w, with the approximate-sign gradient of the paper.
 
     Forward: exactly 1 where w >= 0 and exactly 0 elsewhere (Eq. 4 and 5), in the dtype of `weight`. Backward:
-    0.5 (2 - 2 |w|) inside (-1, 1) and 0 outside, the product of the factor in Eq. 5 and the derivative in Eq. 6.
+    0.5 (2 - 2 abs(w)) inside (-1, 1) and 0 outside, the product of the factor in Eq. 5 and the derivative in Eq. 6.
     """
     clamped = weight.clamp(-1, 1)
     smooth = clamped - 0.5 * clamped * clamped.abs()  # its derivative is 1 - |w|

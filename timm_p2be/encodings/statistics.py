@@ -24,7 +24,7 @@ class CodeStatistics:
 
 @dataclass(frozen=True)
 class LatentStatistics:
-    """Statistics of the latents w behind a learned table; magnitudes are |w|."""
+    """Statistics of the latents w behind a learned table; magnitudes are abs(w)."""
 
     mean_magnitude: float
     smallest_magnitude: float

@@ -39,6 +39,7 @@ class Position:
     sums: dict[str, float] = field(default_factory=dict)
     count: int = 0
     updates_per_epoch: int = 0  # of the run that saved it
+    codes: str = ''  # bits of a learned table when the epoch began, see `live.packed_bits`
 
 
 class Diverged(RuntimeError):
@@ -56,6 +57,7 @@ def _are_sums(value: Any) -> bool:
 _POSITION: Schema = {
     **dict.fromkeys(('epoch', 'update', 'count', 'updates_per_epoch'), ('a number from 0 on', _is_count)),
     'sums': ('an object of numbers', _are_sums),
+    'codes': ('hexadecimal digits', lambda value: isinstance(value, str) and bool(re.fullmatch('[0-9a-f]*', value))),
 }
 
 

@@ -53,6 +53,7 @@ class Trainer:
     position: Position = field(default_factory=Position)
     saved: float = field(default_factory=time.monotonic)  # when the last checkpoint was written
     parts: dict[str, float] = field(default_factory=dict)  # of the loss of the last batch that was read
+    track: Callable[[dict[str, float], int], None] | None = None  # draws figures after so many updates
     diverged: str = ''  # where, on this process
     _sent: _Sent | None = None
 
@@ -66,7 +67,8 @@ class Trainer:
         sums = {name: start.sums.get(name, 0.0) for name in ('loss', *self.task.parts)}
         self.position = position = replace(start, sums=sums, updates_per_epoch=total)
         images_seen = 0
-        progress = Progress(start.epoch, total, start.update, show=is_primary(args), interval=args.log_interval)
+        epochs = self.schedules.num_epochs
+        progress = Progress(start.epoch, epochs, total, start.update, is_primary(args), args.log_interval, self.track)
         self.task.train()
         self.optimizer.zero_grad()
         try:

@@ -14,6 +14,7 @@ from timm_p2be.locks import FolderLock
 from timm_p2be.training.building import PROCESS_FIELDS
 from timm_p2be.training.checkpoints import checkpoint_files, newest_checkpoint
 
+LOCK = 'run.lock'
 _LITTER = re.compile(r'\.(last|model_best|checkpoint-\d+|recovery-[\d-]+)\.pth\.tar(\.sha256)?\..*\.\d+')
 
 
@@ -75,7 +76,7 @@ class OutputFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock = FolderLock(path, 'run.lock', '--experiment')
+        self._lock = FolderLock(path, LOCK, '--experiment')
         for file in path.iterdir():
             if _LITTER.fullmatch(file.name):  # of a run that was killed while it wrote
                 file.unlink(missing_ok=True)

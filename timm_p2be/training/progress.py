@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -13,14 +13,24 @@ _logger = logging.getLogger('train')
 
 
 class Progress:
-    """Progress of one epoch of `total` updates, of which `done` were done before; `show` on the primary process.
+    """Progress of one of `epochs` epochs of `total` updates, of which `done` were done; `show` on the primary process.
 
-    Shown are loss parts, images per second, time left, and the share of time spent waiting for data.
+    Shown are loss parts, images per second, time left, and the share of time spent waiting for data. `track` gets them
+    as well, every `interval` updates.
     """
 
-    def __init__(self, epoch: int, total: int, done: int, show: bool, interval: int) -> None:
-        self.epoch, self.total, self.first = epoch, total, done
-        self.show, self.interval = show, max(interval, 1)
+    def __init__(
+        self,
+        epoch: int,
+        epochs: int,
+        total: int,
+        done: int,
+        show: bool,
+        interval: int,
+        track: Callable[[dict[str, float], int], None] | None = None,
+    ) -> None:
+        self.epoch, self.epochs, self.total, self.first = epoch, epochs, total, done
+        self.show, self.interval, self.track = show, max(interval, 1), track
         self.waited = 0.0
         self.start = time.time()
         self.bar = None
@@ -46,18 +56,26 @@ class Progress:
 
     def report(self, update: int, images: int, parts: dict[str, float], rates: dict[str, float]) -> None:
         """Show the state after `update` updates of the epoch, of which this process saw `images` images."""
+        now = self.speed(images)
+        each = (time.time() - self.start) / (update - self.first)
+        left, later = each * (self.total - update), each * self.total * (self.epochs - 1 - self.epoch)
+        run_left = timedelta(seconds=round(left + later))
+        due = self.show and (update % self.interval == 0 or update == self.total)
+        if due and self.track is not None:
+            values = {f'train/{name}': value for name, value in parts.items()}
+            values |= {f'lr/{name}': rate for name, rate in rates.items()}
+            self.track({**values, **now}, self.epoch * self.total + update)
         if self.bar is not None:
             self.bar.update(1)
-            speed = self.speed(images)['images_per_second']
-            self.bar.set_postfix_str(f'{_line(parts)} {speed:.0f} img/s', refresh=False)
-        elif self.show and (update % self.interval == 0 or update == self.total):
-            now = self.speed(images)
-            left = (time.time() - self.start) / (update - self.first) * (self.total - update)
+            self.bar.set_postfix_str(
+                f'{_line(parts)} {now["images_per_second"]:.0f} img/s, run ends in {run_left}', refresh=False
+            )
+        elif due:
             _logger.info(
                 f'Train: {self.epoch} [{update:>4d}/{self.total}]  {_line(parts)}  '
                 f'{now["images_per_second"]:.1f} img/s  data wait {100 * now["data_wait"]:.0f} %  '
                 f'lr {" ".join(f"{name} {rate:.3e}" for name, rate in rates.items())}  '
-                f'epoch ends in {timedelta(seconds=round(left))}'
+                f'epoch ends in {timedelta(seconds=round(left))}, run in {run_left} and validation'
             )
 
     def speed(self, images: int) -> dict[str, float]:

@@ -51,6 +51,7 @@ from timm_p2be.training.checkpoints import (
 )
 from timm_p2be.training.embedding_flags import adopt_table, pinned
 from timm_p2be.training.epoch import Trainer
+from timm_p2be.training.live import Trackers, draw_curves, learned_table, packed_bits, table_figures
 from timm_p2be.training.loading import build_loaders, open_data
 from timm_p2be.training.output import CannotWrite, OutputFolder, experiment_folder, settle_resume, writing
 from timm_p2be.training.saver import Saver, all_buffers, training_state
@@ -76,6 +77,7 @@ class Run:
         if is_primary(args):
             for note in arguments.notes:
                 _logger.info(note)
+        self.trackers = Trackers(args.log if is_primary(args) else ())
         settle_resume(args)
         found = read_resumed(args.resume) if args.resume else None
         if found is not None:
@@ -89,6 +91,7 @@ class Run:
         self.label_names = class_names(data[0])
         model = building.build_model(args, device)
         self.loaders = build_loaders(args, model, device, *data)
+        self.table = learned_table(model)
         self.task = building.build_task(args, model, device, self.loaders.data_config)
         self.optimizer = building.build_optimizer(args, model)
         autocast, self.scaler = building.build_precision(args, device)
@@ -128,6 +131,9 @@ class Run:
     def _updates_per_epoch(self) -> int:
         return -(-len(self.loaders.training) // self.args.grad_accum_steps)
 
+    def _updates_before(self, position: Position) -> int:
+        return position.epoch * self._updates_per_epoch() + position.update
+
     def _open_output(self) -> None:
         args = self.args
         size = self.loaders.data_config['input_size'][-1]
@@ -143,9 +149,12 @@ class Run:
                 self.saver.restore(self.position.epoch)
             trim_summary(str(self.folder / 'summary.csv'), self.position.epoch)
             self.output.write_flags(args)
+        self.trackers.start(args, self.folder, self._updates_before(self.position))
+        self.trainer.track = self.trackers.scalars
 
     def close(self) -> None:
         """Leave the output folder to others."""
+        self.trackers.close()
         if self.output is not None:
             self.output.close()
 
@@ -192,6 +201,7 @@ class Run:
             for epoch in range(self.position.epoch, self.schedules.num_epochs):
                 self._seed_epoch(epoch)
                 start = self.position if epoch == self.position.epoch else Position(epoch)
+                start.codes = start.codes or packed_bits(self.table)
                 train_metrics = self.trainer.train(self.loaders.training, start)
                 self._finish_epoch(epoch, train_metrics)
         except (Interrupted, UnreadableImage) as stop:
@@ -199,6 +209,7 @@ class Run:
             raise
         if self.output is not None and (best := self.saver.best_epoch) is not None:
             _logger.info(f'Best {self.args.eval_metric}: {self.saver.ranked[best]:.4f} (epoch {best})')
+            draw_curves(self.folder)
 
     def _seed_epoch(self, epoch: int) -> None:
         """Make everything random in an epoch a function of seed, epoch and process, so that resumed runs agree."""
@@ -231,13 +242,24 @@ class Run:
         latest = (metrics or train_metrics)[args.eval_metric]
         if self.output is not None:
             extra = {'lr_embedding': rates['embedding']} if 'embedding' in rates else {}
+            if self.table is not None:
+                train_metrics = {**train_metrics, **table_figures(self.table, self.trainer.position.codes)}
             with writing(self.folder):
                 self.output.check()
                 summary = str(self.folder / 'summary.csv')
                 update_summary(epoch, {**train_metrics, **extra}, metrics, summary, lr=rates.get('network'))
                 self.saver.save_checkpoint(state, epoch, float(latest))
+            self._track_epoch(epoch + 1, train_metrics, metrics)
         self.trainer.saved = time.monotonic()
         self.schedules.after_epoch(epoch + 1, latest)
+
+    def _track_epoch(self, epochs: int, train_metrics: dict[str, float], metrics: dict[str, float] | None) -> None:
+        step = self._updates_before(Position(epochs))
+        values = {f'train/{name}': value for name, value in train_metrics.items()}
+        values |= {f'eval/{name}': value for name, value in (metrics or {}).items()}
+        self.trackers.scalars(values, step)
+        if self.table is not None:
+            self.trackers.codes(self.table, step)
 
     def newest_checkpoint(self) -> str:
         """Return the newest sound checkpoint to go on from, if one was written."""

@@ -15,7 +15,7 @@ class APGD(PGD):
     The first step is 2 eps by default. An image's step is halved, and the search goes on from its best point, if fewer
     than 75 % of the steps since the last checkpoint raised the loss or when neither step nor best loss has changed.
 
-    Args: as `PGD`, by default 100 steps; `step_size` is the first one.
+    Arguments are those of `PGD`, by default 100 steps; `step_size` is the first one.
     """
 
     algorithm, usual_steps = 'apgd', 100

@@ -58,7 +58,9 @@ class Climber(Attack):
 
     The network sees every iterate rounded to levels, so each step judges the image that would be returned.
 
-    Args: as `Attack`, and
+    Arguments are those of `Attack`, and:
+
+    Args:
         steps: gradient steps of a pass, at least 1.
         passes: at least one.
         stop: at the first misclassified iterate; else climb on and keep the one of lowest margin, which transfers

@@ -26,7 +26,9 @@ class DGA(Climber):
     thermometer/discretization_attacks.py) moves all values at once, and weighs single bits, which for thermometer codes
     is not the first-order change (docs/protocol.md).
 
-    Args: as `Attack`, and
+    Arguments are those of `Attack`, and:
+
+    Args:
         steps: of a pass, at least 1.
         targets: number of wrong classes that have a pass of their own, at least 0; at most all are taken.
     """

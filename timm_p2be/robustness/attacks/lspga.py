@@ -22,7 +22,9 @@ class LSPGA(Attack):
     network sees the expected code z = sum_k softmax(u / T)_k e_k, and u moves by `step_size` times the sign of the
     gradient of the cross-entropy; at the end every value takes its most probable level.
 
-    Args: as `Attack`, and
+    Arguments are those of `Attack`, and:
+
+    Args:
         steps: gradient steps, at least 1.
         step_size: xi, added to u in each step; above 0.
         anneal_rate: delta, at least 1 (constant temperature).

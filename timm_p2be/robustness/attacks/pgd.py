@@ -14,7 +14,9 @@ class PGD(Climber):
 
     The iterate is a real number of levels.
 
-    Args: as `Climber`, and
+    Arguments are those of `Climber`, and:
+
+    Args:
         surrogate: of `attack_view`.
         steps: at least 1, by default 40; with 1 it is FGSM from the clean image, with a step of `eps`.
         step_size: in levels; None is 2.5 eps / steps, at least half a level.

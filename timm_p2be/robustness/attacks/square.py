@@ -20,7 +20,9 @@ class Square(Attack):
     Starts from vertical stripes of +-eps, one pixel wide. Every image has its own squares, whose area shrinks with the
     share of the queries that is spent, and drops out when it falls. All attempts lie at the corners of the bound.
 
-    Args: as `Attack`, and
+    Arguments are those of `Attack`, and:
+
+    Args:
         queries: most an image can cost, the clean one included; at least 2.
     """
 
