@@ -175,7 +175,7 @@ def test_recipe_and_command_line_name_the_table(tmp_path: Path, capsys: pytest.C
         ('--min-lr nan', '--min-lr nan'),
         ('--model-ema --model-ema-decay 2', '--model-ema-decay 2'),
         ('--lr -1', '--lr -1'),
-        ('--drop inf', '--drop inf'),
+        ('--lr inf', '--lr inf'),
         ('--max-bad-samples -1', '--max-bad-samples -1'),
         ('--batchsize 4', 'did you mean --batch-size for --batchsize?'),
         ('--mixup 0.2', 'timm-p2be run train.py'),
