@@ -7,6 +7,7 @@ os.environ['HF_HUB_OFFLINE'] = '1'
 os.environ['HF_HUB_DISABLE_TELEMETRY'] = '1'
 os.environ['HF_HUB_DISABLE_XET'] = '1'  # its Rust client would not pass through Python's sockets
 
+import gc
 import ipaddress
 import socket
 import warnings
@@ -20,6 +21,12 @@ from hub_server import HubServer, reserve_endpoint
 
 if 'PYTEST_XDIST_WORKER' in os.environ:
     torch.set_num_threads(1)  # the workers share the cores
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector leave alone what the imported packages hold: runs of train.py collect at their end."""
+    gc.freeze()
+
 
 HUB_LISTENER = reserve_endpoint()
 ROOT = Path(__file__).parents[1]

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import timm
 import torch
-from ranks import run_ranks
+import torch.distributed as dist
+from forks import run_ranks
 from runs import OPEN_FILES, assert_same_state, command, summary
 from torch import Generator, Tensor, nn
 
@@ -307,28 +308,20 @@ def test_a_run_resumes(data: Path, tmp_path: Path, name: str, flags: str) -> Non
     assert summary(whole)[-1] == summary(tmp_path / 'parts')[-1]
 
 
-RANKS = """
-import sys, torch
-import torch.distributed as dist
-sys.path.insert(0, '.')
-from test_adversarial_task import batch, tiny
-from timm_p2be.task import ConTrainTask
-dist.init_process_group('gloo')
-torch.manual_seed(0)
-task, (images, labels) = ConTrainTask(tiny(), verbose=False), batch()
-task.prepare_distributed()
-seen = []
-task.trainable_module.module.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach().clone()))
-for _ in range(2):
-    task(images, labels)['loss'].backward()
-gradients = torch.cat([p.grad.flatten() for p in task.get_trainable_module().parameters()]).tolist()
-print(hash(tuple(gradients)), hash(tuple(seen[0][6:].flatten().tolist())))
-dist.destroy_process_group()
-"""
+def attack_together() -> tuple[list[float], list[float]]:
+    """The gradients after two batches, and the first batch's adversarial images."""
+    dist.init_process_group('gloo')
+    torch.manual_seed(0)
+    task, (images, labels), seen = ConTrainTask(tiny(), verbose=False), batch(), []
+    task.prepare_distributed()
+    task.trainable_module.module.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach().clone()))
+    for _ in range(2):
+        task(images, labels)['loss'].backward()
+    gradients = torch.cat([p.grad.flatten() for p in task.get_trainable_module().parameters()])
+    return gradients.tolist(), seen[0][6:].flatten().tolist()
 
 
-@pytest.mark.slow
 def test_processes_draw_differently_and_share_gradients() -> None:
-    one, other = (printed.split() for printed in run_ranks(RANKS))
+    one, other = run_ranks(attack_together)
     assert one[0] == other[0]
     assert one[1] != other[1]

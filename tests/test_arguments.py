@@ -61,7 +61,16 @@ def test_recipes_parse_without_notes(recipe: Path) -> None:
         ('learning_rate: 1', "sets ['learning_rate'], which are no flags"),
         ('- lr', 'holds no flags'),
         ('lr: [', 'cannot read the recipe'),
+        ('a: &a [1, 1]\nb: &b [*a, *a]\nc: &c [*b, *b]\n', 'alias'),
+        ('a: &a [*a]', 'alias'),
+        ('[' * 5000, 'cannot read the recipe'),
+        ('epochs: ' + '[' * 60 + ']' * 60, 'nested'),
+        ('epochs: 2001-13-45', 'cannot read the recipe'),
+        ('? [a]\n: 1', 'cannot read the recipe'),
+        ('\x00', 'cannot read the recipe'),
+        ('a' * 2**21, 'more than'),
     ],
+    ids=range(15),
 )
 def test_bad_recipes_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str) -> None:
     recipe = tmp_path / 'recipe.yaml'
@@ -163,6 +172,11 @@ def test_recipe_and_command_line_name_the_table(tmp_path: Path, capsys: pytest.C
         ('--p2be-adversarial contrain --p2be-attack-eps 0', '--p2be-attack-eps 0: must be at least 1'),
         ('--p2be-adversarial advtrain --p2be-attack-steps 0', '--p2be-attack-steps 0: must be at least 1'),
         ('--dataset cifar10', 'torch/..., hfds/'),
+        ('--min-lr nan', '--min-lr nan'),
+        ('--model-ema --model-ema-decay 2', '--model-ema-decay 2'),
+        ('--lr -1', '--lr -1'),
+        ('--lr inf', '--lr inf'),
+        ('--max-bad-samples -1', '--max-bad-samples -1'),
         ('--batchsize 4', 'did you mean --batch-size for --batchsize?'),
         ('--mixup 0.2', 'timm-p2be run train.py'),
         ('--data-on-device --dataset wds/a', '--dataset wds/a is a stream; read it by hfds/'),

@@ -3,7 +3,6 @@
 import copy
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ import numpy as np
 import pytest
 import timm
 import torch
+from forks import run_ranks
 from PIL import Image
 from planted import Push, Toss, planted_images, planted_model
-from ranks import run_ranks
 from runs import OPEN_FILES
 from safetensors.torch import load_file
 from torch import Generator, Tensor
@@ -23,8 +22,10 @@ from timm_p2be.cli import benchmark_attacks as command
 from timm_p2be.cli import main
 from timm_p2be.robustness.attacks.judge import BrokenAttackError, is_correct, seeded
 from timm_p2be.robustness.evaluation.attack_benchmark import benchmark_attacks
+from timm_p2be.robustness.evaluation.attack_probes import probe_curves
 from timm_p2be.robustness.evaluation.attack_suite import FAMILIES, budget, build_suite, variant
 from timm_p2be.robustness.evaluation.results import unpack_bits
+from timm_p2be.robustness.evaluation.runner import connected_ranks
 from timm_p2be.robustness.images import ImageSet
 from timm_p2be.robustness.pixel_model import PixelModel
 
@@ -259,29 +260,25 @@ def test_out_of_memory_halves_the_batch(capsys: pytest.CaptureFixture[str]) -> N
     assert timeless(results) == timeless(benchmark_attacks(planted_model(), data, [Push('a', 5)], alone=8))
 
 
-SCRIPT = """
-import json
-import re, sys
-from test_attack_benchmark import *
-from timm_p2be.robustness.evaluation.attack_probes import probe_curves
-data, model = planted_images(20, wrong=(1,)), planted_model().model  # a plain model is wrapped
-results = benchmark_attacks(model, data, [Push('even', 6, EVEN), Toss('toss', 1, eps=255), Push('deep', 8)], eps=255,
-    alone=8, batch_size=3, probed=5, output=Path(sys.argv[1]) if len(sys.argv) > 1 else None, save_images=True)
-probe_curves(PixelModel(model), data, results, {'a': lambda model, eps, steps: Push('a', min(eps, steps), eps=eps)})
-print(json.dumps([timeless(results), results.content['probes']]))
-"""
+def spread(output: Path | None = None) -> list[Any]:
+    """What ranks find that share the images."""
+    data, model = planted_images(20, wrong=(1,)), planted_model().model  # a plain model is wrapped
+    attacks = [Push('even', 6, EVEN), Toss('toss', 1, eps=255), Push('deep', 8)]
+    weaker = {'a': lambda model, eps, steps: Push('a', min(eps, steps), eps=eps)}
+    with connected_ranks():  # once for both, as the command does
+        results = benchmark_attacks(
+            model, data, attacks, eps=255, alone=8, batch_size=3, probed=5, output=output, save_images=True
+        )
+        probe_curves(PixelModel(model), data, results, weaker)
+    return [timeless(results), results.content['probes']]
 
 
-def test_two_ranks_give_the_results_of_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    first, second = map(json.loads, run_ranks(SCRIPT, tmp_path))
-    monkeypatch.setattr(sys, 'argv', ['-c'])
-    exec(SCRIPT, {})
-    alone = json.loads(capsys.readouterr().out)
+def test_two_ranks_give_the_results_of_one(tmp_path: Path) -> None:
+    alone = spread()
+    first, second = run_ranks(spread, tmp_path)
     assert first == second == alone
     content = json.loads((tmp_path / 'th.attacks.json').read_text())
-    assert content['probes'] == alone[1]
+    assert content['probes'] == json.loads(json.dumps(alone[1]))
     saved = [index for file in (tmp_path / 'th.images').iterdir() for index in load_file(file)['indices'].tolist()]
     felled = [unpack_bits(entry['felled'], 20) for entry in content['worst_case']['attacks'].values()]
     assert sorted(saved) == np.flatnonzero(np.any(felled, axis=0)).tolist()

@@ -129,24 +129,6 @@ def test_the_examples() -> None:
     assert metadata(render_card(table()))['model-index'][0]['name'] == 'P2BE table'
 
 
-def test_siblings_have_the_same_network_or_are_tables() -> None:
-    heading = 'The same network under other encodings, in timm-p2be'
-    rows = sections(render_card(network(architecture='wrn16_2_onehot'), shipped='wrn16_2_onehot.cifar10'))[heading]
-    assert '| `wrn16_2.cifar10` | rgb | CIFAR-10 | 8 | 16.26 |  |  |' in rows
-    assert '| `wrn16_2_p2be.cifar10` | p2be | CIFAR-10 | 8 | 17.05 | 64 | 35 of 16384 |' in rows
-    assert 'onehot' not in rows
-    assert 'wrn40' not in rows
-    rows = sections(render_card(table(), shipped='wrn10_2_p2be.table_m64_digits'))['Other tables, in timm-p2be']
-    assert 'digits' not in rows
-    assert '| `*_p2be.table_m64_imagenet_1000_images` | p2be | 1,000 images of ImageNet-1k | 40 | 256 | 8157' in rows
-
-
-def test_what_is_not_on_the_hub_names_no_repository() -> None:
-    card = render_card(network(), shipped='wrn10_2_p2be.cifar10')
-    assert "timm.create_model('wrn10_2_p2be.cifar10', pretrained=True)" in example(card)
-    assert 'there is no repository of it on the Hub yet' in card
-
-
 def test_an_error_on_training_images_is_no_result() -> None:
     """Nor is any where the data set has no id on the Hub, which its index asks for."""
     card = render_card(table(changed(dataset_split='test')))
@@ -155,20 +137,6 @@ def test_an_error_on_training_images_is_no_result() -> None:
     names = [metric['name'] for metric in metadata(card)['model-index'][0]['results'][0]['metrics']]
     assert not [name for name in names if 'Clean' in name]
     assert 'model-index' not in metadata(render_card(table(changed(dataset_id=None))))
-
-
-@pytest.mark.parametrize(
-    ('encoding', 'words', 'tags'),
-    [
-        ('rgb', 'reads pixel values', set()),
-        ('onehot', 'reads fixed one-hot codes', {'onehot', 'binary-embedding'}),
-        ('p2be', '64 bits a color', {'p2be', 'binary-embedding'}),
-    ],
-)
-def test_the_encoding_is_told(encoding: str, words: str, tags: set[str]) -> None:
-    card = render_card(network(encoding=encoding, num_bits=None if encoding == 'rgb' else 64), NAME)
-    assert words in card
-    assert set(metadata(card)['tags']) == {'timm-p2be', 'timm', 'robustness', 'image-classification', *tags}
 
 
 def test_limits() -> None:

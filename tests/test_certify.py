@@ -154,13 +154,14 @@ def test_training_reaches_the_table() -> None:
     torch.testing.assert_close(parts['loss'].detach(), parts['worst'])
 
 
-def test_intervals_grow_in_warm_up() -> None:
-    model = _small('p2be')
-    task, worst = IBPTask(model, eps=8, warmup=4).train(), []
+def test_intervals_and_their_weight_grow_in_warm_up() -> None:
+    task, worst = IBPTask(_small('p2be'), eps=8, kappa=0.5, warmup=4).train(), []
     images, labels = _digits()
     with torch.no_grad():
-        for _ in range(6):
-            worst.append(float(task(images[:20] / 255, labels[:20])['worst']))
+        for weight in (0.125, 0.25, 0.375, 0.5, 0.5, 0.5):
+            parts = task(images[:20] / 255, labels[:20])
+            torch.testing.assert_close(parts['loss'], (1 - weight) * parts['ce'] + weight * parts['worst'])
+            worst.append(float(parts['worst']))
     assert worst[0] < worst[1] < worst[2] < worst[3] == worst[4] == worst[5]
 
 

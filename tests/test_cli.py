@@ -14,9 +14,6 @@ import timm
 import timm_p2be
 from timm_p2be.cli import main
 
-# what Python, or torchrun, is started with
-LAUNCHERS = {'console': [str(Path(sys.executable).with_name('timm-p2be'))], 'module': ['-m', 'timm_p2be.cli']}
-
 REPORT = """
 import json, pathlib, sys
 import neighbor
@@ -162,9 +159,11 @@ def test_scripts_run_with_a_timm_that_it_does_not_fit(tmp_path, monkeypatch, cap
     assert (said.out, 'timm-p2be run: ' in said.err) == ('validated\n', True)
 
 
+@pytest.mark.slow
 def test_spawned_processes_find_the_scripts_functions(tmp_path):
     """And the models and optimizers are registered."""
-    done = _start(sys.executable, *LAUNCHERS['console'], 'run', str(_script(tmp_path, SPAWN_POOL)), '--help')
+    command = str(Path(sys.executable).with_name('timm-p2be'))
+    done = _start(sys.executable, command, 'run', str(_script(tmp_path, SPAWN_POOL)), '--help')
     assert done.returncode == 5, done.stderr
     *loaded, pooled, names = done.stdout.splitlines()
     assert sorted(loaded) == ['loaded as __main__', 'loaded as __mp_main__']
@@ -173,9 +172,8 @@ def test_spawned_processes_find_the_scripts_functions(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('launcher', LAUNCHERS)
-def test_torchrun(launcher, tmp_path):
+def test_torchrun(tmp_path):
     torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
-    done = _start(*torchrun, *LAUNCHERS[launcher], 'run', str(_script(tmp_path, RANKS)), str(tmp_path))
+    done = _start(*torchrun, '-m', 'timm_p2be.cli', 'run', str(_script(tmp_path, RANKS)), str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert [(tmp_path / rank).read_text() for rank in '01'] == ['wrn10_2_p2be'] * 2

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from forks import forked, hold
 from numpy.typing import NDArray
 from PIL import Image
-from ranks import start
 
 from timm_p2be.robustness.corruptions import SEVERITIES, corrupt, weather
 from timm_p2be.robustness.corruptions.corrupted_sets import CorruptedSet, spans_of
@@ -288,23 +288,13 @@ def test_images_made_on_the_fly_are_those_that_would_be_written(tmp_path: Path) 
     assert made.std() < 0.95 * data.raw('shot_noise', 3, 0)[0].std()
 
 
-@pytest.mark.slow
 def test_killed_writer_leaves_no_half_file(tmp_path: Path) -> None:
-    script = (
-        'import sys, time; from pathlib import Path; from test_corrupted_sets import clean_images\n'
-        'from timm_p2be.robustness.corruptions.generated_set import GeneratedSet, write_set\n'
-        'def step(count, what): print(what, flush=True); time.sleep(60)\n'
-        "write_set(GeneratedSet(clean_images(), 'cifar', ['fog']), Path(sys.argv[1]), step=step)\n"
-    )
-    process = start(script, tmp_path)
-    assert process.stdout is not None
-    assert process.stdout.readline() == 'fog 1\n'
-    process.kill()
-    process.communicate()
+    data = GeneratedSet(clean_images(), 'cifar', ['fog'])
+    with forked(lambda told: write_set(data, tmp_path, step=lambda _, what: hold(told, what))) as (_, told):
+        assert told.recv() == 'fog 1'
     assert sorted(path.name for path in tmp_path.glob('[!.]*')) == [DESCRIPTION, 'labels.npy']
     (left,) = tmp_path.glob('.*')
     os.utime(left, (0, 0))  # a day later it is nobody's any more
-    data = GeneratedSet(clean_images(), 'cifar', ['fog'])
     assert write_set(data, tmp_path) == 1
     assert len(open_corrupted(tmp_path, ['fog'])) == COUNT
     assert list(tmp_path.glob('.*')) == []  # what the killed one left is gone

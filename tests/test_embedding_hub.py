@@ -1,7 +1,6 @@
 """`PixelEmbedding` saved, published and pulled by the real client from a Hub on loopback."""
 
 import copy
-import json
 import pickle
 import re
 
@@ -188,12 +187,7 @@ def test_only_the_two_files_are_downloaded_and_no_pickle_is_opened(hub, saved, t
     assert not planted.exists()
 
 
-def _config(**changes):
-    return lambda files: {**files, 'config.json': json.dumps({**json.loads(files['config.json']), **changes}).encode()}
-
-
 @pytest.mark.parametrize(('damage', 'words'), [
-    (_config(codes_sha256='0' * 64), 'the codes have sha256'),
     (lambda files: {**files, 'config.json': b'{"num_bits": 9}'}, 'describes neither'),
     (lambda files: {**files, 'model.safetensors': bytes(MAX_TABLE_BYTES + 1)}, f'at most {MAX_TABLE_BYTES} are acce'),
     (lambda files: {**files, 'config.json': b'{"architecture": "wrn40_2_p2be"}'}, 'no table.*timm.create_model'),

@@ -1,18 +1,16 @@
 """Downloads and folders: what is fetched, what is refused, and what every failure says; with the real client."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 import traceback
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forks import forked
 from hub_server import HubServer
 from huggingface_hub import constants
+from published import contents
 
 from timm_p2be.hub.errors import FetchError
 from timm_p2be.hub.fetch import fetch, resolved_commit, split_revision
@@ -22,14 +20,6 @@ WEIGHTS = bytes(range(256)) * 400
 LIMIT = len(WEIGHTS) - 1
 FILES = {'config.json': b'{"a": 1}', 'model.safetensors': WEIGHTS, 'README.md': b'# A table\n'}
 WANTED = ('config.json', 'model.safetensors')
-CHILD = """
-import sys, types
-package = types.ModuleType('timm_p2be')  # without its __init__.py, and so without torch
-package.__path__ = [sys.argv[1]]
-sys.modules['timm_p2be'] = package
-from timm_p2be.hub.fetch import fetch
-print(fetch(sys.argv[2], ['config.json', 'model.safetensors']))
-"""
 
 
 @pytest.fixture
@@ -50,24 +40,13 @@ def folder(tmp_path: Path) -> Path:
     return where
 
 
-def child(hub: HubServer, cache: Path) -> 'subprocess.Popen[str]':
-    """A process of its own that fetches NAME."""
-    command = [sys.executable, '-c', CHILD, str(Path(__file__).parents[1] / 'timm_p2be'), NAME]
-    environment = {**os.environ, **hub.environment(cache)}
-    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-
-def contents(where: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(where.iterdir())}
-
-
 def assert_nothing_usable(revision: str | None = None) -> None:
     with pytest.raises(FetchError, match='not completely'):
         fetch(NAME, WANTED, revision, local_files_only=True)
 
 
 NAMES = ['', 'name', 'a/b/c', '../name', 'org/a..b', 'org/na me', 'org/name\n', '/etc/passwd', 'hf://org/name']
-REVISIONS = ['', 'v1@v2', '../../x', '/main', 'a b', 'x.lock', 'a/.b', 'v1\n']
+REVISIONS = ['', 'v1@v2', '../../x', '/main', 'a b', 'x.lock', 'a/.b', 'v1\n', 'a' * 255]
 
 
 @pytest.mark.parametrize('name', NAMES + [f'org/name@{revision}' for revision in REVISIONS])
@@ -283,12 +262,10 @@ def test_a_killed_download_is_never_taken_for_whole(hub, tmp_path):
     weights = bytes(22 * 2**20)  # the client writes pieces of 10 MiB
     sha = hub.put(NAME, {**FILES, 'model.safetensors': weights})
     hub.slow('GET .*model.safetensors', 60, after=12 * 2**20, times=1)
-    process = child(hub, tmp_path)
-    while not any(path.stat().st_size > 2**20 for path in tmp_path.glob('hub/*/blobs/*.incomplete')):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    with forked(lambda told: fetch(NAME, WANTED, cache_dir=tmp_path / 'hub')) as (process, _):
+        while not any(path.stat().st_size > 2**20 for path in tmp_path.glob('hub/*/blobs/*.incomplete')):
+            assert process.is_alive()
+            time.sleep(0.01)
     for revision in (None, sha):
         with pytest.raises(FetchError, match='not completely'):
             fetch(NAME, WANTED, revision, cache_dir=tmp_path / 'hub', local_files_only=True)

@@ -97,16 +97,6 @@ def test_every_level_is_linear_in_its_code_and_close_to_its_neighbors(num_bits, 
     assert flips.max() == neighbors <= digits + 1
 
 
-@pytest.mark.parametrize('num_bits', [9, 64, 300])
-def test_float32_factors_give_the_normalised_value_of_every_level(num_bits):
-    codes = linear_codes(num_bits).float()
-    values = _values()
-    assert _difference(codes.double() @ plane_factors(codes, MEAN, STD), values) < 1e-12
-    # rounding of a sum of num_bits terms, in whatever order the machine adds them
-    bound = num_bits * torch.finfo(torch.float32).eps * values.abs().max()
-    assert _difference(codes @ plane_factors(codes, MEAN, STD).float(), values) < bound
-
-
 @pytest.mark.parametrize('encoding', FIXED)
 @pytest.mark.parametrize('num_bits', [10, 64, 255, 300])
 def test_a_bin_has_the_value_in_the_middle_of_its_levels(encoding, num_bits):
@@ -161,10 +151,10 @@ def test_models_of_timm_keep_their_function(name, size, encoding, num_bits):
     Conv2dSame(3, 5, 3, stride=2),
     Conv2dSame(3, 5, (2, 5), stride=(1, 3), dilation=2, bias=False),
     StdConv2d(3, 5, 3, stride=2, eps=0.1),
-    StdConv2dSame(3, 5, 3, bias=True),
+    StdConv2dSame(3, 5, 3, stride=2, bias=True),
     ScaledStdConv2d(3, 5, 3, gamma=1.7),
     ScaledStdConv2d(3, 5, 3, stride=2, padding=0, bias=False, eps=1e-2),
-    ScaledStdConv2dSame(3, 5, 5, gain_init=2.0),
+    ScaledStdConv2dSame(3, 5, 5, stride=2, gain_init=2.0),
 ], ids=lambda conv: f'{type(conv).__name__} {conv.kernel_size} {conv.padding}')  # fmt: skip
 def test_every_kind_of_first_convolution(conv):
     conv = copy.deepcopy(conv)

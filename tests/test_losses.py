@@ -33,12 +33,6 @@ def test_smoothness_is_eq_9_or_its_mean():
     assert smoothness_loss(w).item() == pytest.approx(expected / 255, rel=1e-6)
 
 
-@pytest.mark.parametrize('reduction', ['mean', 'sum'])
-def test_smoothness_gradient(reduction):
-    w = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: smoothness_loss(x, reduction), w)
-
-
 def test_rows_of_norm_zero_get_no_gradient_and_count_as_right_angles():
     w = torch.tensor([[1.0, 0.0], [0.0, 0.0], [3.0, 4.0], [3.0, 4.0]], requires_grad=True)
     loss = smoothness_loss(w, 'sum')
@@ -108,12 +102,6 @@ def test_jensen_shannon_of_extreme_logits_is_finite_and_clamped():
     loss.backward()
     assert loss.item() == pytest.approx((2 * np.log(3 / 2) + np.log(3)) / 3, rel=1e-6)
     assert logits.grad.isfinite().all()
-
-
-def test_views_are_blocks_not_neighbors():
-    block = torch.randn(4, 3)
-    assert jensen_shannon(block.repeat(2, 1), 2).item() == pytest.approx(0, abs=1e-6)
-    assert jensen_shannon(block.repeat_interleave(2, 0), 2).item() > 0.01
 
 
 def test_arguments_are_checked():

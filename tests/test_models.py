@@ -17,6 +17,8 @@ from timm_p2be.stem import find_embedding
 NAMES = [name for name in list_models() if model_entrypoint(name).__module__.startswith('timm_p2be.')]
 ENCODED = [name for name in NAMES if name.endswith(('_p2be', '_onehot', '_thermometer')) or name == 'encoded']
 
+PROTOCOL = (Path(__file__).parents[1] / 'docs' / 'protocol.md').read_text(encoding='utf-8').replace('\n', ' ')
+
 # parameters with 100 classes (ResNets: 1000) of the RGB network, as of the authors' code and the paper's networks
 # (docs/protocol.md, section 6), and kernel x outputs of its stem
 BACKBONES = {
@@ -76,10 +78,14 @@ def test_parameter_counts_and_cfg(name: str) -> None:
     params, num_classes, per_plane = BACKBONES[backbone]
     if name != backbone:
         params += (3 * 64 - 3) * per_plane + (256 * 64 if name.endswith('_p2be') else 0)
+    assert name not in ('wrn40_2_p2be', 'resnet50', 'resnet50_p2be') or f' {params:,} ' in PROTOCOL
     with torch.device('meta'):
         model = timm.create_model(name)
     classifier = (num_classes - model.num_classes) * (model.num_features + 1)
     assert sum(p.numel() for p in model.parameters()) + classifier == params
+    if name == backbone and f'| `{name}` | ' in PROTOCOL and num_classes == 100:
+        assert f'| {params - classifier:,} / {params:,} |' in PROTOCOL
+        assert f' {(3 * 64 - 3) * per_plane:,} ' in PROTOCOL  # by which an encoding adds to the stem
     cfg = model.pretrained_cfg
     state = model.state_dict()
     assert cfg['architecture'] == name

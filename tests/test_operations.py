@@ -1,14 +1,12 @@
 """Every operation of AugMix against PIL, pixel for pixel, and its range against docs/protocol.md."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.transforms.functional import center_crop
 
 from timm_p2be.data.batch_augmix import _BY_TABLE, _numbers, affine
 from timm_p2be.data.operations import OPERATIONS, Pixels
@@ -89,23 +87,3 @@ def test_equals_pil(name: str, kind: str, device: str) -> None:
     before = IMAGES[kind].copy()
     check(name, [IMAGES[kind]] * len(levels), levels, device)
     np.testing.assert_array_equal(IMAGES[kind], before)  # never in place
-
-
-def photographs(folder: Path, side: int, count: int) -> list[Pixels]:
-    """Return the first images of CIFAR-10's test set, or the centers of ImageNet's, side x side pixels."""
-    name, split, column = ('cifar10', 'test', 'img') if side == 32 else ('imagenet_sample', 'validation', 'image')
-    rows = pytest.importorskip('datasets').load_dataset(str(folder / name), split=split).select(range(count))
-    return [np.asarray(center_crop(image.convert('RGB'), [side, side])) for image in rows[column]]
-
-
-@pytest.mark.slow
-@on_devices
-@pytest.mark.parametrize(('side', 'count', 'severity'), [(32, 400, 3), (32, 400, 10), (224, 8, 1)])
-def test_photographs(p2be_data: Path, side: int, count: int, severity: int, device: str) -> None:
-    for name in OPERATIONS:
-        check(
-            name,
-            photographs(p2be_data, side, count),
-            np.linspace(0.1, severity, count, endpoint=False).tolist(),
-            device,
-        )

@@ -1,18 +1,16 @@
 """The output folder of train.py: one run at a time, no run over another, --resume auto, and folders that fail."""
 
 import logging
-import multiprocessing
 import os
 import resource
 import shutil
 import signal
-import time
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forks import forked, hold
 from runs import OPEN_FILES, WHOLE, assert_same_state, at_call, checkpoint, command, rewrite, summary
 
 from timm_p2be.training import run as train
@@ -56,29 +54,14 @@ def test_overwrite_starts_anew(data, copy):
     assert 'overwrite: false' in (copy / 'args.yaml').read_text()  # as a recipe it deletes nothing
 
 
-def hold(folder: Path, told: Connection) -> None:
-    """Take a folder's lock and keep it."""
-    output = OutputFolder(folder)
-    told.send('held')
-    time.sleep(600)
-    output.close()
-
-
-@pytest.mark.filterwarnings('ignore:This process .* is multi-threaded:DeprecationWarning')  # from Python 3.12 on
 def test_the_lock_keeps_others_out_until_its_process_is_gone(data, tmp_path, caplog, capsys):
-    output, fork = tmp_path / 'run', multiprocessing.get_context('fork')
-    told, tells = fork.Pipe()
-    holder = fork.Process(target=hold, args=(output, tells))
-    holder.start()
-    try:
-        told.recv()
+    output = tmp_path / 'run'
+    with forked(lambda told: hold(told, 'held', OutputFolder(output))) as (holder, told):
+        assert told.recv() == 'held'
         assert train.main(command(data, output)) == 2
         who = f'(host {os.uname().nodename}, process {holder.pid})'
         assert f'another run writes there {who}' in capsys.readouterr().err
         assert [path.name for path in output.iterdir()] == ['run.lock']
-    finally:
-        holder.kill()
-        holder.join()
     with caplog.at_level(logging.INFO):
         OutputFolder(output).close()
     assert f'run.lock was left by a run that is gone {who}' in caplog.text

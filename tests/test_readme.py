@@ -6,10 +6,8 @@ from pathlib import Path
 import published
 import pytest
 import timm
-import torch
 from hub_server import HubServer
 
-import timm_p2be
 from timm_p2be.training.arguments import build_parser
 from timm_p2be_cli import COMMANDS, main
 
@@ -55,16 +53,6 @@ def test_named_models_are_registered() -> None:
     names = set(re.findall(r'`((?:wrn|densenet|resnext29|resnet)\w*)`', table))
     assert len(names) >= 13
     assert names <= set(timm.list_models())
-
-
-def test_fine_tuning_keeps_the_table_and_renews_the_head(tmp_path: Path) -> None:
-    assert "pretrained=True, num_classes=37, pretrained_cfg_overlay={'file': FILE}" in README
-    trained = timm.create_model('wrn10_2_p2be', num_classes=10)
-    torch.save({'state_dict': trained.state_dict()}, tmp_path / 'last.pth.tar')
-    overlay = {'file': str(tmp_path / 'last.pth.tar')}
-    model = timm.create_model('wrn10_2_p2be', pretrained=True, num_classes=37, pretrained_cfg_overlay=overlay)
-    assert model.get_classifier().out_features == 37
-    assert torch.equal(timm_p2be.find_embedding(model).weight, timm_p2be.find_embedding(trained).weight)
 
 
 def test_named_files_exist() -> None:

@@ -77,41 +77,6 @@ def test_traps_of_the_defaults_are_closed(name: str) -> None:
     assert recipe.get('sched_on_updates', False) is (recipe['sched'] == 'cosine')
 
 
-PROFILES = {'p2be_reduction', 'p2be_sched', 'p2be_min_lr'}
-DATA = {'dataset', 'num_classes', 'opt_kwargs.timm_recipe'}
-VIEWS = {'p2be_augmix', 'aug_splits', 'jsd_loss'}
-GPU = {'amp', 'amp_dtype', 'channels_last', 'torchcompile'}
-ATTACK = {'p2be_adversarial', 'p2be_attack_eps', 'p2be_attack_steps'}
-
-
-@pytest.mark.parametrize(
-    ('one', 'other', 'differences'),
-    [
-        ('cifar10', 'cifar10_paper', PROFILES | {'min_lr', 'opt_kwargs.nesterov'}),
-        ('cifar100', 'cifar100_paper', PROFILES | {'min_lr', 'opt_kwargs.nesterov'}),
-        ('imagenet', 'imagenet_paper', PROFILES | {'batch_size'}),
-        ('cifar10', 'cifar100', DATA),
-        ('cifar10', 'cifar10_gpu', GPU | {'data_on_device'}),
-        ('imagenet', 'imagenet_gpu', GPU | {'workers'}),
-        ('cifar10', 'cifar10_contrain', VIEWS | ATTACK | {'opt_kwargs.timm_recipe'}),
-        ('cifar10_contrain', 'cifar10_advtrain', {'p2be_adversarial', 'p2be_alpha'}),
-        ('cifar10_contrain', 'cifar100_contrain', {'dataset', 'num_classes', 'p2be_smoothness'}),
-        ('cifar10_advtrain', 'cifar100_advtrain', {'dataset', 'num_classes', 'p2be_smoothness'}),
-    ],
-)
-def test_recipes_differ_only_where_paper_and_code_or_the_data_do(one: str, other: str, differences: set[str]) -> None:
-    ours, theirs = _flat(_load(one)), _flat(_load(other))
-    assert {key for key in ours | theirs if ours.get(key) != theirs.get(key)} == differences
-
-
-@pytest.mark.parametrize('name', RECIPES)
-def test_recipes_name_that_of_timms_script(name: str) -> None:
-    recipe = _load(name)
-    base = 'cifar10' if name == 'quickstart' else name.split('_')[0]
-    expected = 'none' if 'p2be_adversarial' in recipe else f'{base}.yaml'
-    assert recipe['opt_kwargs']['timm_recipe'] == expected
-
-
 @pytest.mark.parametrize('name', TIMMS)
 def test_recipes_of_timms_script_say_the_same_in_its_flags(name: str) -> None:
     """That its flags are known to timm is tested in test_timm_scripts.py."""

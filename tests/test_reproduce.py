@@ -1,16 +1,17 @@
 """Grids of runs: read, planned, made, measured and held against the claims of the paper."""
 
+import fcntl
 import json
 import os
 import shlex
-import subprocess
-import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from forks import forked, hold
 from runs import CPU, OPEN_FILES, SHORT, write_images
 
 from timm_p2be.reproduce import page, planning, running
@@ -23,15 +24,6 @@ from timm_p2be.training.run import main as train
 pytestmark = OPEN_FILES
 SHIPPED = sorted(TABLES.glob('*.yaml'))
 TINY = ' '.join(['--img-size 32 --opt sgdp2be --lr 0.05', *SHORT, *CPU, '--model encoded --model-kwargs'])
-
-
-CLAIM = """
-import fcntl, sys
-file = open(sys.argv[1], 'w')
-fcntl.lockf(file, fcntl.LOCK_EX)
-print('claimed', flush=True)
-sys.stdin.read()
-"""
 
 
 def _content(**changes: Any) -> dict[str, Any]:
@@ -218,14 +210,18 @@ def test_a_run_that_another_process_makes_is_left_to_it(tmp_path, monkeypatch, c
     grid = read_grid(_file(tmp_path), 'small', {'data_dir': 'data'})
     output = tmp_path / 'out'
     (output / 'P2BE-1').mkdir(parents=True)
-    command = [sys.executable, '-c', CLAIM, str(output / 'P2BE-1' / 'claim')]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        assert other.stdout.readline() == b'claimed\n'
+
+    def claim(told: Connection) -> None:
+        with (output / 'P2BE-1' / 'claim').open('w') as file:
+            fcntl.lockf(file, fcntl.LOCK_EX)
+            hold(told, 'claimed')
+
+    with forked(claim) as (_, told):
+        assert told.recv() == 'claimed'
         assert running.carry_out(grid, output, {}, 'test') == 0
         said = capsys.readouterr().out
         assert '[1/2] One_hot-1: diverged\n[2/2] P2BE-1: another process is making it' in said
         assert not (output / 'report.md').exists()
-        other.kill()
     assert running.carry_out(grid, output, {}, 'test') == 0
     assert 'Diverged, and in no mean: One-hot-1, P2BE-1.' in (output / 'report.md').read_text()
 

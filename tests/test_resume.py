@@ -4,6 +4,7 @@ import argparse
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from runs import (
     assert_same_state,
     checkpoint,
     command,
+    rewrite,
     summary,
     write_images,
 )
@@ -216,43 +218,36 @@ def test_another_number_of_processes_goes_on_where_the_images_fit(now, update):
     assert fit.sums['loss'] / fit.count == pytest.approx(12.0 / 48)
 
 
-def _unfit(kind: str, straight: Path, folder: Path) -> Path:
-    whole = (straight / 'last.pth.tar').read_bytes()
-    path = folder / f'{kind}.pth.tar'
-    if kind == 'truncated':
-        path.write_bytes(whole[: len(whole) // 2])
-    elif kind == 'bare':
-        torch.save({'state_dict': {}, 'epoch': 1}, path)
-    elif kind in ('shapes', 'groups', 'position'):
-        state = checkpoint(straight / 'last.pth.tar')
-        if kind == 'shapes':
-            state['state_dict']['fc.weight'] = torch.zeros(3, 3)
-        elif kind == 'groups':
-            state['optimizer']['param_groups'].pop()
+UNFIT: list[tuple[dict[str, Any], str]] = [
+    ({'epoch': -3}, ''),
+    ({'epoch': 'last'}, ''),
+    ({'optimizer': [1]}, ''),
+    ({'optimizer': {'state': {}, 'param_groups': [{'params': []}]}}, 'does not fit --opt'),
+    ({'state_dict': {'a': torch.zeros(3)}}, 'does not fit --model-kwargs --num-classes'),
+    ({'state_dict_ema': {'a': torch.zeros(())}}, ''),
+    ({'arch': torch.zeros(2)}, ''),
+    ({'args': argparse.Namespace(model_kwargs=[1])}, ''),
+    ({'args': argparse.Namespace(opt=torch.zeros(3))}, ''),
+    ({'args': argparse.Namespace(position={'epoch': -1})}, 'does not fit'),
+    ({'args': argparse.Namespace(position=3)}, 'does not fit'),
+    ({'optimizer': None, 'arch': None}, "'optimizer' 'arch' --initial-checkpoint"),
+]
+
+
+def test_what_a_checkpoint_says_is_checked_before_it_is_used(data, straight, output, tmp_path, capsys):
+    """The reader of all checkpoints has tests of its own: test_checkpoints.py."""
+    sound, path = checkpoint(straight / 'last.pth.tar'), tmp_path / 'last.pth.tar'
+    flags = (*TWO_EPOCHS, '--model-ema', '--resume', str(path))
+    for change, words in [*UNFIT, (None, 'no such file')]:
+        if change is None:
+            path.unlink()
         else:
-            state['args'].position = {'where': 'nowhere'}
-        torch.save(state, path)
-    return path
-
-
-@pytest.mark.parametrize(
-    ('kind', 'words'),
-    [
-        ('missing', 'no such file'),
-        ('truncated', 'truncated'),
-        ('bare', "'optimizer' 'arch' --initial-checkpoint"),
-        ('shapes', 'does not fit --model-kwargs --num-classes'),
-        ('groups', 'does not fit --opt'),
-        ('position', 'does not fit'),
-    ],
-)
-def test_unfit_files_are_refused(data, straight, tmp_path, capsys, kind, words):
-    path = _unfit(kind, straight, tmp_path)
-    output = tmp_path / 'out' / 'run'
-    assert train.main(command(data, output, *TWO_EPOCHS, '--resume', str(path))) == 2
-    said = capsys.readouterr().err
-    assert not [word for word in (f'--resume {path}', *words.split()) if word not in said]
-    assert not output.parent.exists()
+            rewrite(path, {key: value for key, value in {**sound, **change}.items() if value is not None})
+        assert train.main(command(data, output, *flags)) == 2, change
+        said = capsys.readouterr().err
+        assert not [word for word in ('--resume', str(path), *words.split()) if word not in said], said
+        assert 'Traceback' not in said
+        assert not output.parent.exists()
 
 
 @pytest.mark.parametrize(

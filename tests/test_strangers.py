@@ -16,25 +16,23 @@ import numpy as np
 import pytest
 import timm
 import torch
+from forks import forked, hold
 from PIL import Image
-from ranks import start
-from runs import OPEN_FILES, assert_same_state, command, rewrite
-from runs import checkpoint as entries
+from runs import OPEN_FILES, assert_same_state, command
 from safetensors.torch import save_file
 from torch import Tensor
 
 from timm_p2be.checkpoints import read_checkpoint
 from timm_p2be.cli import main
 from timm_p2be.data.image_files import MAX_ASPECT, UnreadableImage, image_files, open_image
-from timm_p2be.files import read_json, read_yaml, shown
-from timm_p2be.hub.fetch import split_revision
+from timm_p2be.files import read_json, shown
 from timm_p2be.hub.repository import verify
+from timm_p2be.locks import FolderLock
 from timm_p2be.robustness.evaluation.attack_report import attack_report
 from timm_p2be.robustness.evaluation.corruption_report import corruption_report
 from timm_p2be.robustness.evaluation.results import read_json as read_results
 from timm_p2be.robustness.images import read_images
 from timm_p2be.training import run as training
-from timm_p2be.training.arguments import parse_args
 
 pytestmark = OPEN_FILES
 ROOT = Path(__file__).parents[1]
@@ -180,16 +178,10 @@ def test_two_benchmarks_do_not_share_a_folder(
     output = tmp_path / 'out'
     flags = ['benchmark', 'corruptions', '--model', f'wrn10_2={weights}', '--data-dir', str(data), '--limit', '2']
     flags += ['--severities', '1', '--output', str(output)]
-    hold = 'import sys, time; from pathlib import Path; from timm_p2be.locks import FolderLock\n'
-    hold += "lock = FolderLock(Path(sys.argv[1]), 'benchmark.lock', ''); print('held', flush=True); time.sleep(600)"
-    with start(hold, output) as holder:
-        try:
-            assert holder.stdout is not None
-            assert holder.stdout.readline() == 'held\n'
-            assert f'another run writes there (host {os.uname().nodename}, process {holder.pid})' in refused(*flags)
-            assert [path.name for path in output.iterdir()] == ['benchmark.lock']
-        finally:
-            holder.kill()
+    with forked(lambda told: hold(told, 'held', FolderLock(output, 'benchmark.lock', ''))) as (holder, told):
+        assert told.recv() == 'held'
+        assert f'another run writes there (host {os.uname().nodename}, process {holder.pid})' in refused(*flags)
+        assert [path.name for path in output.iterdir()] == ['benchmark.lock']
     assert main([*flags, '--corruptions', 'fog']) == 0
     before = (output / 'results.json').read_bytes()
     assert '--overwrite' in refused(*flags, '--corruptions', 'snow')
@@ -241,79 +233,6 @@ def test_checkpoints_take_no_more_than_their_file(tmp_path: Path, name: str) -> 
     assert time.monotonic() - start < 30
     assert raised.value.__cause__ is None  # of which a traceback would print torch's advice
     assert 'weights_only' not in str(raised.value)
-
-
-STRANGE: list[dict[str, Any]] = [
-    {'epoch': -3},
-    {'epoch': 'last'},
-    {'optimizer': [1]},
-    {'state_dict': {'a': torch.zeros(3)}},
-    {'args': argparse.Namespace(model_kwargs=[1])},
-    {'args': argparse.Namespace(opt=torch.zeros(3))},
-    {'args': argparse.Namespace(position={'epoch': -1})},
-    {'args': argparse.Namespace(position=3)},
-    {'arch': torch.zeros(2)},
-    {'state_dict_ema': {'a': torch.zeros(())}},
-]
-
-
-def test_what_a_checkpoint_says_is_checked_before_it_is_used(data: Path, tmp_path: Path, capsys: Capture) -> None:
-    output = tmp_path / 'run'
-    assert training.main(command(data, output, '--model-ema')) == 0
-    path, rows = output / 'last.pth.tar', (output / 'summary.csv').read_bytes()
-    sound = entries(path)
-    for change in STRANGE:
-        rewrite(path, {**sound, **change})
-        words = ('--model-ema', '--epochs', '2', '--resume', str(path), '--opt', 'sgdp2be')
-        assert training.main(command(data, output, *words)) == 2, change
-        said = capsys.readouterr().err
-        assert '--resume' in said
-        assert 'Traceback' not in said
-        assert (output / 'summary.csv').read_bytes() == rows
-
-
-BOMB = 'a: &a [1, 1]\nb: &b [*a, *a]\nc: &c [*b, *b]\n'
-
-
-@pytest.mark.parametrize(
-    ('text', 'why'),
-    [
-        (BOMB, 'alias'),
-        ('a: &a [*a]', 'alias'),
-        ('[' * 5000, '.'),
-        ('epochs: ' + '[' * 60 + ']' * 60, 'nested'),
-        ('epochs: 2001-13-45', '.'),
-        ('? [a]\n: 1', '.'),
-        ('\x00', '.'),
-        ('a' * 2**21, 'more than'),
-    ],
-    ids=range(8),
-)
-def test_recipes_that_are_no_plain_values(tmp_path: Path, capsys: Capture, text: str, why: str) -> None:
-    path = tmp_path / 'recipe.yaml'
-    path.write_text(text)
-    with pytest.raises(ValueError, match=why):
-        read_yaml(path)
-    with pytest.raises(SystemExit) as stop:
-        parse_args(['-c', str(path)])
-    assert stop.value.code == 2
-    assert f'cannot read the recipe {path}: ' in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ('flag', 'value'),
-    [('--min-lr', 'nan'), ('--model-ema-decay', '2'), ('--lr', '-1'), ('--drop', 'inf'), ('--max-bad-samples', '-1')],
-)
-def test_numbers_that_cannot_be_meant(capsys: Capture, flag: str, value: str) -> None:
-    with pytest.raises(SystemExit) as stop:
-        parse_args(['--data-dir', 'x', '--model-ema', flag, value])
-    assert stop.value.code == 2
-    assert f'{flag} {value}' in capsys.readouterr().err.replace('.0:', ':')
-
-
-def test_a_revision_that_no_file_can_be_called() -> None:
-    with pytest.raises(ValueError, match='Got the revision'):
-        split_revision('org/name@' + 'a' * 255)
 
 
 @pytest.mark.parametrize('place', ['num_classes', 'model_args'])

@@ -119,17 +119,6 @@ def test_bad_requests(name: str, kwargs: dict[str, Any], message: str) -> None:
         timm.create_model(name, **{'pretrained': True, **kwargs})
 
 
-def test_a_damaged_table_is_refused(tmp_path: Path) -> None:
-    published.embedding(tmp_path / 'table', 64)
-    path = tmp_path / 'table' / 'model.safetensors'
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1  # a code
-    path.write_bytes(content)
-    overlay = {'file': str(tmp_path / 'table')}
-    with pytest.raises(ValueError, match='the codes have sha256'):
-        timm.create_model(f'wrn10_2_p2be.{TAG}', pretrained=True, pretrained_cfg_overlay=overlay)
-
-
 def test_a_table_of_the_hub_is_fetched_once(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cfg may name a repository, as timm's own do; offline only what is in the cache is there."""
     from huggingface_hub import constants

@@ -1,11 +1,11 @@
 """The training objective is Eq. 10 of the parts that test_losses.py tests, and the task inside timm's machinery."""
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
-from ranks import run_ranks
+import torch.distributed as dist
+from forks import run_ranks
 from timm.optim import create_optimizer_v2
 from timm.utils import CheckpointSaver
 from torch import Tensor, nn
@@ -226,29 +226,20 @@ def train(task: P2BETask, rank: int, world: int) -> list[Tensor]:
     return result + [p.detach() for p in model.parameters()]
 
 
-WORKER = """
-import sys, torch
-import torch.distributed as dist
-from test_task import make_task, train
-from timm_p2be.losses import REDUCTIONS
-dist.init_process_group('gloo')
-for reduction in REDUCTIONS:
+def train_together(reduction: str) -> list[Tensor]:
+    dist.init_process_group('gloo')
     task = make_task(reduction)
     task.prepare_distributed()
-    torch.save(train(task, dist.get_rank(), dist.get_world_size()), f'{sys.argv[1]}/{reduction}-{dist.get_rank()}.pt')
-dist.destroy_process_group()
-"""
+    return train(task, dist.get_rank(), dist.get_world_size())
 
 
-@pytest.mark.slow
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    run_ranks(WORKER, tmp_path)
-    for reduction in REDUCTIONS:
-        ranks = [torch.load(tmp_path / f'{reduction}-{rank}.pt', weights_only=True) for rank in range(2)]
-        assert all(torch.equal(one, other) for one, other in zip(*ranks, strict=True))
-        expected = train(make_task(reduction), rank=0, world=1)
-        count = len(expected) // 2
-        # gradients: only the order of float32 sums differs
-        torch.testing.assert_close(ranks[0][:count], expected[:count], rtol=1e-4, atol=1e-6)
-        # parameters: AdamW divides by the root of its second moment, so rounding shows where a gradient is near zero
-        torch.testing.assert_close(ranks[0][count:], expected[count:], rtol=1e-3, atol=1e-4)
+@pytest.mark.parametrize('reduction', REDUCTIONS)
+def test_two_processes_equal_one(reduction: str) -> None:
+    expected = train(make_task(reduction), rank=0, world=1)
+    result, other = run_ranks(train_together, reduction)
+    assert all(torch.equal(one, two) for one, two in zip(result, other, strict=True))
+    count = len(expected) // 2
+    # gradients: only the order of float32 sums differs
+    torch.testing.assert_close(result[:count], expected[:count], rtol=1e-4, atol=1e-6)
+    # parameters: AdamW divides by the root of its second moment, so rounding shows where a gradient is near zero
+    torch.testing.assert_close(result[count:], expected[count:], rtol=1e-3, atol=1e-4)

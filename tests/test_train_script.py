@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 import yaml
-from ranks import run_ranks
+from forks import run_ranks
 from runs import CPU, OPEN_FILES, TINY, VIEWS, assert_same_state, build, checkpoint, command, summary, write_images
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -375,30 +375,26 @@ def test_inductor_trains(data, output):
     assert train.main(command(data, output, '--torchcompile', 'reduce-overhead')) == 0
 
 
-RANKS = """
-import sys, torch
-from timm_p2be.training import run
-seen, runs = [], []
-step, init = run.Trainer._batch, run.Run.__init__
-run.Trainer._batch = lambda self, images, *rest: seen.append(images.clone()) or step(self, images, *rest)
-run.Run.__init__ = lambda self, *args: runs.append(self) or init(self, *args)
-code = run.main(sys.argv[2:])
-state = runs[0].task.get_checkpoint_state()['state_dict']
-torch.save({'seen': seen, 'state': state}, f'{sys.argv[1]}/rank{runs[0].args.rank}.pt')
-sys.exit(code)
-"""
+def train_together(words: list[str]) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Train, and return the images that came and the weights."""
+    seen, runs = [], []
+    step, init = Trainer._batch, train.Run.__init__
+    Trainer._batch = lambda self, images, *rest: seen.append(images.clone()) or step(self, images, *rest)
+    train.Run.__init__ = lambda self, *args: runs.append(self) or init(self, *args)
+    assert train.main(words) == 0
+    return seen, runs[0].task.get_checkpoint_state()['state_dict']
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('flags', [(), ('--model-ema', '--grad-accum-steps', '2')], ids=' '.join)
-def test_two_processes(data, output, tmp_path, flags):
+def test_two_processes(data, output, flags):
     """One writer, BatchNorm averaged, different augmentation on each process, weights alike."""
-    run_ranks(RANKS, tmp_path, *command(data, output, *VIEWS, *flags, '--batch-size', '4', '--workers', '1'))
-    one, other = (torch.load(tmp_path / f'rank{rank}.pt', weights_only=True) for rank in range(2))
-    assert len(one['seen']) == len(other['seen']) == 3
-    assert not torch.equal(one['seen'][0], other['seen'][0])
-    for name, value in one['state'].items():
-        assert torch.equal(value, other['state'][name]), name
+    words = command(data, output, *VIEWS, *flags, '--batch-size', '4', '--workers', '1')
+    (images, state), (others, other) = run_ranks(train_together, words)
+    assert len(images) == len(others) == 3
+    assert not torch.equal(images[0], others[0])
+    for name, value in state.items():
+        assert torch.equal(value, other[name]), name
         assert torch.equal(value, weights(output)[name]), name
     assert len(summary(output)) == 1
 
