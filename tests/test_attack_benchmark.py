@@ -393,7 +393,7 @@ def test_images_of_a_size_the_model_does_not_take_are_refused(
         (['--img-size', '16'], '32x32 pixels'),
         (['--transfer-from', 'nothing'], 'Unknown model'),
         (['--batch-size', '0'], 'batch_size'),
-        (['--output', '/proc/none', '--attacks', 'noise'], 'nothing is kept'),
+        (['--output', '/proc/none', '--attacks', 'noise'], 'No such file or directory'),
     ],
 )
 def test_wrong_usage_exits_with_2_and_says_why(

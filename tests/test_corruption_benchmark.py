@@ -375,7 +375,7 @@ def test_stopped_command_says_what_is_kept(
             assert benchmark(checkpoint, *flags) == 130
             error = capsys.readouterr().err
             assert 'interrupted' in error
-    assert 'What was finished is kept' in error
+    assert 'was finished is kept' in error
     kept = json.loads((output / 'results.json').read_text())
     assert kept['clean']
     assert not kept['complete']

@@ -57,8 +57,8 @@ def test_output_folder_is_timms(data, output):
     assert handlers() == before
     files = sorted(path.name for path in output.iterdir() if path.suffix != '.sha256')
     best = checkpoint(output / 'model_best.pth.tar')['epoch']
-    names = ['args.yaml', f'checkpoint-{best}.pth.tar', 'last.pth.tar', 'model_best.pth.tar', 'summary.csv']
-    assert files == names
+    names = ['args.yaml', f'checkpoint-{best}.pth.tar', 'curves.png', 'last.pth.tar', 'model_best.pth.tar']
+    assert files == [*names, 'summary.csv']
     assert len([*output.glob('*.sha256')]) == 3
     rows = summary(output)
     columns = ['epoch', 'train_loss', 'eval_loss', 'eval_top1', 'eval_top5', 'lr']

@@ -10,7 +10,7 @@ from typing import Any
 
 from timm_p2be.locks import FolderLock
 
-KEPT = 'What was finished is kept in --output; the same command again goes on from there.'  # of a benchmark
+KEPT = 'Whatever was finished is kept in --output; the same command again goes on from there.'  # of a benchmark
 
 
 @contextmanager

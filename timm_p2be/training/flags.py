@@ -170,7 +170,7 @@ def _run_flags(parser: argparse.ArgumentParser) -> None:
     add('--overwrite', action='store_true', help='delete the checkpoints in the folder of --experiment and start anew')
     add('--recovery-interval', type=int, default=0, metavar='N', help='updates between recovery files')
     add('--recovery-minutes', type=float, default=0.0, metavar='MIN', help='minutes between them; the newest two stay')
-    add('--log', nargs='+', default=[], choices=TRACKERS, metavar='TRACKER', help=f'draw live: {", ".join(TRACKERS)}')
+    add('--log', nargs='*', default=[], choices=TRACKERS, metavar='TRACKER', help=f'draw live: {", ".join(TRACKERS)}')
     add('--log-project', default='timm-p2be', metavar='NAME', help='of wandb and trackio (default: timm-p2be)')
     add('--checkpoint-hist', type=int, default=10, metavar='N', help='checkpoints to keep')
     waits = 'how long processes of a run wait for one that is lost or frozen, before they end (default: 600)'
