@@ -22,6 +22,7 @@ COMMANDS = {
     'corrupt': 'Write corrupted copies of images, or of a whole data set in the layout of CIFAR-C or ImageNet-C.',
     'benchmark corruptions': 'Measure models under the corruptions of CIFAR-C or ImageNet-C.',
     'benchmark attacks': 'Attack models within a bound and report the worst case.',
+    'benchmark leaderboard': 'Rank the models of many result files, on one page.',
     'publish': 'Publish what a run of train.py trained: model, or learned table, with results and card.',
     'pull': 'Download a model or an embedding from the Hub, at one commit and verified.',
     'list': 'List shipped weights and what is in the Hub cache, or what a namespace of the Hub offers.',
