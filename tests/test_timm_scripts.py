@@ -93,10 +93,11 @@ def resumed_run(scripts: Path, digits: Path, first_run: Path) -> Path:
 
 
 def test_our_flags_have_timms_names_and_defaults(scripts):
-    """Of timm 1.0.31; -c is in a parser of its own there, and two that keep runs alive are ours."""
+    """Of timm 1.0.31; -c is in a parser of its own there, and what keeps and shows runs is ours."""
     parsers = build_parser(), runpy.run_path(str(scripts / 'train.py'))['parser']
     ours, theirs = ({action.dest: action.default for action in parser._actions} for parser in parsers)
-    own = {'config', 'overwrite', 'recovery_minutes'}
+    own = {'config', 'overwrite', 'recovery_minutes', 'max_bad_samples', 'dist_timeout', 'data_on_device'}
+    own |= {'log', 'log_project'}
     shared = [name for name in ours if not name.startswith('p2be_') and name not in own]
     assert {name: theirs[name] for name in shared} == {name: ours[name] for name in shared}
 
