@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import run_ranks
+from forks import run_ranks
 from runs import OPEN_FILES, VIEWS, assert_same_state, at_call, checkpoint, command, summary
 from torch import Tensor
 
@@ -258,24 +258,22 @@ def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(
     assert train.main(command(data, output, *FLAGS, *flags, '--resume', str(output / 'last.pth.tar'))) == 0
 
 
-NAN_OF_ONE = """
-import itertools, os, sys
-from timm_p2be.task import P2BETask
-from timm_p2be.training import run
-objective, calls = P2BETask.objective, itertools.count(1)
-def poisoned(task, *batch):
-    result = objective(task, *batch)
-    bad = os.environ['RANK'] == '1' and next(calls) == 3
-    return {**result, 'loss': result['loss'] + float('nan')} if bad else result
-P2BETask.objective = poisoned
-print(run.main(sys.argv[1:]))
-"""
+def _train_with_a_nan_of_one(words: list[str]) -> int:
+    objective, calls = P2BETask.objective, itertools.count(1)
+
+    def poisoned(task: P2BETask, *batch: Any) -> dict[str, Tensor]:
+        result = objective(task, *batch)
+        bad = os.environ['RANK'] == '1' and next(calls) == 3
+        return {**result, 'loss': result['loss'] + float('nan')} if bad else result
+
+    P2BETask.objective = poisoned  # type: ignore[method-assign]  # of this process
+    return train.main(words)
 
 
 @pytest.mark.slow
 def test_processes_stop_together_at_the_nan_of_one(data: Path, tmp_path: Path) -> None:
     words = command(data, tmp_path / 'run', '--epochs', '2', '--batch-size', '4', '--recovery-interval', '1')
-    assert [said.split()[-1] for said in run_ranks(NAN_OF_ONE, *words)] == ['1', '1']
+    assert run_ranks(_train_with_a_nan_of_one, words) == [1, 1]
     assert not (tmp_path / 'run' / 'recovery-0-2.pth.tar').exists()
 
 

@@ -107,7 +107,7 @@ class TableFile:
             ValueError: `read_table_file` would refuse the table; nothing was written.
         """
         config = json.dumps(self.config(), indent=1, allow_nan=False).encode()
-        tensors = {'codes': _pack(self.codes)}
+        tensors = {'codes': pack_codes(self.codes)}
         if self.latents is not None:
             tensors['weight'] = self.latents.detach().to('cpu', torch.float32).contiguous()
         content = {WEIGHTS_FILE: safetensors.torch.save(tensors, metadata={'format': 'pt'}), CONFIG_FILE: config}
@@ -176,14 +176,15 @@ def check_config(config: dict[str, Any], where: str) -> None:
 
 def codes_sha256(codes: Tensor) -> str:
     """Return the sha256 of (256, M) codes as packed in the file: ceil(M / 8) bytes a row, its first bit highest."""
-    return _digest(_pack(codes))
+    return _digest(pack_codes(codes))
 
 
 def _digest(packed: Tensor) -> str:
     return hashlib.sha256(packed.numpy().tobytes()).hexdigest()
 
 
-def _pack(codes: Tensor) -> Tensor:
+def pack_codes(codes: Tensor) -> Tensor:
+    """Return (256, M) codes as uint8 (256, ceil(M / 8)) on the CPU, the first bit of a row highest."""
     bits = codes.detach().cpu().to(torch.uint8)
     padded = torch.nn.functional.pad(bits, (0, -bits.shape[1] % 8))
     return (padded.view(len(bits), -1, 8) * _PLACES).sum(dim=-1, dtype=torch.uint8)

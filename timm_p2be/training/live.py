@@ -12,6 +12,7 @@ from torch import nn
 
 from timm_p2be.encodings import PixelEmbedding
 from timm_p2be.encodings.statistics import code_statistics, latent_statistics
+from timm_p2be.encodings.table_file import pack_codes
 from timm_p2be.extras import require
 from timm_p2be.hub.pictures import codes_image
 from timm_p2be.stem import find_embedding
@@ -39,7 +40,7 @@ def learned_table(model: nn.Module) -> PixelEmbedding | None:
 
 def packed_bits(embedding: PixelEmbedding | None) -> str:
     """Return the bits of a table as hexadecimal digits, '' without one."""
-    return '' if embedding is None else np.packbits(_bits(embedding)).tobytes().hex()
+    return '' if embedding is None else pack_codes(embedding.codes()).numpy().tobytes().hex()
 
 
 def table_figures(embedding: PixelEmbedding, before: str) -> dict[str, float]:
@@ -56,10 +57,6 @@ def table_figures(embedding: PixelEmbedding, before: str) -> dict[str, float]:
         'neighbor_distance': code_statistics(embedding.codes()).neighbors[1],
         'dead_latents': 100 * latent_statistics(weight).saturated,
     }
-
-
-def _bits(embedding: PixelEmbedding) -> np.ndarray[Any, Any]:
-    return embedding.codes().detach().cpu().numpy().astype(bool)
 
 
 class Trackers:
