@@ -2,7 +2,9 @@
 
 import copy
 import json
+import os
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,17 +17,16 @@ from forks import run_ranks
 from PIL import Image
 from planted import Push, Toss, planted_images, planted_model
 from runs import OPEN_FILES
-from safetensors.torch import load_file
 from torch import Generator, Tensor
 
 from timm_p2be.cli import benchmark_attacks as command
 from timm_p2be.cli import main
-from timm_p2be.robustness.attacks.judge import BrokenAttackError, is_correct, seeded
+from timm_p2be.robustness.attacks.attack import Cost
+from timm_p2be.robustness.attacks.judge import BrokenAttackError, seeded
 from timm_p2be.robustness.evaluation.attack_benchmark import benchmark_attacks
 from timm_p2be.robustness.evaluation.attack_probes import probe_curves
 from timm_p2be.robustness.evaluation.attack_suite import FAMILIES, budget, build_suite, variant
 from timm_p2be.robustness.evaluation.results import unpack_bits
-from timm_p2be.robustness.evaluation.runner import connected_ranks
 from timm_p2be.robustness.images import ImageSet
 from timm_p2be.robustness.pixel_model import PixelModel
 
@@ -186,11 +187,15 @@ def test_another_configuration_needs_another_folder_or_overwrite(
         (lambda text: '[]', 'a list, not an object'),
         (lambda text: text.replace('"done"', '"x"'), 'does not hold what it should'),
         (lambda text: text.replace('"success": "', '"success": "?'), 'the result file is damaged'),
+        (lambda text: text.replace('"curves": {', '"curves": 3, "x": {'), 'does not hold what it should'),
+        (lambda text: text.replace('"accuracy"', '"x"'), 'does not hold what it should'),
+        (lambda text: text.replace('"probes": {', '"probes": {"binarization": {"tried": "2"},'), 'does not hold'),
     ],
 )
 def test_files_of_other_versions_are_not_continued(tmp_path: Path, damage: Callable[[str], str], message: str) -> None:
     arguments: dict[str, Any] = {'data': planted_images(), 'attacks': [Push('push', 3)], 'output': tmp_path}
-    benchmark_attacks(planted_model(), **arguments)
+    results = benchmark_attacks(planted_model(), **arguments)
+    probe_curves(planted_model(), arguments['data'], results, {'push': lambda *settings: Push('push', 3, eps=3)})
     file = tmp_path / 'th.attacks.json'
     file.write_text(damage(file.read_text()))
     with pytest.raises(ValueError, match=message):
@@ -206,25 +211,6 @@ def test_randomness_does_not_depend_on_the_attacks_before() -> None:
     assert tossed([Toss('other', 1), Toss('toss', 1)]) == alone
     assert tossed([Toss('toss', 1)], seed=1) != alone
     assert torch.rand(3, generator=seeded(1, 'a', 2)).tolist() != torch.rand(3, generator=seeded(1, 'a', 3)).tolist()
-
-
-def test_saved_images_fool_the_model_within_the_bound(tmp_path: Path) -> None:
-    data, model = planted_images(20, wrong=(1,)), PixelModel(planted_model().model, name='ours:th/1')
-    attacks = [Push('even', 6, EVEN), Push('deep', 8)]
-    results = benchmark_attacks(
-        model, data, attacks, alone=4, worst_case=20, batch_size=8, output=tmp_path, save_images=True
-    )
-    found = {}
-    for file in sorted((tmp_path / 'ours_th_1.images').glob('*.safetensors')):
-        saved = load_file(file)
-        assert not is_correct(model, saved['images'], saved['labels']).any()
-        for image, index in zip(saved['images'], saved['indices'].tolist(), strict=True):
-            clean = torch.from_numpy(data[index][0].copy()).permute(2, 0, 1)
-            assert (image.int() - clean.int()).abs().max() <= 8
-            found[index] = file.name.partition('-')[0]
-    assert found == {**dict.fromkeys(felled(results, 'even'), 'even'), **dict.fromkeys(felled(results, 'deep'), 'deep')}
-    benchmark_attacks(model, data, attacks, alone=4, output=tmp_path, overwrite=True)
-    assert not list((tmp_path / 'ours_th_1.images').glob('*'))
 
 
 @pytest.mark.parametrize(
@@ -265,11 +251,8 @@ def spread(output: Path | None = None) -> list[Any]:
     data, model = planted_images(20, wrong=(1,)), planted_model().model  # a plain model is wrapped
     attacks = [Push('even', 6, EVEN), Toss('toss', 1, eps=255), Push('deep', 8)]
     weaker = {'a': lambda model, eps, steps: Push('a', min(eps, steps), eps=eps)}
-    with connected_ranks():  # once for both, as the command does
-        results = benchmark_attacks(
-            model, data, attacks, eps=255, alone=8, batch_size=3, probed=5, output=output, save_images=True
-        )
-        probe_curves(PixelModel(model), data, results, weaker)
+    results = benchmark_attacks(model, data, attacks, eps=255, alone=8, batch_size=3, probed=5, output=output)
+    probe_curves(PixelModel(model), data, results, weaker)  # ranks are connected once
     return [timeless(results), results.content['probes']]
 
 
@@ -279,9 +262,6 @@ def test_two_ranks_give_the_results_of_one(tmp_path: Path) -> None:
     assert first == second == alone
     content = json.loads((tmp_path / 'th.attacks.json').read_text())
     assert content['probes'] == json.loads(json.dumps(alone[1]))
-    saved = [index for file in (tmp_path / 'th.images').iterdir() for index in load_file(file)['indices'].tolist()]
-    felled = [unpack_bits(entry['felled'], 20) for entry in content['worst_case']['attacks'].values()]
-    assert sorted(saved) == np.flatnonzero(np.any(felled, axis=0)).tolist()
 
 
 @pytest.fixture(scope='module')
@@ -334,8 +314,8 @@ def test_variants_have_the_bound_and_steps_asked_for(nets: dict[str, PixelModel]
 
 
 def test_the_budget_multiplies_calls_by_their_time() -> None:
-    text = budget([Push('a', 3), Push('b', 5)], 10, (0.1, 0.2))
-    assert text.endswith('at most 00:18 ([h:]min:s)')  # 10 * (2 * 0.1 + 8 * 0.2)
+    text = budget([('a', 10, Cost(1, 3), (0.1, 0.2)), ('b', 20, Cost(1, 5), (0.1, 0.2))])
+    assert text.endswith('at most 00:29 ([h:]min:s)')  # 10 * (0.1 + 3 * 0.2) + 20 * (0.1 + 5 * 0.2)
 
 
 @pytest.fixture
@@ -352,6 +332,10 @@ def test_the_command_writes_results_and_reports(
     flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags += ['--attacks', 'noise', 'fgsm', 'pgd-kernel', '--no-curves', '--batch-size', '4']
+    with monkeypatch.context() as patch:
+        patch.setattr(command, 'probe_gradients', lambda *ignored: os.kill(os.getpid(), signal.SIGTERM))
+        assert main(flags) == 130
+    assert (tmp_path / 'out' / 'report.md').read_text().startswith('# Adversarial robustness (incomplete)')
     assert main(flags) == 0
     content = json.loads((tmp_path / 'out' / 'net.attacks.json').read_text())
     assert content['data']['images'] == content['settings']['alone'] == 8
@@ -359,6 +343,7 @@ def test_the_command_writes_results_and_reports(
     assert set(content['probes']['gradients']) == {'linear', 'kernel', 'straight-through'}
     report = (tmp_path / 'out' / 'report.md').read_text()
     assert report in capsys.readouterr().out
+    assert '(incomplete)' not in report
     assert (tmp_path / 'out' / 'report.html').read_text().startswith('<!doctype html>')
     masked = {'gradient_masking_suspected': True}
     monkeypatch.setattr(command, 'conclude', lambda results: results.content.update(masked))
@@ -369,7 +354,15 @@ def test_the_budget_alone_writes_nothing(flags: list[str], tmp_path: Path, capsy
     assert main([*flags, '--budget', '--batch-size', '2']) == 0
     out = capsys.readouterr().out
     assert 'apgd-target-kernel' in out
+    curves, binarization = (
+        re.search(rf'{name} +2 images, .* passes and +([\d,]+) with gradient', out)[1]
+        for name in ('curves', 'binarization')
+    )
+    assert curves == f'{3 * (8 * 40 + 188) + 8 * 7 + 188:,}'  # DGA's three passes for two classes, and LS-PGA's one
+    assert binarization == '300'
     assert re.search(r'at most .*min:s', out)
+    assert main([*flags, '--budget', '--attacks', 'quick']) == 0
+    assert not re.search('curves|binarization', capsys.readouterr().out)
     assert not (tmp_path / 'out').exists()
 
 

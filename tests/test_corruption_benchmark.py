@@ -362,10 +362,11 @@ def test_stopped_command_says_what_is_kept(
         if disk_full and content['results']:
             raise OSError(28, 'No space left on device', str(path))
         write(path, content)
-        if not disk_full:
+        if not disk_full and len(content['results'].get('wrn10_2', {}).get('fog', ())) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    flags = ['--data-dir', str(data), '--corruptions', 'fog', '--output', str(output)]
+    flags = ['--data-dir', str(data), '--corruptions', 'fog', 'brightness', '--severities', '1', '5']
+    flags += ['--output', str(output)]
     with monkeypatch.context() as patch:
         patch.setattr(results, 'write_json', stop)
         if disk_full:
@@ -375,6 +376,10 @@ def test_stopped_command_says_what_is_kept(
             assert benchmark(checkpoint, *flags) == 130
             error = capsys.readouterr().err
             assert 'interrupted' in error
+            report = (output / 'report.md').read_text()
+            assert '(incomplete)' in report
+            assert '| fog |' in report
+            assert '| brightness |' not in report
     assert 'was finished is kept' in error
     kept = json.loads((output / 'results.json').read_text())
     assert kept['clean']

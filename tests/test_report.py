@@ -1,6 +1,8 @@
 """Reports of both benchmarks say what their result files hold, as Markdown and as a page; nothing there is trusted."""
 
 import base64
+import copy
+import io
 import itertools
 import json
 import re
@@ -11,18 +13,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from planted import Push, planted_images, planted_model
 
 from timm_p2be.robustness.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS
 from timm_p2be.robustness.evaluation.attack_benchmark import benchmark_attacks
 from timm_p2be.robustness.evaluation.attack_checks import conclude
-from timm_p2be.robustness.evaluation.attack_probes import probe_curves
+from timm_p2be.robustness.evaluation.attack_probes import probe_curves, probe_examples
 from timm_p2be.robustness.evaluation.attack_report import attack_report, threat_model
 from timm_p2be.robustness.evaluation.attack_report import warnings as attack_warnings
 from timm_p2be.robustness.evaluation.corruption_benchmark import CLEAN, CorruptionResults, figures_of
 from timm_p2be.robustness.evaluation.corruption_report import corruption_report, warnings
-from timm_p2be.robustness.evaluation.report import Curves, Dots, HeatMap, Report, Section, Table
-from timm_p2be.robustness.evaluation.results import read_json
+from timm_p2be.robustness.evaluation.report import Attacked, Curves, Report, Section, Table
+from timm_p2be.robustness.evaluation.results import pack_bits, read_json, unpack_bits
 from timm_p2be.robustness.pixel_model import PixelModel
 
 RESULTS = Path(__file__).parents[1] / 'benchmarks' / 'results'
@@ -38,6 +41,7 @@ class Checker(HTMLParser):
         self.open: list[str] = []
         self.tags: list[str] = []
         self.figures: list[str] = []
+        self.pictures: list[np.ndarray] = []
         self.text = ''
         self.feed(page)
         assert self.open == []
@@ -46,8 +50,11 @@ class Checker(HTMLParser):
         self.tags.append(tag)
         if tag == 'img':
             scheme, data = str(dict(attrs)['src']).split(',')
-            assert scheme == 'data:image/svg+xml;base64'
-            self.figures.append(base64.b64decode(data).decode())
+            assert scheme in ('data:image/svg+xml;base64', 'data:image/png;base64')
+            if 'svg' in scheme:
+                self.figures.append(base64.b64decode(data).decode())
+            else:
+                self.pictures.append(np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))))
         elif tag != 'meta':
             self.open.append(tag)
 
@@ -62,12 +69,12 @@ def corruptions(
     names: tuple[str, ...] = CORRUPTIONS, severities: tuple[int, ...] = (1, 2, 3, 4, 5), **data: Any
 ) -> dict[str, Any]:
     """A result file's content; the first model is wrong on 10 * severity of 100 images, the second on 5 more."""
-    model = {'architecture': 'wrn', 'encoding': 'rgb', 'num_classes': 10, 'parameters': 7, 'checkpoint_sha256': None}
+    model = {'architecture': 'wrn', 'encoding': 'rgb', 'num_classes': 10, 'parameters': 7, 'weights_sha256': 64 * 'a'}
     config = {
         'models': [{'name': name, 'mean': [0.5] * 3, 'std': [0.25] * 3} | model for name in MODELS],
         'data': {
             'label': 'ImageNet-C', 'suite': 'imagenet', 'source': 'stored', 'official': True, 'images': 100,
-            'subset': 'all', 'transform': 'none', 'seed': None,
+            'subset': 'all', 'transform': 'none', 'seed': None, 'fingerprint': 'f',
         } | data,
         'clean': {'name': 'cifar10', 'images': 100, 'subset': 'all', 'transform': 'none'},
         'corruptions': names,
@@ -97,6 +104,7 @@ def attacks() -> dict[str, Any]:
     pushes = [Push('noise', 1, kind='noise'), Push('fgsm', 5, kind='one-step'), Push('pgd', 3)]
     results = benchmark_attacks(model, data, pushes, alone=10, worst_case=20, probed=10)
     probe_curves(model, data, results, {'pgd': lambda model, eps, steps: Push('pgd', min(eps, steps), eps=eps)})
+    probe_examples(model, data, results, pushes[1])
     conclude(results)
     return json.loads(json.dumps(results.content))
 
@@ -104,9 +112,10 @@ def attacks() -> dict[str, Any]:
 def test_every_figure_of_the_corruptions_is_there() -> None:
     text = corruption_report(corruptions()).markdown()
     assert '| model | clean error | mean corruption error (unnormalized) | mCE (AlexNet) |' in text
-    assert '| p2be | 2.0 | 30.0 | 38.8 |' in text  # 100 * mean of 0.3 / AlexNet's error
-    assert '| rgb &lt;b>\\| | 7.0 | 35.0 |' in text
-    assert '| 0.5 0.5 0.5 | 0.25 0.25 0.25 |' in text
+    assert '| p2be | 2.0 (0.6 to 7.0) | 30.0 (22.9 to 37.1) | 38.8 |' in text  # 100 * mean of 0.3 / AlexNet's error
+    assert '| rgb &lt;b>\\| | 7.0 (3.4 to 13.7) | 35.0 (27.5 to 42.5) |' in text
+    assert '| 2.4 to 7.4 |' in text  # paired: 5 images of every 100 more, each at one severity
+    assert '| 0.5 0.5 0.5 | 0.25 0.25 0.25 | aaaaaaaaaaaaaaaa |' in text
     for line in ('fog', 'mean of blur', 'mCE (AlexNet)', 'transform', 'seed of the corruptions', 'environment'):
         assert re.search(rf'^\| {re.escape(line)} \|', text, re.MULTILINE)
 
@@ -138,6 +147,43 @@ def test_every_figure_of_the_attacks_is_there(attacks: dict[str, Any]) -> None:
     assert 'suspected |' in text
 
 
+def test_models_are_compared_and_images_that_fell_are_shown(attacks: dict[str, Any]) -> None:
+    """The second model differs on 1 of the 20 images, or saw others."""
+    other = copy.deepcopy(attacks)
+    other['model']['name'] = 'other'
+    other['worst_case']['standing'] = pack_bits(
+        unpack_bits(attacks['worst_case']['standing'], 20) & (np.arange(20) < 18)
+    )
+    assert '| -7.9 to 17.0 |' in attack_report([attacks, other]).markdown()  # Agresti & Min: 1 and 0 of 20
+    other['data']['fingerprint'] = 'others'
+    report = attack_report([attacks, other])
+    assert '-7.9 to' not in report.markdown()
+    assert '| image | label | prediction | prediction after the attack |' in report.markdown()
+    page = Checker(report.html())
+    assert len(page.figures) == 6  # two of each, two of both
+    assert len(page.pictures) == 8
+    first = [page.pictures[0][0, 136 * place].tolist() for place in range(3)]
+    assert first == [[128, 0, 0], [123, 0, 0], [48, 128, 128]]  # 128 - 16 * 5
+
+
+@pytest.mark.parametrize('stopped', ['clean', 'first attack', 'curves'])
+def test_a_run_that_was_stopped_has_a_report(attacks: dict[str, Any], stopped: str) -> None:
+    del attacks['verdict']
+    if stopped == 'curves':
+        del attacks['probes']['curves']['pgd']['eps'][3:]
+        del attacks['probes']['curves']['pgd']['steps'][:]
+    else:
+        del attacks['probes']
+        attacks['worst_case'] = {'subset': 'first 20 images', 'attacks': {}}
+        attacks['alone'] = {'noise': attacks['alone']['noise']} if stopped == 'first attack' else {}
+    text = attack_report([attacks]).markdown()
+    assert text.startswith('# Adversarial robustness (incomplete)')
+    assert '> Incomplete: ' in text
+    assert ('| noise | noise | 90.0 % |' in text) == (stopped != 'clean')
+    assert ('| eps in levels | 1 | 2 | 4 |\n' in text) == (stopped == 'curves')
+    attack_report([attacks]).html()
+
+
 def test_remarks_on_corruptions() -> None:
     assert not [*warnings(corruptions())]
     few = corruptions(CORRUPTIONS[:3] + EXTRA_CORRUPTIONS[:1], (1, 2), official=False, subset='first 100 of 9')
@@ -145,7 +191,7 @@ def test_remarks_on_corruptions() -> None:
     assert 'The clean images are 90' in ' '.join(warnings(few))
     few['config'] |= {'clean': None, 'precision': 'bfloat16'}
     text = ' '.join(warnings(few))
-    parts = ('not the published benchmark', 'up to 5.0 points', 'Extra corruptions')
+    parts = ('not the published benchmark', 'first 100 of 9; published', 'Extra corruptions')
     parts += ('over 3 corruptions (3 of the 15) at severities 1, 2', 'bfloat16', 'No clean images')
     assert not [part for part in parts if part not in text]
     assert text in ' '.join(re.findall(r'^> (.*)$', corruption_report(few).markdown(), re.MULTILINE))
@@ -170,9 +216,7 @@ def test_pages_are_well_formed_and_self_contained(names: tuple[str, ...]) -> Non
     assert 'rgb <b>|' in checker.text
     assert not {'script', 'link', 'b', 'svg'} & set(checker.tags)
     assert 'http' not in page
-    curves = 5 if len(names) > 1 else 1  # of all and of four categories; then a heat map for each model
-    assert len(checker.figures) == curves + 2
-    assert all(f'>{10 * severity}.0<' in checker.figures[curves] for severity in range(1, 6))
+    assert len(checker.figures) == (5 if len(names) > 1 else 1)  # of all and of four categories
 
 
 def test_curves_over_eps_and_steps_are_logarithmic(attacks: dict[str, Any]) -> None:
@@ -188,13 +232,12 @@ def test_curves_over_eps_and_steps_are_logarithmic(attacks: dict[str, Any]) -> N
 def test_everything_is_escaped() -> None:
     figures = [
         Curves(NASTY, {NASTY: [(1, 1), (2, 3)]}, NASTY, NASTY, log=True),
-        HeatMap(NASTY, [NASTY], [NASTY], [[1.0]], 1.0),
-        Dots(NASTY, {NASTY: [1.0]}, {NASTY: 2.0}, NASTY),
+        Attacked(NASTY, *np.zeros((2, 4, 4, 3), np.uint8)),
     ]
     report = Report(NASTY, [Section(NASTY, 3, [NASTY], [NASTY], Table([NASTY], [[NASTY]]), figures)])
     checker = Checker(report.html())
     assert not {'script', 'a'} & set(checker.tags)
-    assert checker.text.count(NASTY) == 10
+    assert checker.text.count(NASTY) == 9
     assert not any('<script>' in figure for figure in checker.figures)
     assert report.html() == report.html()
     text = report.markdown()
@@ -207,23 +250,12 @@ def test_everything_is_escaped() -> None:
     ]
 
 
-def test_dots_show_every_seed_their_mean_and_what_is_published() -> None:
-    def drawn(values: list[float], published: dict[str, float]) -> str:
-        return base64.b64decode(Dots('t', {'a': values, 'b': [3.0]}, published, 'x').draw().split(',')[1]).decode()
-
-    bars = drawn([1.0, 2.0], {})
-    assert len({bars, drawn([1.0, 2.5], {}), drawn([1.0, 2.0], {'a': 1.5}), drawn([1.0, 1.5, 2.0], {})}) == 4
-    assert 'LineCollection_2' in bars  # a bar for each row
-    assert 'LineCollection_2' not in drawn([], {})  # a run that diverged has none
-
-
 @pytest.mark.parametrize(
     'points', [[], [(0, 0)], [(1, 5), (1, 5)], [(0, 1), (3, float('nan'))], [(i, i) for i in range(40)]]
 )
 def test_figures_of_odd_data(points: list[tuple[float, float]]) -> None:
     for log in (False, True):
         assert Curves('t', {'a': points, 'b': []}, 'x', 'y', log).draw().startswith('data:image/svg+xml')
-    assert '>0.0</text>' in base64.b64decode(HeatMap('t', ['a'], ['b'], [[0.0]], 0.0).draw().split(',')[1]).decode()
 
 
 def _shipped_attacks(folder: str) -> Report:
@@ -243,7 +275,7 @@ def test_shipped_results_give_the_shipped_report(kind: str) -> None:
     """Every row of the reports that were written when the figures were measured."""
     assert SHIPPED[kind]().markdown() == (RESULTS / kind / 'report.md').read_text()
     figures = Checker((RESULTS / kind / 'report.html').read_text()).figures
-    assert len(figures) > 5 if kind != 'attacks_eps1' else not figures  # measured without curves
+    assert len(figures) > 4 if kind != 'attacks_eps1' else not figures  # measured without curves
 
 
 def test_figures_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,15 +9,28 @@ from typing import Any
 from timm_p2be.cli.flags import add_data_flags, add_model_flags, images_from, models_from
 from timm_p2be.cli.interruption import KEPT, alone_in, run_long
 from timm_p2be.extras import require
-from timm_p2be.robustness.attacks.attack import Attack
+from timm_p2be.robustness.attacks.attack import Attack, Cost
+from timm_p2be.robustness.attacks.surrogates import surrogates_for
 from timm_p2be.robustness.evaluation.attack_benchmark import benchmark_attacks
 from timm_p2be.robustness.evaluation.attack_checks import conclude
-from timm_p2be.robustness.evaluation.attack_probes import probe_binarization, probe_curves, probe_gradients, strongest
+from timm_p2be.robustness.evaluation.attack_probes import (
+    EXAMPLES,
+    OFFICIAL,
+    followed,
+    probe_binarization,
+    probe_costs,
+    probe_curves,
+    probe_examples,
+    probe_gradients,
+    strongest,
+)
 from timm_p2be.robustness.evaluation.attack_report import attack_report
 from timm_p2be.robustness.evaluation.attack_results import AttackResults
 from timm_p2be.robustness.evaluation.attack_suite import (
     FAMILIES,
     SUITES,
+    Task,
+    Variant,
     budget,
     build_suite,
     measure_speed,
@@ -30,7 +43,8 @@ from timm_p2be.robustness.pixel_model import PixelModel, load_model
 
 _EPILOG = """\
 Attacks, cheapest first: {families}.
-fgsm, pgd and apgd run through the surrogates 'linear' and 'kernel'; pgd-ramp names one of all. quick: {quick}.
+fgsm, pgd and apgd run through the surrogates 'linear' and 'kernel'; pgd-ramp names one of all. quick: {quick},
+on 50 images, without curves and binarization unless they are asked for: minutes for a network of CIFAR.
 
 Each attack runs alone on the first --alone images. The worst case runs them in turn on the first --worst-case images,
 each on those still standing. Every adversarial image is a uint8 image within the bound, judged by the untouched model.
@@ -43,7 +57,7 @@ examples:
   timm-p2be benchmark attacks --model ours:wrn10_2_p2be=a.pth.tar rgb:wrn10_2=b.pth.tar --attacks quick --limit 100 \\
       --dataset hfds/data/cifar10 --input-key img --target-key label --split test
   timm-p2be benchmark attacks ... --attacks pgd-kernel square --alone 50 --worst-case 0 --no-curves --no-binarization
-  timm-p2be benchmark attacks ... --transfer-from rgb:wrn40_2=rgb.pth.tar --save-images
+  timm-p2be benchmark attacks ... --transfer-from rgb:wrn40_2=rgb.pth.tar
   timm-p2be benchmark attacks ... --budget          (only says what it would cost)
   torchrun --nproc-per-node 4 -m timm_p2be.cli benchmark attacks ...     (the ranks share the batches)
 """
@@ -69,10 +83,11 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         metavar='[LABEL:]NAME[=FILE]',
         help='models whose adversarial images are tried, too',
     )
-    add('--alone', type=int, default=200, metavar='N', help='images that every attack faces (default: %(default)s)')
-    add('--worst-case', type=int, default=1000, metavar='N', help='images of the worst case; 0: none (%(default)s)')
-    add('--no-curves', action='store_true', help='leave out the curves over the bound and the steps')
-    add('--no-binarization', action='store_true', help='leave out the binarization test')
+    add('--alone', type=int, metavar='N', help='images that every attack faces (default: 200)')
+    add('--worst-case', type=int, metavar='N', help='images of the worst case; 0: none (default: 1000)')
+    choice = argparse.BooleanOptionalAction
+    add('--curves', action=choice, help='draw curves over the bound and the steps, or not (default: drawn)')
+    add('--binarization', action=choice, help='run the binarization test, or not (default: run)')
     add('--probed', type=int, default=50, metavar='N', help='images of curves and binarization (default: %(default)s)')
     add = parser.add_argument_group('run').add_argument
     add('--img-size', type=int, metavar='SIDE', help="side of the images (default: the model's)")
@@ -81,12 +96,17 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     add('--seed', type=int, default=0, help='default: %(default)s')
     add('--output', type=Path, default=Path('output/attacks'), metavar='DIR', help='default: %(default)s')
     add('--overwrite', action='store_true', help='start afresh, whatever results are in --output')
-    add('--budget', action='store_true', help='only print what the attacks would cost')
-    add('--save-images', action='store_true', help='keep the images that fell in the worst case')
+    add('--budget', action='store_true', help='only print what all of this would cost')
 
 
 def _run(args: argparse.Namespace) -> int:
     require('matplotlib', extra='robustness')  # the report's; not found out after hours
+    quick = args.attacks == ['quick']
+    usual = {'alone': 50 if quick else 200, 'worst_case': 50 if quick else 1000}
+    for name, value in {**usual, 'curves': not quick, 'binarization': not quick}.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    args.binarization = args.binarization and args.eps > 1
     models = models_from(args)
     device = models[0].device
     sources = [load_model(spec, args.num_classes, device, args.mean, args.std) for spec in args.transfer_from]
@@ -97,7 +117,8 @@ def _run(args: argparse.Namespace) -> int:
         (model, data[side].numbered_for(model), attacks)
         for model, side, attacks in zip(models, sides, suites, strict=True)
     ]
-    with connected_ranks() as ranks, alone_in(args.output, ranks.first and not args.budget):
+    ranks = connected_ranks()
+    with alone_in(args.output, ranks.first and not args.budget):
         for model, images, attacks in jobs:  # what is wrong with the last model is said before the first
             folder = None if args.overwrite or args.budget else args.output
             AttackResults.start(model, images, attacks, _settings(args), folder if ranks.first else None)
@@ -107,10 +128,17 @@ def _run(args: argparse.Namespace) -> int:
         if args.budget:
             return 0
         contents: list[dict[str, Any]] = []
-        for job in jobs:
-            contents.append(_benchmark(args, *job))
-            if ranks.first:
-                attack_report(contents).write(args.output)
+        try:
+            for job in jobs:
+                contents.append(_benchmark(args, *job))
+                if ranks.first:
+                    attack_report(contents).write(args.output)
+        except KeyboardInterrupt:
+            for job in jobs[len(contents) :][: ranks.first]:
+                found = AttackResults.start(*job, _settings(args), args.output).content
+                if found['clean'] is not None:
+                    attack_report([*contents, found]).write(args.output)
+            raise
         if ranks.first:
             print(attack_report(contents).markdown())
     return 3 if any(content['gradient_masking_suspected'] for content in contents) else 0
@@ -123,25 +151,40 @@ def _benchmark(
     results = benchmark_attacks(
         model, data, attacks, **_settings(args), output=args.output, overwrite=args.overwrite, show=True
     )
+    results.content.pop('verdict', None)  # of an earlier run, which may have looked at less
     probe_gradients(model, data, results)
-    variants = {attack.name: build for attack in attacks if (build := variant(attack.name)) is not None}
-    best = strongest(results.content, [name for name in variants if name != 'lspga-official'] or list(variants))
-    if not args.no_curves:
-        chosen = {name: build for name, build in variants.items() if name in (best, 'lspga-official')}
+    variants = _variants(attacks)
+    best = strongest(results.content, followed(variants))
+    shown = best or strongest(results.content, [attack.name for attack in attacks])
+    probe_examples(model, data, results, next(attack for attack in attacks if attack.name == shown))
+    if args.curves:
+        chosen = {name: build for name, build in variants.items() if name in (best, OFFICIAL)}
         probe_curves(model, data, results, chosen, show=True)
-    if not args.no_binarization and best is not None and args.eps > 1:
+    if args.binarization and best is not None:
         probe_binarization(model, data, results, best, variants[best], show=True)
     conclude(results)
     return results.content
 
 
+def _variants(attacks: Sequence[Attack]) -> dict[str, Variant]:
+    return {attack.name: build for attack in attacks if (build := variant(attack.name)) is not None}
+
+
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    names = ('eps', 'alone', 'worst_case', 'probed', 'batch_size', 'seed', 'save_images')
+    names = ('eps', 'alone', 'worst_case', 'probed', 'batch_size', 'seed')
     return {name: getattr(args, name) for name in names}
 
 
 def _print_budget(args: argparse.Namespace, model: PixelModel, data: ImageSet, attacks: Sequence[Attack]) -> None:
     levels, _ = as_batch(data, range(min(16, args.batch_size, len(data))))
-    images = min(max(args.alone, args.worst_case), len(data))
-    text = budget(attacks, images, measure_speed(model, levels))
+    speed, single = measure_speed(model, levels), measure_speed(model, levels[:1])
+    images, probed = (min(count, len(data)) for count in (max(args.alone, args.worst_case), args.probed))
+    tasks: list[Task] = [(attack.name, images, attack.cost(), speed) for attack in attacks]
+    tasks.append(('gradients', probed, Cost(0, len(surrogates_for(model))), speed))
+    tasks.append(('images that are shown', EXAMPLES, max((attack.cost() for attack in attacks), key=sum), single))
+    if variants := _variants(attacks):
+        curves, binarization = probe_costs(model, args.eps, variants)
+        tasks += [('curves', probed, curves, speed)] if args.curves else []
+        tasks += [('binarization', probed, binarization, single)] if args.binarization else []
+    text = budget(tasks)
     print(f'{model.name}, eps {args.eps}:\n{text}', file=sys.stdout if args.budget else sys.stderr)

@@ -13,8 +13,9 @@ from timm_p2be.robustness.corruptions import SEVERITIES, SUITES
 from timm_p2be.robustness.corruptions.corrupted_sets import CorruptedSet
 from timm_p2be.robustness.corruptions.generated_set import GeneratedSet
 from timm_p2be.robustness.corruptions.stored_sets import open_corrupted
-from timm_p2be.robustness.evaluation.corruption_benchmark import benchmark_corruptions
+from timm_p2be.robustness.evaluation.corruption_benchmark import benchmark_corruptions, finished_part
 from timm_p2be.robustness.evaluation.corruption_report import corruption_report
+from timm_p2be.robustness.evaluation.results import read_json
 from timm_p2be.robustness.evaluation.runner import connected_ranks
 from timm_p2be.robustness.images import RESIZE, ImageSet
 
@@ -63,17 +64,18 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> int:
     require('matplotlib', extra='robustness')  # the report's; not found out after hours
     data, clean = _data(args)
-    with connected_ranks() as ranks, alone_in(args.output, ranks.first):
-        content = benchmark_corruptions(
-            models_from(args),
-            data,
-            clean,
-            batch_size=args.batch_size,
-            workers=args.workers,
-            output=args.output / _RESULTS,
-            overwrite=args.overwrite,
-            amp_dtype=_AMP.get(args.amp_dtype),
-        )
+    ranks = connected_ranks()
+    with alone_in(args.output, ranks.first):
+        models, output = models_from(args), args.output / _RESULTS
+        settings = {'batch_size': args.batch_size, 'workers': args.workers, 'amp_dtype': _AMP.get(args.amp_dtype)}
+        try:
+            content = benchmark_corruptions(models, data, clean, output=output, overwrite=args.overwrite, **settings)
+        except KeyboardInterrupt:
+            if ranks.first and output.exists():
+                found = finished_part(read_json(output, 'corruptions'))
+                if found['config']['corruptions']:
+                    corruption_report(found).write(args.output)
+            raise
         if ranks.first:
             report = corruption_report(content)
             report.write(args.output)

@@ -1,9 +1,7 @@
 """The page of a grid: verdicts on the claims, our figures beside the paper's, paired differences, pictures."""
 
-import base64
-import io
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +14,7 @@ from timm_p2be.hub.find_table import find_table
 from timm_p2be.hub.pictures import codes_picture
 from timm_p2be.reproduce.grid import SEED, Grid, Key
 from timm_p2be.reproduce.verdicts import Difference, Outcome, Spread, decide, paired, spread
-from timm_p2be.robustness.corruptions import CORRUPTIONS
-from timm_p2be.robustness.evaluation.report import Curves, Dots, Picture, Report, Section, Table, surroundings
+from timm_p2be.robustness.evaluation.report import Curves, Picture, Report, Section, Table, png_uri, surroundings
 from timm_p2be.robustness.evaluation.results import environment
 
 Spreads = dict[Key, dict[str, Spread]]
@@ -38,9 +35,7 @@ class Codes(NamedTuple):
 
     def draw(self) -> str:
         """Return the picture as a data URI."""
-        buffer = io.BytesIO()
-        codes_picture(self.codes, self.title).save(buffer, 'PNG')
-        return 'data:image/png;base64,' + base64.b64encode(buffer.getvalue()).decode()
+        return png_uri(codes_picture(self.codes, self.title))
 
 
 def write_page(grid: Grid, outcomes: Sequence[Outcome], output: Path) -> Report:
@@ -68,7 +63,7 @@ def write_page(grid: Grid, outcomes: Sequence[Outcome], output: Path) -> Report:
             f'Ours: mean and standard deviation, seeds {", ".join(grid.axes[SEED])}, %',
             texts=[text for name, text in _MEASURES.items() if name in grid.show],
             table=_pivot(grid, axes, ours),
-            figures=[*_dots(grid, cells), *_drawn(grid, ours, axes, output)],
+            figures=_drawn(grid, ours, axes, output),
         ),
         Section("The paper's, %", table=_pivot(grid, axes, grid.printed)),
         Section('Paired differences by seed, points, 95 % t interval', table=_differences(grid, outcomes, axes)),
@@ -130,17 +125,6 @@ def _differences(grid: Grid, outcomes: Sequence[Outcome], axes: Sequence[str]) -
             rows.append(row)
     figures = [text for name in grid.show for text in (name, '95 % interval')]
     return Table([*others, grid.compare, *figures], rows)
-
-
-def _dots(grid: Grid, cells: Mapping[Key, Mapping[str, list[float]]]) -> Iterator[Dots]:
-    """Yield a picture for each figure, its rows being the cells; with the paper's figures beside runs of its size."""
-    printed = {} if grid.scale else grid.printed
-    for name in grid.show:
-        if name in CORRUPTIONS:
-            continue  # in the tables
-        rows = {', '.join(key): cell.get(name, []) for key, cell in cells.items()}
-        marks = {', '.join(key): float(texts[name].split()[0]) for key, texts in printed.items() if name in texts}
-        yield Dots(f'{name}: a ring each seed, a bar their mean, a cross the paper', rows, marks, 'error in %')
 
 
 def _drawn(grid: Grid, ours: Spreads, axes: Sequence[str], output: Path) -> list[Picture]:

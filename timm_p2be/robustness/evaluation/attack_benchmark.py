@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from timm_p2be.checkpoints import weights_sha256
@@ -35,7 +33,6 @@ def benchmark_attacks(
     probed: int = 50,
     output: Path | None = None,
     overwrite: bool = False,
-    save_images: bool = False,
     show: bool = False,
 ) -> AttackResults:
     """Attack a model with every attack and return what its result file holds.
@@ -54,8 +51,6 @@ def benchmark_attacks(
         probed: images that the probes of `attack_probes` will look at.
         output: folder of `<model>.attacks.json`, written after every batch; a run of the same configuration resumes
             from it unless told to `overwrite`. None keeps everything in memory.
-        save_images: also write the images that fell in the worst case, as `<model>.images/<attack>-<first>.safetensors`
-            with `images` uint8 (N, 3, H, W), `indices` and `labels` int64 (N,).
 
     Raises:
         BrokenAttackError: an attack broke its contract or changed the model.
@@ -64,7 +59,7 @@ def benchmark_attacks(
     model = as_pixel_model(model)
     data = data.numbered_for(model)
     settings = {'eps': eps, 'alone': alone, 'worst_case': worst_case, 'probed': probed}
-    settings.update(batch_size=batch_size, seed=seed, save_images=save_images)
+    settings.update(batch_size=batch_size, seed=seed)
     with runner('call', show) as run:
         results = run.ranks.open(lambda: AttackResults.start(model, data, attacks, settings, output, overwrite))
         if results.content['clean'] is None:
@@ -102,18 +97,10 @@ def _attack(
     """Attack a batch and return what fell, and the seconds it took."""
     levels, labels = as_batch(data, indices)
 
-    def trial(part: slice) -> tuple[torch.Tensor, Bits]:
+    def trial(part: slice) -> Bits:
         generator = seeded(results.seed, attack.name, indices[part.start])
-        return attack_batch(model, attack, levels[part], labels[part], results.eps, generator)
+        return attack_batch(model, attack, levels[part], labels[part], results.eps, generator)[1]
 
     start = time.perf_counter()
-    attempts, success = zip(*run.memory.parts(attack.name, len(indices), len(indices), trial), strict=True)
-    seconds, fell = time.perf_counter() - start, np.concatenate(success)
-    standing, folder = results.standing(attack.name), results.image_folder
-    felled = [i for i, index in enumerate(indices) if fell[i] and index < len(standing) and standing[index]]
-    if results.save_images and folder is not None and felled:
-        folder.mkdir(parents=True, exist_ok=True)
-        found = {'images': torch.cat(attempts)[felled].contiguous(), 'labels': labels[felled]}
-        found['indices'] = labels.new_tensor([indices[i] for i in felled])
-        save_file(found, folder / f'{attack.name}-{indices[0]:06d}.safetensors')
-    return fell, seconds
+    fell = np.concatenate(run.memory.parts(attack.name, len(indices), len(indices), trial))
+    return fell, time.perf_counter() - start

@@ -65,7 +65,7 @@ class Evidence(NamedTuple):
     def lowest(self, axis: str) -> list[dict[str, Any]]:
         """Return, for each x of the curves, the point of the attack that left the fewest images."""
         curves = [curve[axis] for curve in self.probes.get('curves', {}).values()]
-        return [min(points, key=lambda point: point['number']) for points in zip(*curves, strict=True)]
+        return [min(points, key=lambda point: point['number']) for points in zip(*curves, strict=False)]
 
 
 Finding = tuple[bool | None, str]  # whether it holds, None if nothing can be said; what was measured

@@ -1,6 +1,7 @@
 """Measurements that tell a robust model from one on which attacks merely fail: gradients, curves, binarization."""
 
-from collections.abc import Mapping, Sequence
+import base64
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,21 +9,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from timm_p2be.robustness.attacks.judge import Bits, attack_batch, is_correct, seeded
+from timm_p2be.robustness.attacks.attack import Attack, Cost
+from timm_p2be.robustness.attacks.judge import Bits, attack_batch, is_correct, logits, seeded
 from timm_p2be.robustness.attacks.surrogates import attack_view, surrogates_for
 from timm_p2be.robustness.evaluation.attack_results import AttackResults
 from timm_p2be.robustness.evaluation.attack_suite import Variant
-from timm_p2be.robustness.evaluation.binarization import RANDOM, BinarizationTrial, binarize
+from timm_p2be.robustness.evaluation.binarization import INNER, RANDOM, BinarizationTrial, binarize
 from timm_p2be.robustness.evaluation.results import proportion
 from timm_p2be.robustness.evaluation.runner import runner
 from timm_p2be.robustness.images import ImageSet, as_batch
 from timm_p2be.robustness.pixel_model import PixelModel
 
+EXAMPLES = 4  # images that the report shows
 EPS_VALUES = (1, 2, 4, 8, 16, 32, 64, 255)
 STEPS_VALUES = (1, 2, 5, 10, 20, 50, 100)
-OFFICIAL_STEPS = {'lspga-official': 7}  # attacks with other steps than those of the next two lines
+OFFICIAL = 'lspga-official'
+OFFICIAL_STEPS = {OFFICIAL: 7}  # attacks with other steps than those of the next two lines
 CURVE_STEPS = 40  # of the curve over the bound
 BINARIZATION_STEPS = 100
+Point = tuple[str, int, int, int]  # of a curve: its axis, where on it, the bound, and the number of steps
 
 
 def probe_gradients(model: PixelModel, data: ImageSet, results: AttackResults) -> None:
@@ -62,13 +67,12 @@ def probe_curves(
     `variants` build with another bound and number of steps.
     """
     curves = _probes(results).setdefault('curves', {})
-    jobs: list[tuple[str, str, int, int, int]] = []  # attack, axis, x, eps, steps
+    jobs: list[tuple[str, str, int, int, int]] = []
     for name in variants:
-        steps = OFFICIAL_STEPS.get(name, CURVE_STEPS)
-        new = {'eps': [], 'steps': [], 'eps_at_steps': steps, 'steps_at_eps': results.eps}
+        by_eps, by_steps = _points(name, results.eps)
+        new = {'eps': [], 'steps': [], 'eps_at_steps': by_eps[0][-1], 'steps_at_eps': results.eps}
         curve = curves.setdefault(name, new)
-        jobs += [(name, 'eps', x, x, steps) for x in EPS_VALUES[len(curve['eps']) :]]
-        jobs += [(name, 'steps', x, results.eps, x) for x in STEPS_VALUES[len(curve['steps']) :]]
+        jobs += [(name, *point) for point in (*by_eps[len(curve['eps']) :], *by_steps[len(curve['steps']) :])]
 
     def measure(job: tuple[str, str, int, int, int]) -> dict[str, Any]:
         name, _, _, eps, steps = job
@@ -87,6 +91,43 @@ def probe_curves(
             curves[name][axis].append({'x': x, **share})
             results.write()
             run.progress.step(steps, f'{model.name} {name}: eps {eps}, {steps} steps')
+
+
+def _points(name: str, eps: int) -> tuple[list[Point], list[Point]]:
+    """Return the points of an attack's curves over the bound and over the steps."""
+    steps = OFFICIAL_STEPS.get(name, CURVE_STEPS)
+    return [('eps', x, x, steps) for x in EPS_VALUES], [('steps', x, eps, x) for x in STEPS_VALUES]
+
+
+def probe_examples(model: PixelModel, data: ImageSet, results: AttackResults, attack: Attack) -> None:
+    """Add `content['probes']['examples']`: the first images that the model gets right and `attack` alone felled.
+
+    It attacks them once more. Those that fall again are kept as they were and as they became, uint8 (H, W, 3) in
+    base64, each with the class that the model sees and its probability.
+    """
+    probes, names = _probes(results), model.class_names or data.class_names
+    if probes.get('examples', {}).get('attack') == attack.name:
+        return
+
+    def seen(levels: Tensor) -> dict[str, Any]:
+        confidence, guess = logits(model, levels[None]).softmax(dim=1).max(dim=1)
+        pixels = base64.b64encode(levels.permute(1, 2, 0).numpy().tobytes()).decode()
+        return {'class': named(int(guess)), 'confidence': round(float(confidence), 6), 'levels': pixels}
+
+    def named(label: int) -> str:
+        return names[label] if names else str(label)
+
+    fell = np.flatnonzero(results.clean[: results.alone] & results.bits('alone', attack.name))[:EXAMPLES].tolist()
+    images = []
+    if fell:
+        levels, labels = as_batch(data, fell)
+        generator = seeded(results.seed, 'examples', attack.name)
+        attempts, fooled = attack_batch(model, attack, levels, labels, results.eps, generator)
+        for row in np.flatnonzero(fooled).tolist():
+            image = {'index': fell[row], 'label': named(int(labels[row])), 'shape': [*levels.shape[2:], 3]}
+            images.append({**image, 'clean': seen(levels[row]), 'attacked': seen(attempts[row])})
+    probes['examples'] = {'attack': attack.name, 'images': images}
+    results.write()
 
 
 def probe_binarization(
@@ -113,6 +154,25 @@ def probe_binarization(
             found['random'] += trial.random
             results.write()
             run.progress.step(1, f'{model.name} binarization')
+
+
+def probe_costs(model: PixelModel, eps: int, variants: Mapping[str, Variant]) -> tuple[Cost, Cost]:
+    """Return what an image costs at most in the curves and in the binarization test, whichever attack they follow."""
+    curves, binarization = {}, []
+    for name, build in variants.items():
+        points = [build(model, bound, steps).cost() for part in _points(name, eps) for *_, bound, steps in part]
+        curves[name] = np.sum(points, axis=0)
+        binarization.append(build(model, eps, OFFICIAL_STEPS.get(name, BINARIZATION_STEPS)).cost())
+    both = max((curves[name] for name in followed(variants)), key=lambda cost: cost[1])
+    if OFFICIAL in curves and OFFICIAL not in followed(variants):
+        both = both + curves[OFFICIAL]
+    forwards, backwards = np.max(binarization, axis=0)
+    return Cost(*both), Cost(forwards + INNER + RANDOM + 4, backwards)
+
+
+def followed(names: Iterable[str]) -> list[str]:
+    """Return the attacks of which the strongest is probed: the paper's only if there is no other."""
+    return [name for name in names if name != OFFICIAL] or [*names]
 
 
 def strongest(content: dict[str, Any], names: Sequence[str]) -> str | None:

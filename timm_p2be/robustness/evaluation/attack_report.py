@@ -1,13 +1,19 @@
 """What the report of attack benchmarks says, from the contents of result files."""
 
+import base64
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from timm_p2be.files import content_of
-from timm_p2be.robustness.evaluation.attack_checks import Check, outcomes, run_checks, suspected, verdict
-from timm_p2be.robustness.evaluation.report import Curves, Report, Section, Table, surroundings
+from timm_p2be.robustness.evaluation.attack_checks import Check, Evidence, outcomes, run_checks, suspected, verdict
+from timm_p2be.robustness.evaluation.leaderboard import compared
+from timm_p2be.robustness.evaluation.report import Attacked, Curves, Report, Section, Table, surroundings
 
 Content = Mapping[str, Any]
+_AXES = {'eps': 'eps in levels', 'steps': 'steps'}
+_STANDING = 'images that stand, in %'
 ROUGH = 1.0  # bits that flip from a level to the next; a thermometer code has M / 255
 
 _LIMITS = (
@@ -25,19 +31,33 @@ _LIMITS = (
 @content_of('The result file')
 def attack_report(contents: Sequence[Content]) -> Report:
     """Return one report of all models, from the contents of their finished result files."""
-    sections = [Section('Summary', table=_summary(contents))]
+    contents = [_so_far(content) for content in contents]
+    sections = [Section('Summary', table=_summary(contents), figures=_overview(contents))]
     for content in contents:
         name, checks = content['model']['name'], run_checks(content)
         sections += [
             Section(name, notes=[verdict(checks), *warnings(content)], texts=[threat_model(content)]),
             Section(f'{name}: attacks', 3, table=_attacks(content)),
             Section(f'{name}: checks', 3, table=_checks(checks)),
+            *_examples(content),
         ]
         for curves in _curves(content):
             heading = f'{name}: images that stand, in %, over {curves.x_label}'
             sections.append(Section(heading, 3, table=_points(curves), figures=[curves]))
         sections.append(Section(f'{name}: settings', 3, table=_settings(content)))
-    return Report('Adversarial robustness', [*sections, Section('Limits', texts=_LIMITS)])
+    stopped = ' (incomplete)' if any(map(_stopped, contents)) else ''
+    return Report(f'Adversarial robustness{stopped}', [*sections, Section('Limits', texts=_LIMITS)])
+
+
+def _so_far(content: Content) -> dict[str, Any]:
+    """Return a content with no more than what is done; an attack is that once it faced all images alone."""
+    done = [attack for attack in content['attacks'] if 'accuracy' in content['alone'].get(attack['name'], {})]
+    worst = content['worst_case'] if 'accuracy' in content['worst_case'] else {}
+    return {**content, 'attacks': done, 'worst_case': worst}
+
+
+def _stopped(content: Content) -> bool:
+    return 'verdict' not in content
 
 
 def threat_model(content: Content) -> str:
@@ -52,6 +72,11 @@ def threat_model(content: Content) -> str:
 
 def warnings(content: Content) -> Iterator[str]:
     """Yield what a reader of the figures must know."""
+    if _stopped(content):
+        yield (
+            'Incomplete: the run was stopped. Here are the attacks that were done and the worst case so far; the same '
+            'command again goes on from there.'
+        )
     if not content['worst_case']:
         yield 'The worst case over all attacks was not measured.'
     elif content['settings']['worst_case'] < 1000:
@@ -69,16 +94,55 @@ def warnings(content: Content) -> Iterator[str]:
 def _summary(contents: Sequence[Content]) -> Table:
     header = ['model', 'encoding', 'bits flip per level', 'eps', 'clean', 'worst case', '95 % interval', 'images']
     header.append('gradient masking')
+    differences: list[list[str]] = [[] for _ in contents]
+    if len(contents) > 1 and not any(map(_stopped, contents)):
+        header.append(f'error above that of {contents[0]["model"]["name"]}, paired 95 % interval')
+        differences = [[difference] for difference in compared(contents)]
     rows = []
-    for content in contents:
+    for content, difference in zip(contents, differences, strict=True):
         model, worst, clean = content['model'], content['worst_case'], content['clean']
         flipped = model['neighbor_distance']
         row = [model['name'], model['encoding'], '-' if flipped is None else f'{flipped:.2f}']
         row.append(content['settings']['eps'])
         row += [_share(clean.get('worst_case', clean['alone'])), _share(worst), _interval(worst)]
         row += [worst.get('count', '-'), 'suspected' if suspected(run_checks(content)) else 'no sign']
-        rows.append([str(cell) for cell in row])
+        rows.append([str(cell) for cell in (*row, *difference)])
     return Table(header, rows)
+
+
+def _overview(contents: Sequence[Content]) -> list[Curves]:
+    """Return, over each axis of the curves, what is left of every model."""
+    curves = []
+    for axis, label in _AXES.items():
+        series = {}
+        for content in contents:
+            if points := Evidence([], content.get('probes', {})).lowest(axis):
+                series[content['model']['name']] = [(point['x'], 100 * point['accuracy']) for point in points]
+        if len(series) > 1:
+            title = f'All models under the attack that leaves least, over {label}'
+            curves.append(Curves(title, series, label, _STANDING, log=True))
+    return curves
+
+
+def _examples(content: Content) -> Iterator[Section]:
+    """Yield the images that fell, if there are any."""
+    found = content.get('probes', {}).get('examples', {})
+    rows, figures = [], []
+    for image in found.get('images', ()):
+        said = [f'{image[which]["class"]}, {100 * image[which]["confidence"]:.1f} %' for which in ('clean', 'attacked')]
+        rows.append([str(image['index']), str(image['label']), *said])
+        shown = [
+            np.frombuffer(base64.b64decode(image[which]['levels']), np.uint8).reshape(image['shape'])
+            for which in ('clean', 'attacked')
+        ]
+        figures.append(Attacked(f'image {image["index"]}: {said[0]}; attacked: {said[1]}', *shown))
+    if rows:
+        text = (
+            f'The first images that the model gets right and {found["attack"]} alone fells, attacked once more: as '
+            'they are, attacked, and gray plus 16 times the difference, with what the model says of them.'
+        )
+        table = Table(['image', 'label', 'prediction', 'prediction after the attack'], rows)
+        yield Section(f'{content["model"]["name"]}: images that fell', 3, texts=[text], table=table, figures=figures)
 
 
 def _attacks(content: Content) -> Table:
@@ -111,9 +175,11 @@ def _checks(checks: Sequence[Check]) -> Table:
 
 def _curves(content: Content) -> Iterator[Curves]:
     curves = content.get('probes', {}).get('curves', {})
-    for axis, label in (('eps', 'eps in levels'), ('steps', 'steps')) if curves else ():
-        series = {name: [(p['x'], 100 * p['accuracy']) for p in curve[axis]] for name, curve in curves.items()}
-        yield Curves(content['model']['name'], series, label, 'images that stand, in %', log=True)
+    for axis, label in _AXES.items():
+        count = min((len(curve[axis]) for curve in curves.values()), default=0)  # fewer of a run that was stopped
+        series = {name: [(p['x'], 100 * p['accuracy']) for p in curve[axis][:count]] for name, curve in curves.items()}
+        if count:
+            yield Curves(content['model']['name'], series, label, _STANDING, log=True)
 
 
 def _points(curves: Curves) -> Table:

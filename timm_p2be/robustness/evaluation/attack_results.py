@@ -1,7 +1,8 @@
 """The result file of an attack benchmark, MODEL.attacks.json: what has been done, what it says, and what is left."""
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,6 @@ class AttackResults(ResultFile):
     alone: int
     worst_case: int
     probed: int
-    save_images: bool
 
     def __init__(self, content: dict[str, Any], path: Path | None = None) -> None:
         super().__init__(content, path)
@@ -57,7 +57,7 @@ class AttackResults(ResultFile):
     ) -> 'AttackResults':
         """Return the results of a configuration: an earlier run's if its file is in the folder, else new ones.
 
-        The settings are the attributes; `overwrite` drops an earlier file and the images beside it.
+        The settings are the attributes; `overwrite` drops an earlier file.
         """
         settings = {**settings, **{x: min(settings[x], len(data)) for x in ('alone', 'worst_case', 'probed')}}
         _check(settings, attacks)
@@ -76,15 +76,8 @@ class AttackResults(ResultFile):
             with content_of(str(path)):  # what an earlier run wrote is read before it is needed
                 results.work_left()
                 [results.bits('alone', name) for name in results._work]
-        if overwrite and results.image_folder is not None:
-            for file in results.image_folder.glob('*.safetensors'):
-                file.unlink()
+                _read_probes(results.content.get('probes', {}))
         return results
-
-    @property
-    def image_folder(self) -> Path | None:
-        """Folder of the saved images, beside the file."""
-        return self.path and self.path.with_name(self.path.name.removesuffix('.attacks.json') + '.images')
 
     @property
     def clean(self) -> Bits:
@@ -178,6 +171,18 @@ class AttackResults(ResultFile):
         elif entry['done'] == self.alone:
             entry.update(proportion(self.clean[: self.alone] & ~bits))
         self.write()
+
+
+def _read_probes(probes: Mapping[str, Any]) -> None:
+    """Raise what probes of an earlier run would raise where they are continued."""
+    for shares in probes.get('gradients', {}).values():
+        math.fsum((shares['zero'], shares['nonfinite']))
+    for curve in probes.get('curves', {}).values():
+        [point['number'] / point['count'] + point['accuracy'] for axis in ('eps', 'steps') for point in [*curve[axis]]]
+    if found := probes.get('binarization'):
+        range(sum(found[name] for name in ('tried', 'separable', 'solved', 'random')))
+    if found := probes.get('examples'):
+        found['attack']
 
 
 def _check(settings: dict[str, Any], attacks: Sequence[Attack]) -> None:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from timm_p2be.checkpoints import weights_sha256
 from timm_p2be.robustness.attacks.apgd import APGD
-from timm_p2be.robustness.attacks.attack import Attack
+from timm_p2be.robustness.attacks.attack import Attack, Cost
 from timm_p2be.robustness.attacks.dga import DGA
 from timm_p2be.robustness.attacks.lspga import LSPGA
 from timm_p2be.robustness.attacks.noise import Noise
@@ -22,6 +22,7 @@ from timm_p2be.robustness.pixel_model import PixelModel
 
 TARGETS = 3  # likeliest wrong classes that APGD tries one by one
 Variant = Callable[[PixelModel, int, int], Attack]  # model, eps, steps
+Task = tuple[str, int, Cost, tuple[float, float]]  # name, images, cost of an image, what `measure_speed` returns
 
 # cheapest first, called with model, eps, `by` (a surrogate of the model's gradient, or the model that images are
 # transferred from) and, where a number stands here, other steps
@@ -126,18 +127,14 @@ def measure_speed(model: PixelModel, levels: Tensor, repeat: int = 4) -> tuple[f
     return seconds / len(levels), with_gradient / len(levels)
 
 
-def budget(attacks: Sequence[Attack], images: int, speed: tuple[float, float]) -> str:
-    """Return the budget of a benchmark, one line an attack, and the time it takes at most.
-
-    The larger set has `images` images; `speed` is that of `measure_speed`.
-    """
+def budget(tasks: Sequence[Task]) -> str:
+    """Return one line a task of a benchmark, and the time that all take at most."""
     lines, most = [], 0.0
-    for attack in attacks:
-        forwards, backwards = attack.cost()
-        seconds = images * (forwards * speed[0] + backwards * speed[1])
+    for name, images, (forwards, backwards), (forward, backward) in tasks:
+        seconds = images * (forwards * forward + backwards * backward)
         most += seconds
         lines.append(
-            f'  {attack.name:28} {attack.kind:10} {forwards:7,} passes, {backwards:6,} with gradient per image  '
+            f'  {name:28} {images:7,} images, {forwards:7,} passes and {backwards:7,} with gradient each  '
             f'{tqdm.format_interval(seconds):>10}'
         )
-    return '\n'.join([*lines, f'  {images} images, at most {tqdm.format_interval(most)} ([h:]min:s)'])
+    return '\n'.join([*lines, f'  at most {tqdm.format_interval(most)} ([h:]min:s)'])

@@ -41,15 +41,34 @@ class CorruptionResults(ResultFile):
                 content['clean'][model] = found
             else:
                 content['results'].setdefault(model, {}).setdefault(name, {})[str(severity)] = found
+        count = len(config['corruptions']) * len(config['severities'])
         for model, corruptions in content['results'].items():
-            errors = {
-                name: {int(severity): found['error'] for severity, found in severities.items()}
-                for name, severities in corruptions.items()
-            }
-            eces = [found['ece'] for severities in corruptions.values() for found in severities.values()]
-            content['summary'][model] = summarize(errors, config['data']['suite']) | {'mean_ece': sum(eces) / len(eces)}
-            content['complete'] = len(eces) == len(config['corruptions']) * len(config['severities'])
+            content['summary'][model] = _summary(corruptions, config['data']['suite'])
+            content['complete'] = sum(map(len, corruptions.values())) == count
         self.write()
+
+
+def finished_part(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a content of the corruptions alone that are done at all severities, as if there were no others."""
+    config, per_model = content['config'], content['results']
+    names = [
+        name
+        for name in config['corruptions']
+        if per_model and all(len(found.get(name, ())) == len(config['severities']) for found in per_model.values())
+    ]
+    results = {model: {name: found[name] for name in names} for model, found in per_model.items()}
+    summary = {model: _summary(found, config['data']['suite']) for model, found in results.items() if names}
+    return {**content, 'config': {**config, 'corruptions': names}, 'results': results, 'summary': summary}
+
+
+def _summary(corruptions: Mapping[str, Any], suite: str) -> dict[str, Any]:
+    """Return the summary of a model's figures, of all its sets so far."""
+    errors = {
+        name: {int(severity): found['error'] for severity, found in severities.items()}
+        for name, severities in corruptions.items()
+    }
+    eces = [found['ece'] for severities in corruptions.values() for found in severities.values()]
+    return summarize(errors, suite) | {'mean_ece': sum(eces) / len(eces)}
 
 
 def benchmark_corruptions(

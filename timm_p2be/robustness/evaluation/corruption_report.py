@@ -1,12 +1,15 @@
 """What the report of a corruption benchmark says, from the content of its result file."""
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from numpy.typing import NDArray
 
 from timm_p2be.files import content_of
 from timm_p2be.robustness.corruptions import CATEGORIES, CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES
-from timm_p2be.robustness.evaluation.report import Curves, HeatMap, Report, Section, Table, surroundings
+from timm_p2be.robustness.evaluation.leaderboard import compared, image_errors
+from timm_p2be.robustness.evaluation.report import Curves, Report, Section, Table, surroundings
+from timm_p2be.robustness.evaluation.results import interval, unpack_bits
 
 Content = Mapping[str, Any]
 
@@ -14,7 +17,9 @@ _MEASURES = (
     'Mean corruption error: the plain mean. mCE (Hendrycks & Dietterich, arXiv 1903.12261), for ImageNet-C only: the '
     "errors of each corruption, summed over severities, relative to AlexNet's, mean over the 15 corruptions; AlexNet "
     'is 100. Its errors are those of google-research/augmix, imagenet.py. ECE: expected calibration error, 15 bins '
-    '(Guo et al., arXiv 1706.04599).'
+    "(Guo et al., arXiv 1706.04599). In parentheses: the 95 % interval for the choice of images, Wilson's of "
+    'the clean error, else that of the normal distribution, with every image as one; another seed of the training is '
+    'not covered.'
 )
 
 
@@ -25,28 +30,28 @@ def corruption_report(content: Content) -> Report:
     sections = [
         Section('Summary, %', notes=[*warnings(content)], texts=[_MEASURES], table=_summary(content)),
         Section('Error by corruption, mean over severities, %', table=_by_corruption(content)),
-        Section('Error by severity, mean over corruptions, %', table=_by_severity(curves[0]), figures=curves),
-        Section('Models', table=_models(content), figures=_heat_maps(content)),
+        Section('Error by severity, mean over corruptions, %', table=_by_severity(content), figures=curves),
+        Section('Models', table=_models(content)),
         Section('Settings', table=_settings(content)),
     ]
-    return Report(f'Corruption robustness on {content["config"]["data"]["label"]}', sections)
+    stopped = '' if content['complete'] else ' (incomplete)'
+    return Report(f'Corruption robustness on {content["config"]["data"]["label"]}{stopped}', sections)
 
 
 def warnings(content: Content) -> Iterator[str]:
     """Yield what a reader of the figures must know."""
     config = content['config']
     data, severities, names, clean = config['data'], config['severities'], config['corruptions'], config['clean']
-    counted = [name for name in names if name not in EXTRA_CORRUPTIONS]
+    counted = _counted(content)
+    if not content['complete']:
+        yield 'Incomplete: the run was stopped; the same command again does the other corruptions.'
     if not data['official']:
         yield (
             f'The images are {data["label"]} ({data["source"]}), not the published benchmark: no seed of that is '
             'known, and figures differ a little. Compare models measured on the same images only.'
         )
     if data['subset'] != 'all':
-        yield (
-            f'Subset: {data["subset"]}. The standard error of a model at one severity of one corruption is up to '
-            f'{50 / math.sqrt(data["images"]):.1f} points; published figures are of all images.'
-        )
+        yield f'Subset: {data["subset"]}; published figures are of all images.'
     if set(severities) != set(SEVERITIES) or set(counted) != set(CORRUPTIONS):
         yield (
             f'Means are over {len(counted)} corruptions ({len(set(counted) & set(CORRUPTIONS))} of the 15) at '
@@ -65,41 +70,72 @@ def warnings(content: Content) -> Iterator[str]:
         )
 
 
+def _counted(content: Content) -> list[str]:
+    """Return the corruptions of which means are."""
+    names = content['config']['corruptions']
+    return [name for name in names if name not in EXTRA_CORRUPTIONS]
+
+
 def _summary(content: Content) -> Table:
     header = ['model', 'clean error', 'mean corruption error (unnormalized)', 'mCE (AlexNet)']
+    header += ['ECE clean', 'ECE corrupted']
+    models = [*content['summary']]
+    if len(models) > 1:
+        header.append(f'mean error above that of {models[0]}, paired 95 % interval')
     rows = []
-    for model, summary in content['summary'].items():
-        clean = content['clean'].get(model, {})
-        values = [clean.get('error'), summary['mean_corruption_error'], summary['mce_alexnet']]
-        rows.append([model, *map(_percent, [*values, clean.get('ece'), summary['mean_ece']])])
-    return Table([*header, 'ECE clean', 'ECE corrupted'], rows)
+    for model, difference in zip(models, compared([content]), strict=True):
+        clean, summary = content['clean'].get(model, {}), content['summary'][model]
+        row = [model, _clean(content, model), _error(content, model, _counted(content))]
+        row += map(_percent, [summary['mce_alexnet'], clean.get('ece'), summary['mean_ece']])
+        rows.append([*row, difference][: len(header)])
+    return Table(header, rows)
+
+
+def _clean(content: Content, model: str) -> str:
+    """Return a model's clean error and its interval, in percent."""
+    found = content['clean'].get(model)
+    return _with_interval(found['error'], ~unpack_bits(found['correct'], found['examples'])) if found else '-'
+
+
+def _error(content: Content, model: str, names: Sequence[str], severities: Sequence[int] | None = None) -> str:
+    """Return a model's mean error over corruptions and its interval, in percent."""
+    results = content['results'][model]
+    errors = [results[name][str(s)]['error'] for name in names for s in severities or content['config']['severities']]
+    if not errors:
+        return '-'
+    return _with_interval(sum(errors) / len(errors), image_errors(content, model, names, severities))
+
+
+def _with_interval(error: float, images: NDArray[Any]) -> str:
+    return f'{100 * error:.1f} ({interval(images.astype(float))})'
 
 
 def _by_corruption(content: Content) -> Table:
-    summaries = content['summary'].values()
-    rows = [['clean', *(_percent(content['clean'].get(model, {}).get('error')) for model in content['summary'])]]
-    for name in content['config']['corruptions']:
+    summaries, done = content['summary'], content['config']['corruptions']
+    rows = [['clean', *(_clean(content, model) for model in summaries)]]
+    for name in done:
         title = f'{name} (extra)' if name in EXTRA_CORRUPTIONS else name
-        rows.append([title, *(_percent(figures['corruptions'][name]) for figures in summaries)])
-    for name in CATEGORIES:
-        rows.append([f'mean of {name}', *(_percent(figures['categories'][name]) for figures in summaries)])
-    for title, key in (('mean corruption error', 'mean_corruption_error'), ('mCE (AlexNet)', 'mce_alexnet')):
-        rows.append([title, *(_percent(figures[key]) for figures in summaries)])
-    return Table(['', *content['summary']], rows)
+        rows.append([title, *(_error(content, model, [name]) for model in summaries)])
+    for name, group in CATEGORIES.items():
+        whole = set(group) <= set(done)
+        rows.append([f'mean of {name}', *(_error(content, model, group) if whole else '-' for model in summaries)])
+    rows.append(['mean corruption error', *(_error(content, model, _counted(content)) for model in summaries)])
+    rows.append(['mCE (AlexNet)', *(_percent(figures['mce_alexnet']) for figures in summaries.values())])
+    return Table(['', *summaries], rows)
 
 
-def _by_severity(curves: Curves) -> Table:
-    rows = [
-        [f'{points[0][0]:g}' if points[0][0] else 'clean', *(f'{error:.1f}' for _, error in points)]
-        for points in zip(*curves.series.values(), strict=True)
-    ]
-    return Table(['severity', *curves.series], rows)
+def _by_severity(content: Content) -> Table:
+    models, names = [*content['summary']], _counted(content)
+    rows = [['clean', *(_clean(content, model) for model in models)]] if content['clean'] else []
+    for severity in content['config']['severities']:
+        rows.append([str(severity), *(_error(content, model, names, [severity]) for model in models)])
+    return Table(['severity', *models], rows)
 
 
 def _curves(content: Content) -> list[Curves]:
     """Return, for all corruptions and for each complete category, each model's error in % at each severity."""
     names = content['config']['corruptions']
-    groups = {'all corruptions': [name for name in names if name not in EXTRA_CORRUPTIONS] or names}
+    groups = {'all corruptions': _counted(content) or names}
     groups |= {name: [*group] for name, group in CATEGORIES.items() if set(group) <= set(names)}
     charts = []
     for title, group in groups.items():
@@ -113,27 +149,13 @@ def _curves(content: Content) -> list[Curves]:
     return charts
 
 
-def _heat_maps(content: Content) -> list[HeatMap]:
-    """Return each model's heat map, all of one scale."""
-    severities = [str(severity) for severity in content['config']['severities']]
-    values = {
-        model: [[100 * levels[severity]['error'] for severity in severities] for levels in corruptions.values()]
-        for model, corruptions in content['results'].items()
-    }
-    top = max(cell for lines in values.values() for line in lines for cell in line)
-    return [
-        HeatMap(f'{model}: error in %', [*content['results'][model]], severities, lines, top)
-        for model, lines in values.items()
-    ]
-
-
 def _models(content: Content) -> Table:
-    header = ['model', 'architecture', 'encoding', 'classes', 'parameters', 'mean', 'std', 'checkpoint sha256']
+    header = ['model', 'architecture', 'encoding', 'classes', 'parameters', 'mean', 'std', 'weights, SHA-256']
     rows = []
     for model in content['config']['models']:
         row = [model[key] for key in ('name', 'architecture', 'encoding', 'num_classes', 'parameters')]
         row += [' '.join(f'{value:g}' for value in model[key]) for key in ('mean', 'std')]
-        rows.append([*map(str, row), (model['checkpoint_sha256'] or 'none')[:16]])
+        rows.append([*map(str, row), model['weights_sha256'][:16]])
     return Table(header, rows)
 
 

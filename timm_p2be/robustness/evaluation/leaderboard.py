@@ -10,7 +10,7 @@ from timm_p2be.files import content_of
 from timm_p2be.robustness.corruptions import EXTRA_CORRUPTIONS
 from timm_p2be.robustness.evaluation.attack_checks import run_checks, suspected
 from timm_p2be.robustness.evaluation.report import Report, Section, Table
-from timm_p2be.robustness.evaluation.results import proportion, unpack_bits
+from timm_p2be.robustness.evaluation.results import interval, interval_of_differences, unpack_bits
 
 _LIMITS = (
     'Intervals are of 95 % and cover the choice of images only: not training again with another seed. Differences are '
@@ -19,7 +19,9 @@ _LIMITS = (
 )
 
 
-class _Entry(NamedTuple):
+class Entry(NamedTuple):
+    """A model's place on a page of models that saw the same images."""
+
     model: Mapping[str, Any]
     clean: float | None  # error, 0..1
     errors: NDArray[np.float64]  # of each image, 0..1
@@ -33,9 +35,10 @@ def leaderboard(contents: Sequence[Mapping[str, Any]]) -> Report:
     Raises:
         ValueError: a file is not finished.
     """
-    boards: dict[tuple[str, str], list[_Entry]] = {}
+    boards: dict[tuple[str, str], list[Entry]] = {}
     for content in contents:
-        for place, entry in _attacked(content) if content['kind'] == 'attacks' else _corrupted(content):
+        _check_finished(content)
+        for place, entry in entries_of(content):
             boards.setdefault(place, []).append(entry)
     sections = [
         Section(title, texts=[f'Images: SHA-256 {images}'], table=_ranked(entries))
@@ -44,25 +47,48 @@ def leaderboard(contents: Sequence[Mapping[str, Any]]) -> Report:
     return Report('Leaderboard', [*sections, Section('Limits', texts=_LIMITS)])
 
 
-def _corrupted(content: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str], _Entry]]:
+def _check_finished(content: Mapping[str, Any]) -> None:
+    if content['kind'] == 'attacks':
+        name, finished = content['model']['name'], not content['worst_case'] or content['worst_case'].get('complete')
+    else:
+        name, finished = content['config']['data']['label'], content['complete']
+    if not finished:
+        raise ValueError(f'The result file of {name} is not finished. Finish it by the command that began it.')
+
+
+def entries_of(content: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str], Entry]]:
+    """Yield each model of a result file and where it is ranked: a title, and the fingerprint of the images."""
+    yield from _attacked(content) if content['kind'] == 'attacks' else _corrupted(content)
+
+
+def compared(contents: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return by how much each model errs more often than the first, as an interval; '-' on other images."""
+    (place, first), *others = (entry for content in contents for entry in entries_of(content))
+    return ['-', *(interval_of_differences(e.errors - first.errors) if at == place else '-' for at, e in others)]
+
+
+def _corrupted(content: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str], Entry]]:
     config, data = content['config'], content['config']['data']
-    if not content['complete']:
-        raise ValueError(f'A result file on {data["label"]} is not finished. Finish it by the command that began it.')
     names = [name for name in config['corruptions'] if name not in EXTRA_CORRUPTIONS] or config['corruptions']
     cells = f'{len(names)} corruptions x {len(config["severities"])} severities'
     title = f'Corruptions: {data["label"]}, {data["images"]} images, {cells}'
     for model in config['models']:
         name = model['name']
-        results = [content['results'][name][kind][str(level)] for kind in names for level in config['severities']]
-        right = np.mean([unpack_bits(result['correct'], result['examples']) for result in results], axis=0)
         clean = content['clean'].get(name, {}).get('error')
-        yield (title, data['fingerprint']), _Entry(model, clean, 1.0 - right.astype(float), '')
+        yield (title, data['fingerprint']), Entry(model, clean, image_errors(content, name, names), '')
 
 
-def _attacked(content: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str], _Entry]]:
+def image_errors(
+    content: Mapping[str, Any], model: str, names: Sequence[str], severities: Sequence[int] | None = None
+) -> NDArray[np.float64]:
+    """Return on which share of some corruptions, at all `severities` or some, a model is wrong, 0..1 for each image."""
+    levels = severities or content['config']['severities']
+    results = [content['results'][model][name][str(level)] for name in names for level in levels]
+    return 1.0 - np.mean([unpack_bits(result['correct'], result['examples']) for result in results], axis=0)
+
+
+def _attacked(content: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str], Entry]]:
     worst, data = content['worst_case'], content['data']
-    if worst and not worst.get('complete'):
-        raise ValueError(f'The result file of {content["model"]["name"]} is not finished. Finish it first.')
     settings = content['settings']
     correct = unpack_bits(content['clean']['correct'], max(settings['alone'], settings['worst_case']))
     if worst:
@@ -74,29 +100,16 @@ def _attacked(content: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str], _En
     levels = f'{settings["eps"]} level{"s" if settings["eps"] > 1 else ""}'
     title = f'All attacks within {levels}: {data["name"]}, first {len(fell)} images'
     masked = 'masking suspected' if suspected(run_checks(content)) else ''
-    yield (title, data['fingerprint']), _Entry(content['model'], wrong.mean(), (wrong | fell).astype(float), masked)
+    yield (title, data['fingerprint']), Entry(content['model'], wrong.mean(), (wrong | fell).astype(float), masked)
 
 
-def _ranked(entries: Sequence[_Entry]) -> Table:
+def _ranked(entries: Sequence[Entry]) -> Table:
     header = ['', 'model', 'encoding', 'weights, SHA-256', 'clean error, %', 'error, %', '95 % interval']
     rows = []
     ranked = sorted(entries, key=lambda entry: entry.errors.mean())
     for place, entry in enumerate(ranked, start=1):
         model, clean = entry.model, '-' if entry.clean is None else f'{100 * entry.clean:.1f}'
         row = [str(place), model['name'], model['encoding'], model['weights_sha256'][:12], clean]
-        row += [f'{100 * entry.errors.mean():.1f}', _interval(entry.errors)]
-        rows.append([*row, _normal(entry.errors - ranked[0].errors) if place > 1 else '-', entry.note])
+        row += [f'{100 * entry.errors.mean():.1f}', interval(entry.errors)]
+        rows.append([*row, interval_of_differences(entry.errors - ranked[0].errors) if place > 1 else '-', entry.note])
     return Table([*header, 'more than the first', ''], rows)
-
-
-def _interval(values: NDArray[np.float64]) -> str:
-    """Return the 95 % interval of the mean of values of as many images, in percent."""
-    if set(values) <= {0.0, 1.0}:
-        share = proportion(values.astype(bool))
-        return f'{100 * share["low"]:.1f} to {100 * share["high"]:.1f}'
-    return _normal(values)
-
-
-def _normal(values: NDArray[np.float64]) -> str:
-    mean, half = 100 * values.mean(), 196 * values.std(ddof=1) / np.sqrt(len(values))
-    return f'{mean - half:.1f} to {mean + half:.1f}'

@@ -12,15 +12,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
 
 from timm_p2be.extras import require
 from timm_p2be.files import atomic_write
+from timm_p2be.robustness.images import Pixels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+_NUMBER = re.compile(r'(?:[-+]?[\d.,]+(?: to | ?%| \(|\)|$)+)+|-')
 Points = Sequence[tuple[float, float]]
 
 
@@ -61,52 +65,27 @@ class Curves(NamedTuple):
         axes.legend(loc='upper center', bbox_to_anchor=(0.5, -0.18), ncols=3, frameon=False)
 
 
-class HeatMap(NamedTuple):
-    """A grid of numbers, colored up to `top`."""
+class Attacked(NamedTuple):
+    """An image, uint8 (H, W, 3), what an attack made of it, and gray plus 16 times the difference, side by side."""
 
     title: str
-    rows: Sequence[str]
-    columns: Sequence[str]
-    values: Sequence[Sequence[float]]
-    top: float
+    clean: Pixels
+    attacked: Pixels
 
     def draw(self) -> str:
         """Return the picture as a data URI."""
-        return _svg(6.4, 0.6 + 0.25 * len(self.rows), self._paint)
-
-    def _paint(self, axes: 'Axes') -> None:
-        axes.imshow(self.values, cmap='OrRd', vmin=0, vmax=1.3 * self.top or 1, aspect='auto')
-        for y, row in enumerate(self.values):
-            for x, value in enumerate(row):
-                axes.text(x, y, f'{value:.1f}', ha='center', va='center')
-        axes.set_xticks(range(len(self.columns)), self.columns)
-        axes.set_yticks(range(len(self.rows)), self.rows)
-        axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
+        difference = np.clip(128 + 16 * (self.attacked.astype(int) - self.clean), 0, 255).astype(np.uint8)
+        scale = max(1, 128 // len(difference))
+        images = [image.repeat(scale, 0).repeat(scale, 1) for image in (self.clean, self.attacked, difference)]
+        apart = [np.pad(image, ((0, 0), (0, 8), (0, 0)), constant_values=255) for image in images]
+        return png_uri(Image.fromarray(np.concatenate(apart, axis=1)))
 
 
-class Dots(NamedTuple):
-    """For each row every value as a ring and their mean as a bar; beside them, as a cross, what is published."""
-
-    title: str
-    rows: Mapping[str, Sequence[float]]
-    published: Mapping[str, float]
-    x_label: str
-
-    def draw(self) -> str:
-        """Return the picture as a data URI."""
-        return _svg(6.4, 0.8 + 0.25 * len(self.rows), self._paint)
-
-    def _paint(self, axes: 'Axes') -> None:
-        for y, (name, values) in enumerate(self.rows.items()):
-            axes.plot(values, [y] * len(values), 'o', color='C0', fillstyle='none')
-            if values:
-                axes.vlines(sum(values) / len(values), y - 0.3, y + 0.3, color='C0')
-            if name in self.published:
-                axes.plot(self.published[name], y, 'x', color='C1')
-        axes.set_yticks(range(len(self.rows)), [*self.rows])
-        axes.invert_yaxis()
-        axes.set_xlabel(self.x_label)
-        axes.grid(alpha=0.3)
+def png_uri(image: Image.Image) -> str:
+    """Return an image as a data URI."""
+    buffer = io.BytesIO()
+    image.save(buffer, 'PNG')
+    return 'data:image/png;base64,' + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _svg(width: float, height: float, paint: Callable[['Axes'], None]) -> str:
@@ -132,9 +111,9 @@ class Table:
 
     @property
     def numeric(self) -> list[bool]:
-        """Which columns hold nothing but numbers, percentages, and the dash of a missing one."""
+        """Which columns hold nothing but numbers, percentages, intervals, and the dash of a missing one."""
         columns = zip(*self.rows, strict=True) if self.rows else [()] * len(self.header)
-        return [all(re.fullmatch(r'[-+]?[\d.,]+ ?%?|-', str(cell)) for cell in column) for column in columns]
+        return [all(_NUMBER.fullmatch(str(cell)) for cell in column) for column in columns]
 
 
 @dataclass

@@ -47,7 +47,9 @@ class ResultFile:
         head = {'schema_version': SCHEMA_VERSION, 'kind': cls.kind}
         content = {**head, **configuration, 'environment': environment(device), **results}
         content = json.loads(json.dumps(content))  # as it will be read back
-        if path is None or overwrite or not path.exists():
+        if path is not None and overwrite:
+            path.unlink(missing_ok=True)
+        if path is None or not path.exists():
             return cls(content, path)
         earlier = read_json(path, cls.kind)
         with content_of(str(path)):
@@ -131,6 +133,28 @@ def proportion(bits: Bits) -> dict[str, Any]:
     half = z / (1 + z * z / count) * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count * count))
     low, high = max(0.0, center - half), min(1.0, center + half)
     return {'number': number, 'count': count, 'accuracy': rate, 'low': low, 'high': high}
+
+
+def interval(values: NDArray[np.float64]) -> str:
+    """Return the 95 % interval, in percent, of the mean of values 0..1 of as many images; Wilson's of bits."""
+    if set(values) <= {0.0, 1.0}:
+        share = proportion(values.astype(bool))
+        low, high = share['low'], share['high']
+    else:
+        mean, half = values.mean(), 1.959964 * values.std() / np.sqrt(len(values))
+        low, high = mean - half, mean + half
+    return f'{100 * low:.1f} to {100 * high:.1f}'
+
+
+def interval_of_differences(values: NDArray[np.float64]) -> str:
+    """Return the 95 % interval, in percent, of the mean of values -1..1 of as many images.
+
+    It is that of Agresti & Min (2005, doi 10.1002/sim.1781) for pairs of bits, which adds two imagined images.
+    """
+    count = len(values) + 2
+    mean = values.sum() / count
+    half = 1.959964 * np.sqrt((((values**2).sum() + 1) / count - mean**2) / count)
+    return f'{100 * (mean - half):.1f} to {100 * (mean + half):.1f}'
 
 
 def _leaves(value: Any, path: str = '') -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What both benchmarks run on: ranks that share the work, progress with its end, less at once when memory runs out."""
 
+import atexit
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -117,21 +118,18 @@ class Ranks:
         return box[0]
 
 
-@contextmanager
-def connected_ranks() -> Iterator[Ranks]:
-    """Yield the ranks that torchrun started, connected over gloo: they exchange results, no gradients."""
+def connected_ranks() -> Ranks:
+    """Return the ranks that torchrun started, connected over gloo: they exchange results, no gradients.
+
+    The connection lasts as long as the process: torchrun's ranks do not meet a second time.
+    """
     size = int(os.environ.get('WORLD_SIZE', '1'))
     if size == 1:
-        yield Ranks(0, 1)
-        return
-    own = not dist.is_initialized()
-    if own:  # one rank's batch may take hours while the others wait
+        return Ranks(0, 1)
+    if not dist.is_initialized():  # one rank's batch may take hours while the others wait
         dist.init_process_group('gloo', timeout=timedelta(days=2))
-    try:
-        yield Ranks(dist.get_rank(), size)
-    finally:
-        if own:
-            dist.destroy_process_group()
+        atexit.register(dist.destroy_process_group)
+    return Ranks(dist.get_rank(), size)
 
 
 class Runner:
@@ -152,9 +150,8 @@ class Runner:
 @contextmanager
 def runner(unit: str, show: bool) -> Iterator[Runner]:
     """Yield what a benchmark runs on; `unit` is what its progress counts."""
-    with connected_ranks() as ranks:
-        run = Runner(ranks, unit, show)
-        try:
-            yield run
-        finally:
-            run.progress.close()
+    run = Runner(connected_ranks(), unit, show)
+    try:
+        yield run
+    finally:
+        run.progress.close()
