@@ -179,10 +179,10 @@ def test_gradient_shares_count_zeros_and_broken_values() -> None:
 
     levels = torch.stack([torch.zeros(3, 4, 4), torch.full((3, 4, 4), 255)]).to(torch.uint8)
     labels = torch.tensor([0, 0])
-    assert gradient_shares(left, levels, labels) == {'zero': 0.5, 'nonfinite': 1 / 96, 'no_gradient': 0.0}
+    assert gradient_shares(left, levels, labels) == {'zero': 0.5, 'nonfinite': 1 / 96}
     assert gradient_shares(left, levels, labels, batch_size=1)['zero'] == 0.5
     flat = gradient_shares(lambda images: 0 * images[:, 0, 0, :2], levels, labels)
-    assert flat == {'zero': 1.0, 'nonfinite': 0.0, 'no_gradient': 1.0}
+    assert flat == {'zero': 1.0, 'nonfinite': 0.0}
 
 
 class Steps(Push):

@@ -11,19 +11,9 @@ from timm_p2be.cli.interruption import KEPT, alone_in, run_long
 from timm_p2be.extras import require
 from timm_p2be.robustness.attacks.attack import Attack, Cost
 from timm_p2be.robustness.attacks.surrogates import surrogates_for
+from timm_p2be.robustness.evaluation import attack_probes as probes
 from timm_p2be.robustness.evaluation.attack_benchmark import benchmark_attacks
 from timm_p2be.robustness.evaluation.attack_checks import conclude
-from timm_p2be.robustness.evaluation.attack_probes import (
-    EXAMPLES,
-    OFFICIAL,
-    followed,
-    probe_binarization,
-    probe_costs,
-    probe_curves,
-    probe_examples,
-    probe_gradients,
-    strongest,
-)
 from timm_p2be.robustness.evaluation.attack_report import attack_report
 from timm_p2be.robustness.evaluation.attack_results import AttackResults
 from timm_p2be.robustness.evaluation.attack_suite import (
@@ -152,16 +142,16 @@ def _benchmark(
         model, data, attacks, **_settings(args), output=args.output, overwrite=args.overwrite, show=True
     )
     results.content.pop('verdict', None)  # of an earlier run, which may have looked at less
-    probe_gradients(model, data, results)
+    probes.probe_gradients(model, data, results)
     variants = _variants(attacks)
-    best = strongest(results.content, followed(variants))
-    shown = best or strongest(results.content, [attack.name for attack in attacks])
-    probe_examples(model, data, results, next(attack for attack in attacks if attack.name == shown))
+    best = probes.strongest(results.content, probes.followed(variants))
+    shown = best or probes.strongest(results.content, [attack.name for attack in attacks])
+    probes.probe_examples(model, data, results, next(attack for attack in attacks if attack.name == shown))
     if args.curves:
-        chosen = {name: build for name, build in variants.items() if name in (best, OFFICIAL)}
-        probe_curves(model, data, results, chosen, show=True)
+        chosen = {name: build for name, build in variants.items() if name in (best, probes.OFFICIAL)}
+        probes.probe_curves(model, data, results, chosen, show=True)
     if args.binarization and best is not None:
-        probe_binarization(model, data, results, best, variants[best], show=True)
+        probes.probe_binarization(model, data, results, best, variants[best], show=True)
     conclude(results)
     return results.content
 
@@ -180,10 +170,10 @@ def _print_budget(args: argparse.Namespace, model: PixelModel, data: ImageSet, a
     speed, single = measure_speed(model, levels), measure_speed(model, levels[:1])
     images, probed = (min(count, len(data)) for count in (max(args.alone, args.worst_case), args.probed))
     tasks: list[Task] = [(attack.name, images, attack.cost(), speed) for attack in attacks]
+    tasks.append(('images that are shown', probes.EXAMPLES, max((task[2] for task in tasks), key=sum), single))
     tasks.append(('gradients', probed, Cost(0, len(surrogates_for(model))), speed))
-    tasks.append(('images that are shown', EXAMPLES, max((attack.cost() for attack in attacks), key=sum), single))
     if variants := _variants(attacks):
-        curves, binarization = probe_costs(model, args.eps, variants)
+        curves, binarization = probes.probe_costs(model, args.eps, variants)
         tasks += [('curves', probed, curves, speed)] if args.curves else []
         tasks += [('binarization', probed, binarization, single)] if args.binarization else []
     text = budget(tasks)

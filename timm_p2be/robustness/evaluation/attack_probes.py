@@ -42,20 +42,14 @@ def probe_gradients(model: PixelModel, data: ImageSet, results: AttackResults) -
 
 
 def gradient_shares(view: nn.Module, levels: Tensor, labels: Tensor, batch_size: int = 50) -> dict[str, float]:
-    """Return shares, 0 to 1, of the gradient of the cross-entropy for the pixels of uint8 images (B, 3, H, W).
-
-    They are 'zero' and 'nonfinite' of all values, and 'no_gradient' of images whose values are all 0 or not finite.
-    """
-    zero = nonfinite = nothing = 0
+    """Return which share of the cross-entropy's gradient is 'zero' and 'nonfinite', for uint8 images (B, 3, H, W)."""
+    zero = nonfinite = 0
     for images, truth in zip(levels.split(batch_size), labels.split(batch_size), strict=True):
         pixels = (images.float() / 255).requires_grad_()
         (gradient,) = torch.autograd.grad(cross_entropy(view(pixels), truth, reduction='sum'), pixels)
-        finite = gradient.isfinite()
         zero += int((gradient == 0).sum())
-        nonfinite += int((~finite).sum())
-        nothing += int((~finite | (gradient == 0)).flatten(1).all(dim=1).sum())
-    count = levels.numel()
-    return {'zero': zero / count, 'nonfinite': nonfinite / count, 'no_gradient': nothing / len(levels)}
+        nonfinite += int((~gradient.isfinite()).sum())
+    return {'zero': zero / levels.numel(), 'nonfinite': nonfinite / levels.numel()}
 
 
 def probe_curves(

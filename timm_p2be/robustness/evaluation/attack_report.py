@@ -13,7 +13,6 @@ from timm_p2be.robustness.evaluation.report import Attacked, Curves, Report, Sec
 
 Content = Mapping[str, Any]
 _AXES = {'eps': 'eps in levels', 'steps': 'steps'}
-_STANDING = 'images that stand, in %'
 ROUGH = 1.0  # bits that flip from a level to the next; a thermometer code has M / 255
 
 _LIMITS = (
@@ -41,9 +40,9 @@ def attack_report(contents: Sequence[Content]) -> Report:
             Section(f'{name}: checks', 3, table=_checks(checks)),
             *_examples(content),
         ]
-        for curves in _curves(content):
-            heading = f'{name}: images that stand, in %, over {curves.x_label}'
-            sections.append(Section(heading, 3, table=_points(curves), figures=[curves]))
+        for axis, label in _AXES.items():
+            heading = f'{name}: images that stand, in %, over {label}'
+            sections += [Section(heading, 3, table=table) for table in _points(content, axis, label)]
         sections.append(Section(f'{name}: settings', 3, table=_settings(content)))
     stopped = ' (incomplete)' if any(map(_stopped, contents)) else ''
     return Report(f'Adversarial robustness{stopped}', [*sections, Section('Limits', texts=_LIMITS)])
@@ -118,9 +117,9 @@ def _overview(contents: Sequence[Content]) -> list[Curves]:
         for content in contents:
             if points := Evidence([], content.get('probes', {})).lowest(axis):
                 series[content['model']['name']] = [(point['x'], 100 * point['accuracy']) for point in points]
-        if len(series) > 1:
-            title = f'All models under the attack that leaves least, over {label}'
-            curves.append(Curves(title, series, label, _STANDING, log=True))
+        if series:
+            title = f'Under the attack that leaves least, over {label}'
+            curves.append(Curves(title, series, label, 'images that stand, in %', log=True))
     return curves
 
 
@@ -173,18 +172,13 @@ def _checks(checks: Sequence[Check]) -> Table:
     return Table(['check', 'result', 'measured', 'why it matters'], rows)
 
 
-def _curves(content: Content) -> Iterator[Curves]:
+def _points(content: Content, axis: str, label: str) -> Iterator[Table]:
+    """Yield the points of all curves over an axis, as far as a run came that was stopped."""
     curves = content.get('probes', {}).get('curves', {})
-    for axis, label in _AXES.items():
-        count = min((len(curve[axis]) for curve in curves.values()), default=0)  # fewer of a run that was stopped
-        series = {name: [(p['x'], 100 * p['accuracy']) for p in curve[axis][:count]] for name, curve in curves.items()}
-        if count:
-            yield Curves(content['model']['name'], series, label, _STANDING, log=True)
-
-
-def _points(curves: Curves) -> Table:
-    rows = [[name, *(f'{standing:.1f}' for _, standing in points)] for name, points in curves.series.items()]
-    return Table([curves.x_label, *(f'{x:g}' for x, _ in next(iter(curves.series.values())))], rows)
+    columns = [*zip(*(curve[axis] for curve in curves.values()), strict=False)]
+    rows = [[name, *(f'{100 * p[row]["accuracy"]:.1f}' for p in columns)] for row, name in enumerate(curves)]
+    if columns:
+        yield Table([label, *(f'{points[0]["x"]:g}' for points in columns)], rows)
 
 
 def _settings(content: Content) -> Table:

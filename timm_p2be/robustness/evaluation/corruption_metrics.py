@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from timm_p2be.robustness.corruptions import CATEGORIES, CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES
+from timm_p2be.robustness.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES
 
 # AlexNet on ImageNet-C, mean over severities: google-research/augmix, imagenet.py; hendrycks/robustness, issue 10
 ALEXNET_ERRORS = {
@@ -45,32 +45,19 @@ def summarize(errors: Errors, suite: str = 'imagenet') -> dict[str, Any]:
 
     Returns:
         `corruptions` (name -> mean over severities), `mean_corruption_error` (None if no corruption counts) and
-        `mean_over` (the names in it), `mce_alexnet` and, if that is None, `mce_reason`, `ce` (name -> CE of those with
-        all severities), `categories` (name -> mean, None if one of its corruptions is missing).
+        `mean_over` (the names in it), `mce_alexnet`, `ce` (name -> CE of those with all severities).
     """
     means = {name: sum(levels.values()) / len(levels) for name, levels in errors.items()}
     counted = [name for name in means if name not in EXTRA_CORRUPTIONS]
     complete = {name for name in means if set(SEVERITIES) <= set(errors[name])}
     relative = [name for name in CORRUPTIONS if name in complete and suite == 'imagenet']
     ce = {name: means[name] / ALEXNET_ERRORS[name] for name in relative}
-    lacking = [name for name in CORRUPTIONS if name not in complete]
-    reason = None
-    if suite != 'imagenet':
-        reason = "AlexNet's errors are those on ImageNet-C"
-    elif lacking:
-        shown = ', '.join(lacking[:3]) + (f' and {len(lacking) - 3} more' if len(lacking) > 3 else '')
-        reason = f'needs all 15 corruptions at all 5 severities; incomplete: {shown}'
     return {
         'corruptions': means,
         'mean_corruption_error': sum(means[name] for name in counted) / len(counted) if counted else None,
         'mean_over': counted,
-        'mce_alexnet': None if reason else sum(ce.values()) / len(ce),
-        'mce_reason': reason,
+        'mce_alexnet': sum(ce.values()) / len(ce) if len(ce) == len(CORRUPTIONS) else None,
         'ce': ce,
-        'categories': {
-            category: sum(means[name] for name in names) / len(names) if set(names) <= set(means) else None
-            for category, names in CATEGORIES.items()
-        },
     }
 
 

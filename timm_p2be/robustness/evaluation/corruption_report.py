@@ -94,20 +94,16 @@ def _summary(content: Content) -> Table:
 def _clean(content: Content, model: str) -> str:
     """Return a model's clean error and its interval, in percent."""
     found = content['clean'].get(model)
-    return _with_interval(found['error'], ~unpack_bits(found['correct'], found['examples'])) if found else '-'
+    return _with_interval(~unpack_bits(found['correct'], found['examples'])) if found else '-'
 
 
 def _error(content: Content, model: str, names: Sequence[str], severities: Sequence[int] | None = None) -> str:
     """Return a model's mean error over corruptions and its interval, in percent."""
-    results = content['results'][model]
-    errors = [results[name][str(s)]['error'] for name in names for s in severities or content['config']['severities']]
-    if not errors:
-        return '-'
-    return _with_interval(sum(errors) / len(errors), image_errors(content, model, names, severities))
+    return _with_interval(image_errors(content, model, names, severities)) if names else '-'
 
 
-def _with_interval(error: float, images: NDArray[Any]) -> str:
-    return f'{100 * error:.1f} ({interval(images.astype(float))})'
+def _with_interval(images: NDArray[Any]) -> str:
+    return f'{round(100 * float(images.mean()), 9):.1f} ({interval(images.astype(float))})'
 
 
 def _by_corruption(content: Content) -> Table:
@@ -140,11 +136,11 @@ def _curves(content: Content) -> list[Curves]:
     charts = []
     for title, group in groups.items():
         series = {}
-        for model, results in content['results'].items():
+        for model in content['results']:
             series[model] = [(0.0, 100 * content['clean'][model]['error'])] if content['clean'] else []
             for severity in content['config']['severities']:
-                errors = [results[name][str(severity)]['error'] for name in group]
-                series[model].append((float(severity), 100 * sum(errors) / len(errors)))
+                error = image_errors(content, model, group, [severity]).mean()
+                series[model].append((float(severity), 100 * float(error)))
         charts.append(Curves(title, series, 'severity (0: clean)', 'error in %'))
     return charts
 
