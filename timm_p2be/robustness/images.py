@@ -122,7 +122,7 @@ def as_pixels(image: Image.Image, size: int, name: str) -> Pixels:
     if image.size != (size, size):
         raise ValueError(
             f'{name} has {image.width}x{image.height} pixels, not {size}x{size}. Choose the suite of that size, or '
-            'have clean images resized (--resize); resizing after a corruption would change its strength.'
+            'resize the clean images (`benchmark attacks` does by --resize): later it would change a corruption.'
         )
     return np.asarray(image)
 

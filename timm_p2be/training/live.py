@@ -23,7 +23,7 @@ PANELS = {  # of curves.png: columns of summary.csv, by how their names end
     'top 1, %': ('_top1',),
     'learning rate': ('lr', 'lr_embedding'),
     'bits flipped in an epoch, %': ('_bits_flipped',),
-    'bits that differ between neighboring levels': ('_neighbor_distance',),
+    'bits from level to level': ('_neighbor_distance',),
     'dead latents, %': ('_dead_latents',),
 }
 
@@ -114,7 +114,8 @@ def draw_curves(folder: Path) -> Path | None:
     for axes, (title, names) in zip(figure.subplots(2, 3).flat, panels.items(), strict=False):
         for name in names:
             axes.plot([int(row['epoch']) for row in rows], [float(row[name]) for row in rows], '.-', label=name)
-        axes.set(title=title, xlabel='epoch')
+        axes.set(title=title, xlabel='epoch', yscale='log' if title == 'learning rate' else 'linear')
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()
     path = folder / 'curves.png'
     figure.savefig(path)

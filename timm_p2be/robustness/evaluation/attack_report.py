@@ -44,7 +44,7 @@ def attack_report(contents: Sequence[Content]) -> Report:
             heading = f'{name}: images that stand, in %, over {label}'
             sections += [Section(heading, 3, table=table) for table in _points(content, axis, label)]
         sections.append(Section(f'{name}: settings', 3, table=_settings(content)))
-    stopped = ' (incomplete)' if any(map(_stopped, contents)) else ''
+    stopped = ' (incomplete)' if any('verdict' not in content for content in contents) else ''
     return Report(f'Adversarial robustness{stopped}', [*sections, Section('Limits', texts=_LIMITS)])
 
 
@@ -53,10 +53,6 @@ def _so_far(content: Content) -> dict[str, Any]:
     done = [attack for attack in content['attacks'] if 'accuracy' in content['alone'].get(attack['name'], {})]
     worst = content['worst_case'] if 'accuracy' in content['worst_case'] else {}
     return {**content, 'attacks': done, 'worst_case': worst}
-
-
-def _stopped(content: Content) -> bool:
-    return 'verdict' not in content
 
 
 def threat_model(content: Content) -> str:
@@ -71,7 +67,7 @@ def threat_model(content: Content) -> str:
 
 def warnings(content: Content) -> Iterator[str]:
     """Yield what a reader of the figures must know."""
-    if _stopped(content):
+    if 'verdict' not in content:
         yield (
             'Incomplete: the run was stopped. Here are the attacks that were done and the worst case so far; the same '
             'command again goes on from there.'
@@ -93,19 +89,17 @@ def warnings(content: Content) -> Iterator[str]:
 def _summary(contents: Sequence[Content]) -> Table:
     header = ['model', 'encoding', 'bits flip per level', 'eps', 'clean', 'worst case', '95 % interval', 'images']
     header.append('gradient masking')
-    differences: list[list[str]] = [[] for _ in contents]
-    if len(contents) > 1 and not any(map(_stopped, contents)):
-        header.append(f'error above that of {contents[0]["model"]["name"]}, paired 95 % interval')
-        differences = [[difference] for difference in compared(contents)]
+    differences = compared(contents) if len(contents) > 1 and all('verdict' in content for content in contents) else []
+    header += [f'error above that of {contents[0]["model"]["name"]}, paired 95 % interval'] if differences else []
     rows = []
-    for content, difference in zip(contents, differences, strict=True):
+    for place, content in enumerate(contents):
         model, worst, clean = content['model'], content['worst_case'], content['clean']
         flipped = model['neighbor_distance']
         row = [model['name'], model['encoding'], '-' if flipped is None else f'{flipped:.2f}']
         row.append(content['settings']['eps'])
         row += [_share(clean.get('worst_case', clean['alone'])), _share(worst), _interval(worst)]
         row += [worst.get('count', '-'), 'suspected' if suspected(run_checks(content)) else 'no sign']
-        rows.append([str(cell) for cell in (*row, *difference)])
+        rows.append([str(cell) for cell in (*row, *differences[place : place + 1])])
     return Table(header, rows)
 
 

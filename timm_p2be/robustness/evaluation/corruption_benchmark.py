@@ -48,14 +48,11 @@ class CorruptionResults(ResultFile):
         self.write()
 
 
-def finished_part(content: Mapping[str, Any]) -> dict[str, Any]:
+def finished_part(content: dict[str, Any]) -> dict[str, Any]:
     """Return a content of the corruptions alone that are done at all severities, as if there were no others."""
     config, per_model = content['config'], content['results']
-    names = [
-        name
-        for name in config['corruptions']
-        if per_model and all(len(found.get(name, ())) == len(config['severities']) for found in per_model.values())
-    ]
+    is_done = CorruptionResults(content).is_done
+    names = [name for name in config['corruptions'] if all(is_done(name, level) for level in config['severities'])]
     results = {model: {name: found[name] for name in names} for model, found in per_model.items()}
     summary = {model: _summary(found, config['data']['suite']) for model, found in results.items() if names}
     return {**content, 'config': {**config, 'corruptions': names}, 'results': results, 'summary': summary}
