@@ -186,8 +186,10 @@ def load_model(
     path = Path(file)
     checkpoint = read_checkpoint(path)
     state, args = checkpoint.state_dict, checkpoint.args
-    classes = num_classes or _classes(name, state, path)
-    model = timm.create_model(name, num_classes=classes)
+    with content_of(str(path)):
+        kwargs = _recorded(name, state, args)
+    classes = num_classes or kwargs.get('num_classes') or _classes(name, state, path)
+    model = timm.create_model(name, **{**kwargs, 'num_classes': classes})
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -197,6 +199,16 @@ def load_model(
     with content_of(str(path)):
         names = checkpoint.raw.get('label_names')
         return PixelModel(model, mean, std, label or name, file_sha256(path), names).to(device)
+
+
+def _recorded(name: str, state: dict[str, Tensor], args: dict[str, Any]) -> dict[str, Any]:
+    """Return what train.py recorded of a model's shape: names, and numbers that its weights bear out."""
+    if args.get('model') != name:
+        return {}
+    told = {**(args.get('model_kwargs') or {}), 'num_classes': args.get('num_classes')}
+    shape = {key: told[key] for key in ('backbone', 'encoding', 'num_bits', 'num_classes') if told.get(key) is not None}
+    sizes = {size for tensor in state.values() for size in tensor.shape}
+    return {key: value for key, value in shape.items() if isinstance(value, str) or {value, 3 * value} & sizes}
 
 
 def _classes(name: str, state: dict[str, Tensor], path: Path) -> int:
