@@ -56,10 +56,11 @@ def test_averaged_weights_go_first_and_prefixes_go(tmp_path: Path) -> None:
 def test_a_network_is_built_as_its_checkpoint_recorded_it(tmp_path: Path, bits: int, error: str | None) -> None:
     kwargs = {'backbone': 'test_resnet', 'num_bits': 8}
     model = timm.create_model('encoded', num_classes=3, **kwargs)
-    args = argparse.Namespace(model='encoded', model_kwargs={**kwargs, 'num_bits': bits}, num_classes=3, mean=[0.0])
+    args = argparse.Namespace(model='encoded', model_kwargs={**kwargs, 'num_bits': bits}, num_classes=3, img_size=40)
     torch.save({'state_dict': model.state_dict(), 'args': args}, tmp_path / 'last.pth.tar')
     with pytest.raises(ValueError, match=error) if error else nullcontext():
-        assert load_model(f'encoded={tmp_path / "last.pth.tar"}').num_classes == 3
+        found = load_model(f'encoded={tmp_path / "last.pth.tar"}')
+        assert (found.num_classes, found.input_size) == (3, (3, 40, 40))
 
 
 SAVED = [  # content of a .pth.tar

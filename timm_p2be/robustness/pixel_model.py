@@ -198,7 +198,11 @@ def load_model(
     std = std if std is not None else args.get('std')
     with content_of(str(path)):
         names = checkpoint.raw.get('label_names')
-        return PixelModel(model, mean, std, label or name, file_sha256(path), names).to(device)
+        found = PixelModel(model, mean, std, label or name, file_sha256(path), names).to(device)
+        side = (args.get('input_size') or [args.get('img_size')])[-1]
+        if isinstance(side, int) and side > 0:
+            found.input_size = (3, side, side)
+        return found
 
 
 def _recorded(name: str, state: dict[str, Tensor], args: dict[str, Any]) -> dict[str, Any]:
