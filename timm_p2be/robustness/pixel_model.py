@@ -219,6 +219,6 @@ def _classes(name: str, state: dict[str, Tensor], path: Path) -> int:
     """Return the number of classes in a state dict: the rows of the layer that the model calls its classifier."""
     classifier = (timm.get_pretrained_cfg(name, allow_unregistered=True) or timm.models.PretrainedCfg()).classifier
     weight = state.get(f'{classifier}.weight') if isinstance(classifier, str) else None
-    if weight is None:
+    if weight is None or not weight.ndim:
         raise ValueError(f'{path} does not show the number of classes of {name}; pass --num-classes.')
     return int(weight.shape[0])
