@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from timm_p2be.files import content_of, read_yaml
 from timm_p2be.robustness.corruptions import CORRUPTIONS
-from timm_p2be.training.arguments import Arguments, command_line, parse_args
+from timm_p2be.training.arguments import Arguments, command_line, flag_groups, parse_args
 
 TABLES = Path(__file__).with_name('tables')
 SEED, DATASET = 'seed', 'dataset'  # axes with a meaning of their own
@@ -137,7 +137,7 @@ def read_grid(
         runs=runs,
         claims=[_claim(entry, all_axes, content['show'], str(path)) for entry in content['claims']],
         scale=', '.join(changes),
-        settings={'budget': budget, 'flags': template, 'data': shlex.join(data_flags), **axes_in_words(axes)},
+        settings={'budget': budget, 'flags': template, 'data': shlex.join(data_flags), **_axes_in_words(axes)},
         picture=content.get('picture', ''),
         printed=_printed(content['paper'], len(axes) - 1, str(path)) if 'paper' in content else {},
     )
@@ -163,7 +163,7 @@ def _read(path: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def axes_in_words(axes: Axes) -> dict[str, str]:
+def _axes_in_words(axes: Axes) -> dict[str, str]:
     """Return what the values on each axis stand for."""
     return {axis: '; '.join(f'{value}: {text}' for value, text in values.items()) for axis, values in axes.items()}
 
@@ -186,7 +186,10 @@ def _runs(template: str, axes: Axes, data_flags: Sequence[str], embedding: str |
             raise ValueError(f'{where}: flags: {error} is no axis; there are {", ".join(axes)}.') from error
         if '{embedding}' in text and embedding == '':
             raise ValueError('These runs start from a table of codes: name it by --embedding ID_OR_FOLDER.')
-        runs.append(Run(cell, [*shlex.split(text.replace('{embedding}', embedding or '{embedding}')), *data_flags]))
+        words = [*shlex.split(text.replace('{embedding}', embedding or '{embedding}')), *data_flags]
+        if not {'--data-dir', '--dataset'} & {flag for flag, _ in flag_groups(words)}:
+            words += ['--data-dir', 'data']  # of the data set that a recipe names
+        runs.append(Run(cell, words))
     if len({run.name for run in runs}) < len(runs):
         raise ValueError(f'{where}: two runs would share a folder; let values differ in letters, digits, _ or dots.')
     return runs
