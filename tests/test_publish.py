@@ -411,7 +411,7 @@ def _weight(value: float) -> Callable[[Path, dict[str, Any]], Any]:
 UNFIT: list[tuple[Callable[[Path, dict[str, Any]], Any], tuple[str, ...], str]] = [
     (_nothing, ('--checkpoint', 'recovery-*.tar'), 'There are no results for'),
     (lambda run, content: (run / 'summary.csv').write_text('epoch,eval_top1\n1,-5\n'), (), 'error is 105.0; allowed'),
-    (lambda run, content: (run / 'args.yaml').unlink(), (), 'args.yaml cannot be read: No such file or directory.'),
+    (lambda run, content: (run / 'args.yaml').unlink(), (), 'Name the output folder of a run of train.py.'),
     (lambda run, content: content.pop('epoch'), (), 'is no training checkpoint'),
     (_weight(float('nan')), (), 'fc.weight holds values that are not finite'),
     (_weight(1e5), ('--half',), 'fc.weight has values beyond the range of float16'),

@@ -106,10 +106,9 @@ def _shown(model: str, kwargs: Mapping[str, Any] | None) -> str:
 
 
 def _flags(path: Path) -> dict[str, Any]:
-    try:
-        flags = read_yaml(path)
-    except ValueError as error:
-        raise ValueError(f'{path} cannot be read: {error}. Name the output folder of a run of train.py.') from error
+    if not path.is_file():
+        raise ValueError(f'There is no {path}. Name the output folder of a run of train.py.')
+    flags = read_yaml(path)
     missing = [key for key in ('model', 'num_classes', 'seed') if key not in (flags if isinstance(flags, dict) else {})]
     if missing:
         raise ValueError(f'{path} lacks {missing}; it has to be the args.yaml of a run of train.py.')

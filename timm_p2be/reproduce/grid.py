@@ -145,10 +145,7 @@ def read_grid(
 
 def _read(path: Path) -> dict[str, Any]:
     """Return the content of a grid's file, its keys and names checked."""
-    try:
-        content = read_yaml(path)
-    except ValueError as error:
-        raise ValueError(f'Cannot read the grid {path}: {error}') from error
+    content = read_yaml(path)
     _check_keys(content, _KEYS, _OPTIONAL, str(path))
     axes, picture = content['axes'], content.get('picture', 'codes')
     for name in ('axes', 'budgets'):
