@@ -17,7 +17,8 @@ from torch import nn
 from timm_p2be.checkpoints import read_checkpoint
 from timm_p2be.encodings import PixelEmbedding
 from timm_p2be.encodings.table_file import names_table
-from timm_p2be.task import AdvTrainTask, ConTrainTask, P2BETask, learned_embedding
+from timm_p2be.stem import learned_embedding
+from timm_p2be.task import AdvTrainTask, ConTrainTask, P2BETask
 from timm_p2be.training.conflicts import EMBEDDING_DEFAULTS, flag_name, has_learned_table
 from timm_p2be.training.memory import keep_freed_memory
 from timm_p2be.training.processes import join_processes

@@ -38,6 +38,7 @@ from timm_p2be.data.image_files import UnreadableImage, last_message
 from timm_p2be.files import content_of
 from timm_p2be.optim import learning_rates
 from timm_p2be.robustness.images import class_names
+from timm_p2be.stem import learned_embedding
 from timm_p2be.training import building
 from timm_p2be.training.arguments import Arguments, parse_args
 from timm_p2be.training.checkpoints import (
@@ -52,7 +53,7 @@ from timm_p2be.training.checkpoints import (
 )
 from timm_p2be.training.embedding_flags import adopt_table, pinned
 from timm_p2be.training.epoch import Trainer
-from timm_p2be.training.live import Trackers, draw_curves, learned_table, packed_bits, table_figures
+from timm_p2be.training.live import Trackers, draw_curves, packed_bits, table_figures
 from timm_p2be.training.loading import build_loaders, open_data
 from timm_p2be.training.output import CannotWrite, OutputFolder, experiment_folder, settle_resume, writing
 from timm_p2be.training.processes import is_loss_of_process
@@ -93,7 +94,7 @@ class Run:
         self.label_names = class_names(data[0])
         model = building.build_model(args, device)
         self.loaders = build_loaders(args, model, device, *data)
-        self.table = learned_table(model)
+        self.table = None if args.p2be_freeze else learned_embedding(model)
         self.task = building.build_task(args, model, device, self.loaders.data_config)
         self.optimizer = building.build_optimizer(args, model)
         autocast, self.scaler = building.build_precision(args, device)
