@@ -90,7 +90,7 @@ def _write_model(run: Run, model: nn.Module, folder: Path, release: Release) -> 
     known = {run.sha256: own, weights_sha256(model.state_dict()): own}
     if release.half:
         _round(model)
-    config = data_config(run, model)
+    config = data_config(run.flags, model)
     names = label_names(run, model)
     save_for_hf(
         model, str(folder), safe_serialization=True, data_config=config, model_config={'label_names': names or None}
@@ -150,7 +150,7 @@ def _results(
     """Return what results.json holds; `model` has the weights as they are published, `state` says so in words."""
     measured = None
     if release.test is not None:
-        config = data_config(run, model)
+        config = data_config(run.flags, model)
         pixels = PixelModel(model, config['mean'], config['std'], class_names=label_names(run, model))
         images, split = release.test(config['input_size'][-1]), release.test_split or dataset.test_split
         measured = measure_clean(pixels, images, config, split, state)
