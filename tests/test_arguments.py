@@ -21,14 +21,14 @@ def _error(capsys: pytest.CaptureFixture[str], *words: str, data: bool = True) -
 
 
 def test_every_flag_is_read_somewhere() -> None:
-    """timm reads some for us: resolve_data_config, optimizer_kwargs and scheduler_kwargs take all flags."""
+    """timm reads some for us: resolve_data_config, create_model, optimizer_kwargs and scheduler_kwargs take them."""
     sources = [
         path for path in (ROOT / 'timm_p2be' / 'training').glob('*.py') if path.stem not in ('flags', 'conflicts')
     ]
     text = '\n'.join(path.read_text(encoding='utf-8') for path in sources)
     by_timm = {'mean', 'std', 'img_size', 'crop_pct', 'interpolation', 'opt_eps', 'opt_betas', 'momentum'}
     by_timm |= {'weight_decay', 'layer_decay', 'sched', 'min_lr', 'warmup_lr', 'warmup_epochs', 'warmup_prefix'}
-    by_timm |= {'cooldown_epochs', 'decay_milestones', 'decay_epochs', 'decay_rate'}
+    by_timm |= {'cooldown_epochs', 'decay_milestones', 'decay_epochs', 'decay_rate', 'drop', 'drop_path'}
     for action in build_parser()._actions:
         if action.dest not in by_timm | {'help', 'config'}:
             assert f'args.{action.dest}' in text, action.dest
