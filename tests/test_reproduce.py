@@ -105,7 +105,7 @@ def test_table_two_of_the_paper_is_sixty_commands(printed):
         ({'show': ['accuracy']}, "got ['accuracy'] allowed clean"),
         ({'paper': 'II'}, "paper.csv has no table 'II' of 1 axes"),
         ({'compare': 'network'}, "got ['network']"),
-        ({'claims': [{'says': 'x'}]}, 'lacks the keys'),
+        ({'claims': [{'says': 'x'}]}, 'lacks'),
         ({'claims': [_content()['claims'][0] | {'than': 'RGB'}]}, 'no axis has the values P2BE and RGB'),
         ({'axes': {'encoding': {'a b': '', 'a_b': ''}, 'seed': [1]}, 'claims': []}, 'two runs would share a folder'),
         ({'flags': '--p2be-embedding {embedding} {seed} {encoding}'}, 'name it by --embedding'),
