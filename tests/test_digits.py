@@ -65,16 +65,6 @@ def test_a_partial_folder_is_completed_and_whole_files_are_left(copy, digits):
     assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
-def test_a_folder_of_another_seed_or_of_other_images_is_refused(copy):
-    before = _files(copy)
-    with pytest.raises(ValueError, match=r'seed 1 .* new folder'):
-        write_digits(copy, seed=1)
-    assert _files(copy) == before
-    shutil.copy(next((copy / 'train' / '0').iterdir()), copy / 'train' / '0' / 'cat.png')
-    with pytest.raises(ValueError, match=r'1 images .*train/0/cat\.png'):
-        write_digits(copy)
-
-
 @pytest.mark.slow  # .ci/run runs it whole
 @pytest.mark.filterwarnings('ignore:unclosed file:ResourceWarning')  # timm's readers leave images open
 def test_both_networks_are_trained_and_compared(tmp_path, monkeypatch, capsys):
