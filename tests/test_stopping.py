@@ -324,3 +324,14 @@ def test_weights_broken_in_validation_are_not_saved(data, tmp_path, monkeypatch)
     monkeypatch.setattr(train.Run, '_finish_epoch', damage)
     assert train.main(command(data, tmp_path / 'run', *FLAGS)) == 1
     assert checkpoint(tmp_path / 'run' / 'last.pth.tar')['epoch'] == 0
+
+
+def test_a_lost_process_of_which_gloo_tells_without_its_name(
+    data: Path, output: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def closed() -> None:
+        raise RuntimeError('Application timeout caused pair closure')  # a frozen one, in about one case of six
+
+    at_call(monkeypatch, Trainer, '_batch', 2, closed)
+    assert train.main(command(data, output, *FLAGS)) == 75
+    assert 'process 0 of 1: another process has ended, or has not answered' in capsys.readouterr().err

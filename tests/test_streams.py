@@ -47,15 +47,33 @@ def write_shards(folder: Path, shards: int = 4, each: int = 8) -> Path:
     return folder
 
 
-@pytest.mark.parametrize('workers', ['0', pytest.param('2', marks=pytest.mark.slow)])
-def test_resumed_inside_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: str) -> None:
-    data, straight, output = write_shards(tmp_path), tmp_path / 'straight', tmp_path / 'run'
+SLOW = pytest.mark.slow
+
+
+def hfids(folder: Path) -> tuple[str, ...]:
+    """Return flags that stream an image folder."""
+    return ('--dataset', f'hfids/{folder}', '--train-num-samples', '24', '--val-num-samples', '8')
+
+
+@pytest.mark.parametrize(
+    ('kind', 'workers'), [('wds', '0'), pytest.param('wds', '2', marks=SLOW), pytest.param('hfids', '1', marks=SLOW)]
+)
+def test_resumed_inside_an_epoch(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, workers: str
+) -> None:
+    straight, output = tmp_path / 'straight', tmp_path / 'run'
     flags = (*WDS, '--epochs', '2', '--workers', workers)
+    if kind == 'wds':
+        data = write_shards(tmp_path)
+    else:
+        flags = (*flags, *hfids(data))
+        data = tmp_path / 'cache'
     assert training.main(command(data, straight, *flags)) == 0
-    at_call(monkeypatch, Trainer, '_batch', 6, lambda: signal.raise_signal(signal.SIGTERM))
+    at_call(monkeypatch, Trainer, '_batch', 5, lambda: signal.raise_signal(signal.SIGTERM))
     assert training.main(command(data, output, *flags)) == 143
     (recovery,) = output.glob('recovery-*.pth.tar')
-    assert (checkpoint(recovery)['args'].position['epoch'], checkpoint(recovery)['args'].position['update']) == (1, 2)
+    position = checkpoint(recovery)['args'].position
+    assert position['epoch'] == 1 and 0 < position['update'] < position['updates_per_epoch']
     assert training.main(command(data, output, *flags, '--resume', 'auto')) == 0
     assert_same_state(straight / 'last.pth.tar', output / 'last.pth.tar')
     assert summary(straight) == summary(output)
@@ -96,8 +114,7 @@ def test_a_stream_that_ends_early_is_no_epoch(tmp_path: Path, capsys: Capture) -
 def test_hfids_ends_at_the_first_image_it_cannot_read(data: Path, tmp_path: Path, capsys: Capture) -> None:
     folder = shutil.copytree(data, tmp_path / 'images')
     (folder / 'train' / 'b' / '003.png').write_bytes(b'no image')
-    words = (*VIEWS, '--dataset', f'hfids/{folder}', '--train-num-samples', '24', '--val-num-samples', '8')
-    assert training.main(command(tmp_path / 'cache', tmp_path / 'run', *words)) == 2
+    assert training.main(command(tmp_path / 'cache', tmp_path / 'run', *VIEWS, *hfids(folder))) == 2
     said = capsys.readouterr().err
     assert 'The data set cannot be read on: ' in said
-    assert 'Get its file again. Stopped; go on with --resume' in said
+    assert 'If a file of it is damaged, get it again. Stopped; go on with --resume' in said

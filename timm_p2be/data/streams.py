@@ -45,7 +45,9 @@ class Stream(IterableImageDataset):
             except UnreadableImage:
                 raise
             except Exception as error:  # readers raise whatever they like
-                raise UnreadableImage(f'The data set cannot be read on: {error!r}. Get its file again.') from error
+                raise UnreadableImage(
+                    f'The data set cannot be read on: {error!r}. If a file of it is damaged, get it again.'
+                ) from error
             yield image if self.transform is None else self.transform(image), label
 
     def _watch(self, reader: Any) -> None:

@@ -164,12 +164,12 @@ def resume(
         if position is not None:
             check_schema(position, _POSITION, 'position')
             return Position(**position)
-        check_schema(checkpoint, {'epoch': _POSITION['epoch']}, 'it', extra=True)
+        check_schema(checkpoint, {'epoch': _POSITION['epoch']}, 'the checkpoint', extra=True)
         return Position(checkpoint['epoch'] + (checkpoint.get('version', 1) > 1))
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f'--resume {args.resume}: does not fit this run: {error}. Give --model, --model-kwargs, --num-classes and '
-            '--opt of the run that wrote it.'
+            f'--resume {args.resume}: does not fit this run: {str(error).rstrip(".")}. Give --model, --model-kwargs, '
+            '--num-classes and --opt of the run that wrote it.'
         ) from error
 
 

@@ -8,6 +8,7 @@ import torch
 from timm.utils import is_distributed_env, world_info_from_env
 
 PROCESS_FIELDS = ('rank', 'local_rank', 'world_size', 'distributed')  # what `join_processes` adds to the flags
+_GLOO = ('/gloo/', 'Application timeout caused pair closure')  # most of gloo's errors begin with a path of its source
 
 
 def join_processes(args: argparse.Namespace) -> torch.device:
@@ -32,4 +33,4 @@ def join_processes(args: argparse.Namespace) -> torch.device:
 
 def is_loss_of_process(error: RuntimeError) -> bool:
     """Return whether another process of the run has ended, or has not answered in time: gloo's errors have no class."""
-    return isinstance(error, torch.distributed.DistError) or '/gloo/' in str(error)
+    return isinstance(error, torch.distributed.DistError) or any(word in str(error) for word in _GLOO)
