@@ -23,7 +23,7 @@ _NAMED: Field = ('a mapping of names, at least one', lambda value: isinstance(va
 _FREE = ('title', 'dataset', 'images', 'flags', 'columns', 'show', 'compare', 'rule', 'claims', 'paper', 'picture')
 _GRID: Schema = {**dict.fromkeys(_FREE, _ANY), 'axes': _NAMED, 'budgets': _NAMED}
 _CLAIM: Schema = dict.fromkeys(('says', 'source', 'lower', 'than', 'error', 'within', 'where'), _ANY)
-_OPTIONAL: dict[str, Any] = {'paper': None, 'picture': ''}
+_OPTIONAL: dict[str, Any] = {'paper': None, 'picture': '', 'rule': '', 'claims': []}
 _BUDGET: dict[str, Any] = {'flags': '', 'axes': {}, 'corruption_images': None, 'attack_images': None}
 _DATA = ('dataset', 'train_split', 'val_split', 'train_num_samples', 'val_num_samples')  # flags that change images
 
