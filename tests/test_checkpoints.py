@@ -3,15 +3,18 @@
 import argparse
 import hashlib
 import pickle
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from published import Bomb
 from safetensors.torch import save_file
 
 from timm_p2be.checkpoints import read_checkpoint, weights_sha256
+from timm_p2be.robustness.pixel_model import load_model
 
 TRACE = Path('unpickled')  # in the folder of each test
 STATE = {'conv.weight': torch.arange(8.0).reshape(2, 4), 'norm.count': torch.tensor(3)}
@@ -47,6 +50,17 @@ def test_averaged_weights_go_first_and_prefixes_go(tmp_path: Path) -> None:
     assert_state(read_checkpoint(tmp_path / 'ema.pth.tar').state_dict, expected)
     torch.save({'state_dict': STATE, 'state_dict_ema': None}, tmp_path / 'plain.pth.tar')
     assert_state(read_checkpoint(tmp_path / 'plain.pth.tar').state_dict)
+
+
+@pytest.mark.parametrize(('bits', 'error'), [(8, None), (10**12, 'does not fit encoded with 3 classes')])
+def test_a_network_is_built_as_its_checkpoint_recorded_it(tmp_path: Path, bits: int, error: str | None) -> None:
+    kwargs = {'backbone': 'test_resnet', 'num_bits': 8}
+    model = timm.create_model('encoded', num_classes=3, **kwargs)
+    args = argparse.Namespace(model='encoded', model_kwargs={**kwargs, 'num_bits': bits}, num_classes=3, img_size=40)
+    torch.save({'state_dict': model.state_dict(), 'args': args}, tmp_path / 'last.pth.tar')
+    with pytest.raises(ValueError, match=error) if error else nullcontext():
+        found = load_model(f'encoded={tmp_path / "last.pth.tar"}')
+        assert (found.num_classes, found.input_size) == (3, (3, 40, 40))
 
 
 SAVED = [  # content of a .pth.tar

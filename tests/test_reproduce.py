@@ -101,6 +101,7 @@ def test_table_two_of_the_paper_is_sixty_commands(printed):
         ({'budgets': {'small': {'axes': {'encoding': {}}}}}, 'budget small yields no run no values on encoding'),
         ({'flags': '--seed {seed}'}, 'axis encoding has no place {encoding} in flags'),
         ({'flags': '{seed} {encoding} {bits}'}, "'bits' is no axis there are encoding, seed"),
+        ({'flags': '--model "wrn {seed} {encoding}'}, 'cannot be split as a shell would: No closing quotation'),
         ({'budgets': {}}, 'budgets is {} mapping'),
         ({'show': ['accuracy']}, "got ['accuracy'] allowed clean"),
         ({'paper': 'II'}, "paper.csv has no table 'II' of 1 axes"),
@@ -115,6 +116,11 @@ def test_bad_grids(changes, words, tmp_path):
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         read_grid(_file(tmp_path, **changes))
     assert not [word for word in words.split() if word not in str(caught.value)], caught.value
+
+
+def test_a_table_may_lie_in_a_folder_with_spaces(tmp_path):
+    path = _file(tmp_path, flags='--p2be-embedding {embedding} {seed} {encoding}')
+    assert 'my tables/a' in read_grid(path, embedding='my tables/a').runs[0].words
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,8 @@ def test_resumed_inside_an_epoch(
     assert training.main(command(data, output, *flags)) == 143
     (recovery,) = output.glob('recovery-*.pth.tar')
     position = checkpoint(recovery)['args'].position
-    assert position['epoch'] == 1 and 0 < position['update'] < position['updates_per_epoch']
+    assert position['epoch'] == 1
+    assert 0 < position['update'] < position['updates_per_epoch']
     assert training.main(command(data, output, *flags, '--resume', 'auto')) == 0
     assert_same_state(straight / 'last.pth.tar', output / 'last.pth.tar')
     assert summary(straight) == summary(output)

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from timm_p2be.files import Field, Schema, check_schema, content_of, read_yaml
+from timm_p2be.files import Field, Schema, check_schema, content_of, read_yaml, shown
 from timm_p2be.robustness.corruptions import CORRUPTIONS
 from timm_p2be.training.arguments import Arguments, command_line, flag_groups, parse_args
 
@@ -180,7 +180,11 @@ def _runs(template: str, axes: Axes, data_flags: Sequence[str], embedding: str |
             raise ValueError(f'{where}: flags: {error} is no axis; there are {", ".join(axes)}.') from error
         if '{embedding}' in text and embedding == '':
             raise ValueError('These runs start from a table of codes: name it by --embedding ID_OR_FOLDER.')
-        words = [*shlex.split(text.replace('{embedding}', embedding or '{embedding}')), *data_flags]
+        try:
+            words = [word.replace('{embedding}', embedding or '{embedding}') for word in shlex.split(text)]
+        except ValueError as error:
+            raise ValueError(f'{where}: the flags {shown(text)} cannot be split as a shell would: {error}.') from error
+        words += data_flags
         if not {'--data-dir', '--dataset'} & {flag for flag, _ in flag_groups(words)}:
             words += ['--data-dir', 'data']  # of the data set that a recipe names
         runs.append(Run(cell, words))

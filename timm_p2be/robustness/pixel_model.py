@@ -186,8 +186,10 @@ def load_model(
     path = Path(file)
     checkpoint = read_checkpoint(path)
     state, args = checkpoint.state_dict, checkpoint.args
-    classes = num_classes or _classes(name, state, path)
-    model = timm.create_model(name, num_classes=classes)
+    with content_of(str(path)):
+        kwargs = _recorded(name, state, args)
+    classes = num_classes or kwargs.get('num_classes') or _classes(name, state, path)
+    model = timm.create_model(name, **{**kwargs, 'num_classes': classes})
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -196,13 +198,27 @@ def load_model(
     std = std if std is not None else args.get('std')
     with content_of(str(path)):
         names = checkpoint.raw.get('label_names')
-        return PixelModel(model, mean, std, label or name, file_sha256(path), names).to(device)
+        found = PixelModel(model, mean, std, label or name, file_sha256(path), names).to(device)
+        side = (args.get('input_size') or [args.get('img_size')])[-1]
+        if isinstance(side, int) and side > 0:
+            found.input_size = (3, side, side)
+        return found
+
+
+def _recorded(name: str, state: dict[str, Tensor], args: dict[str, Any]) -> dict[str, Any]:
+    """Return what train.py recorded of a model's shape: names, and numbers that its weights bear out."""
+    if args.get('model') != name:
+        return {}
+    told = {**(args.get('model_kwargs') or {}), 'num_classes': args.get('num_classes')}
+    shape = {key: told[key] for key in ('backbone', 'encoding', 'num_bits', 'num_classes') if told.get(key) is not None}
+    sizes = {size for tensor in state.values() for size in tensor.shape}
+    return {key: value for key, value in shape.items() if isinstance(value, str) or {value, 3 * value} & sizes}
 
 
 def _classes(name: str, state: dict[str, Tensor], path: Path) -> int:
     """Return the number of classes in a state dict: the rows of the layer that the model calls its classifier."""
     classifier = (timm.get_pretrained_cfg(name, allow_unregistered=True) or timm.models.PretrainedCfg()).classifier
     weight = state.get(f'{classifier}.weight') if isinstance(classifier, str) else None
-    if weight is None:
+    if weight is None or not weight.ndim:
         raise ValueError(f'{path} does not show the number of classes of {name}; pass --num-classes.')
     return int(weight.shape[0])
