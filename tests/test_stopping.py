@@ -292,8 +292,10 @@ DAMAGED = {
 }
 
 
-@pytest.mark.parametrize('value', [float('nan'), float('inf')])
-@pytest.mark.parametrize('what', DAMAGED)
+BROKEN = [*zip(DAMAGED, map(float, ('nan', 'inf', 'nan', 'inf')), strict=True)]
+
+
+@pytest.mark.parametrize(('what', 'value'), BROKEN)
 def test_what_the_last_update_broke_is_not_saved(data, tmp_path, capsys, monkeypatch, what, value):
     """Without validation, whose loss would tell; and the message names no file that is broken itself."""
     output, finish = tmp_path / 'run', train.Run._finish_epoch
