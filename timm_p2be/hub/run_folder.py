@@ -36,7 +36,7 @@ class Run:
 
 def read_run(folder: Path, checkpoint: str = 'last') -> Run:
     """Return a run at 'last', 'best' or the path of another checkpoint of it, checked to belong together."""
-    flags = _flags(folder / 'args.yaml')
+    flags = read_flags(folder / 'args.yaml')
     path = folder / _FILES[checkpoint] if checkpoint in _FILES else Path(checkpoint)
     found = read_checkpoint(path)
     if not {'arch', 'epoch'} <= found.raw.keys() or 'model' not in found.args:
@@ -108,7 +108,8 @@ def _shown(model: str, kwargs: Mapping[str, Any] | None) -> str:
     return f'{model} {json.dumps(kwargs or {}, sort_keys=True, default=str)}'  # YAML makes lists of tuples
 
 
-def _flags(path: Path) -> dict[str, Any]:
+def read_flags(path: Path) -> dict[str, Any]:
+    """Return what an args.yaml of train.py holds."""
     if not path.is_file():
         raise ValueError(f'There is no {path}. Name the output folder of a run of train.py.')
     flags = read_yaml(path)
