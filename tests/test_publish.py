@@ -34,6 +34,7 @@ from timm_p2be.hub.publishing import publish
 from timm_p2be.hub.release import Release, prepare
 from timm_p2be.hub.repository import RELEASE_FILES
 from timm_p2be.hub.run_description import Dataset
+from timm_p2be.hub.run_folder import build_model, read_run
 from timm_p2be.hub.training_record import check_training_record
 from timm_p2be.robustness.corruptions import CORRUPTIONS as CORRUPTION_NAMES
 from timm_p2be.robustness.pixel_model import PixelModel
@@ -461,6 +462,13 @@ def test_a_fine_tune_says_what_it_is(trained, tmp_path, name, base):
     assert not {'description', 'tag', 'label_names', 'paper_ids', 'origin_url'} & config['pretrained_cfg'].keys()
     assert config['label_names'] == ['a', 'b']
     assert (f'base_model: {base}\n' in (tmp_path / 'net/README.md').read_text()) == ('/' in base)
+
+
+def test_the_size_of_a_network_may_be_in_its_arguments(trained, tmp_path):
+    state = timm.create_model('test_vit', num_classes=2, img_size=64).state_dict()
+    flags = {'model_kwargs': {'img_size': 64}, 'img_size': None}
+    model = build_model(read_run(imitate(trained, tmp_path / 'run', 'test_vit', state, **flags)))
+    assert torch.equal(model.pos_embed, state['pos_embed'])
 
 
 def test_all_that_is_missing_is_named_at_once(run, tmp_path, refused):
