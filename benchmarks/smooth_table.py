@@ -3,8 +3,7 @@
     python benchmarks/smooth_table.py FOLDER [--seed N]
 
 From N(0, 1), by AdamW as in recipes/cifar10_plain_cpu.yaml at the rates of docs/hub.md: as many steps as eight epochs
-of CIFAR-10 have, the learning rate from 1e-2 to 1e-4 by a cosine. Takes seconds; `train_scripts/transfer.py --table
-smooth=FOLDER` uses it.
+of CIFAR-10 have, the learning rate from 1e-2 to 1e-4 by a cosine. Takes seconds. For `benchmarks/transfer.yaml`.
 """
 
 import argparse

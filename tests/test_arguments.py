@@ -21,14 +21,14 @@ def _error(capsys: pytest.CaptureFixture[str], *words: str, data: bool = True) -
 
 
 def test_every_flag_is_read_somewhere() -> None:
-    """timm reads some for us: resolve_data_config, optimizer_kwargs and scheduler_kwargs take all flags."""
+    """timm reads some for us: resolve_data_config, create_model, optimizer_kwargs and scheduler_kwargs take them."""
     sources = [
         path for path in (ROOT / 'timm_p2be' / 'training').glob('*.py') if path.stem not in ('flags', 'conflicts')
     ]
     text = '\n'.join(path.read_text(encoding='utf-8') for path in sources)
     by_timm = {'mean', 'std', 'img_size', 'crop_pct', 'interpolation', 'opt_eps', 'opt_betas', 'momentum'}
     by_timm |= {'weight_decay', 'layer_decay', 'sched', 'min_lr', 'warmup_lr', 'warmup_epochs', 'warmup_prefix'}
-    by_timm |= {'cooldown_epochs', 'decay_milestones', 'decay_epochs', 'decay_rate'}
+    by_timm |= {'cooldown_epochs', 'decay_milestones', 'decay_epochs', 'decay_rate', 'drop', 'drop_path'}
     for action in build_parser()._actions:
         if action.dest not in by_timm | {'help', 'config'}:
             assert f'args.{action.dest}' in text, action.dest
@@ -60,14 +60,14 @@ def test_recipes_parse_without_notes(recipe: Path) -> None:
         ('lr: true', 'lr: True is no value for it'),
         ('learning_rate: 1', "sets ['learning_rate'], which are no flags"),
         ('- lr', 'holds no flags'),
-        ('lr: [', 'cannot read the recipe'),
+        ('lr: [', 'cannot be read as YAML'),
         ('a: &a [1, 1]\nb: &b [*a, *a]\nc: &c [*b, *b]\n', 'alias'),
         ('a: &a [*a]', 'alias'),
-        ('[' * 5000, 'cannot read the recipe'),
+        ('[' * 5000, 'cannot be read as YAML'),
         ('epochs: ' + '[' * 60 + ']' * 60, 'nested'),
-        ('epochs: 2001-13-45', 'cannot read the recipe'),
-        ('? [a]\n: 1', 'cannot read the recipe'),
-        ('\x00', 'cannot read the recipe'),
+        ('epochs: 2001-13-45', 'cannot be read as YAML'),
+        ('? [a]\n: 1', 'cannot be read as YAML'),
+        ('\x00', 'cannot be read as YAML'),
         ('a' * 2**21, 'more than'),
     ],
     ids=range(15),

@@ -40,7 +40,7 @@ def namespace(hub: HubServer, tmp_path: Path) -> dict[str, str]:
     }
 
 
-def test_remote(hub: HubServer, namespace: dict[str, str], printed: Said, listed: Listed) -> None:
+def test_remote(hub, namespace, printed, listed):
     entries = {entry['name']: entry for entry in listed('--remote', 'tester')}
     assert list(entries) == ['tester/bare', 'tester/net', 'tester/newer', 'tester/rgb', 'tester/table']
     net, rgb, table = (entries[f'tester/{name}'] for name in ('net', 'rgb', 'table'))
@@ -87,9 +87,7 @@ def test_remote(hub: HubServer, namespace: dict[str, str], printed: Said, listed
         assert row[end] == ' '
 
 
-def test_private_repositories_need_the_token(
-    hub: HubServer, tmp_path: Path, printed: Said, listed: Listed, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_private_repositories_need_the_token(hub, tmp_path, printed, listed, monkeypatch):
     hub.put('tester/secret', published.embedding(tmp_path / 'a'), private=True)
     assert [entry['name'] for entry in listed('--remote', 'tester')] == ['tester/secret']
     monkeypatch.delenv('HF_TOKEN')
@@ -97,7 +95,7 @@ def test_private_repositories_need_the_token(
     assert 'Nothing found: tester has no repository with the tag timm-p2be' in printed('list', '--remote', 'tester')
 
 
-def test_a_hub_that_does_not_answer(hub: HubServer, refused: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_does_not_answer(hub, refused, monkeypatch):
     hub.fail('.', 200, body=b'<html>')
     assert 'does not answer as a Hub' in refused('list', '--remote', 'tester')
     hub.heal()
@@ -109,7 +107,7 @@ def test_a_hub_that_does_not_answer(hub: HubServer, refused: Said, monkeypatch: 
     assert "Got the namespace '../x'" in refused('list', '--remote', '../x')
 
 
-def test_the_cache(hub: HubServer, namespace: dict[str, str], tmp_path: Path, printed: Said, listed: Listed) -> None:
+def test_the_cache(hub, namespace, tmp_path, printed, listed):
     pull('tester/net@v1')
     pull('tester/table')
     newer = hub.put('tester/table', published.embedding(tmp_path / 'b', seed=1))
@@ -135,7 +133,7 @@ def test_the_cache(hub: HubServer, namespace: dict[str, str], tmp_path: Path, pr
     assert f'{namespace["net"][:12]} v1' in out
 
 
-def test_what_is_shipped_and_an_empty_cache(hub: HubServer, listed: Listed, printed: Said) -> None:
+def test_what_is_shipped_and_an_empty_cache(hub, listed, printed):
     entries = listed()
     tables = [entry for entry in entries if entry['contents']['kind'] == 'embedding']
     assert [entry['name'] for entry in tables] == [f'*_p2be.{tag}' for tag in TABLES]
@@ -151,7 +149,7 @@ def test_what_is_shipped_and_an_empty_cache(hub: HubServer, listed: Listed, prin
     assert [line.split()[-7:-3] for line in lines if ' wrn16_2_p2be.' in line] == [['17.05', '64', '0.2', '%']]
 
 
-def test_what_strangers_write_cannot_move_the_cursor(hub: HubServer, tmp_path: Path, printed: Said) -> None:
+def test_what_strangers_write_cannot_move_the_cursor(hub, tmp_path, printed):
     card = '---\ntags:\n- timm-p2be\n- "\\e[2Jgone"\n---\n'
     hub.put('tester/table', published.embedding(tmp_path / 'a') | {'README.md': card.encode()})
     out = printed('list', '--remote', 'tester')

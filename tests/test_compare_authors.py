@@ -43,14 +43,3 @@ def test_our_steps_are_the_authors(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     theirs_exactly = smoothness['ours, mean, with 1e-8 added to the product of norms, as theirs has']
     assert smoothness['theirs'] == pytest.approx(theirs_exactly, rel=1e-14)
     assert smoothness['ours, sum (Eq. 9)'] == pytest.approx(255 * smoothness['ours, mean'], rel=1e-9)
-
-
-def test_what_is_no_checkout_is_refused(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import compare_authors
-
-    with pytest.raises(SystemExit, match='2'):
-        compare_authors.main(['--authors', str(tmp_path)])
-    assert 'holds no cifar_augmix.py; clone nutszebra/Pixel-to-Binary-Embedding' in capsys.readouterr().err

@@ -36,7 +36,7 @@ def epochs(
 
 
 @pytest.mark.parametrize('flags', [(HELD,), BATCH], ids=' '.join)
-def test_clean_views_and_labels_come_in_the_loaders_order(data: Path, tmp_path: Path, flags: tuple[str, ...]) -> None:
+def test_clean_views_and_labels_come_in_the_loaders_order(data, tmp_path, flags):
     """By default the loader's workers augment on a CPU; without crop and flip its clean views are ours."""
     views = (*VIEWS, *PLAIN, '--mean', '0.2', '--std', '0.3')
     theirs, ours = (epochs(data, tmp_path / kind, *views, *more) for kind, more in (('1', ()), ('2', flags)))
@@ -50,7 +50,7 @@ def test_clean_views_and_labels_come_in_the_loaders_order(data: Path, tmp_path: 
         assert not torch.equal(one, two)
 
 
-def test_one_view_is_cropped_mixed_or_erased(data: Path, tmp_path: Path) -> None:
+def test_one_view_is_cropped_mixed_or_erased(data, tmp_path):
     whole = ('--p2be-crop-padding', '4', '--color-jitter', '0', HELD)
     runs = [(), ('--p2be-augmix', '3'), ('--reprob', '1', '--remode', 'const')]
     views = [epochs(data, tmp_path / str(number), *whole, *more)[0][0] for number, more in enumerate(runs)]
@@ -59,7 +59,7 @@ def test_one_view_is_cropped_mixed_or_erased(data: Path, tmp_path: Path) -> None
     assert not any(torch.equal(views[0], other) for other in views[1:])
 
 
-def test_draws_are_those_of_epoch_and_batch(data: Path, tmp_path: Path) -> None:
+def test_draws_are_those_of_epoch_and_batch(data, tmp_path):
     """Of one image, in place of all, an epoch makes the same views each time, and every batch and epoch others."""
     images = [images for images, _ in epochs(data, tmp_path, *VIEWS, HELD, numbers=(1, 1, 2), same=True)]
     assert len(images) == 9
@@ -68,9 +68,7 @@ def test_draws_are_those_of_epoch_and_batch(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize('flags', [(HELD,), pytest.param(BATCH, marks=pytest.mark.slow)], ids=' '.join)
-def test_resumed_inside_an_epoch(
-    data: Path, tmp_path: Path, flags: tuple[str, ...], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_resumed_inside_an_epoch(data, tmp_path, flags, capsys):
     whole, parts = tmp_path / 'whole', tmp_path / 'parts'
     settings = (*VIEWS, '--epochs', '2', '--sched-on-updates')
     assert train.main(command(data, whole, *settings, *flags, '--recovery-interval', '1')) == 0
@@ -82,9 +80,7 @@ def test_resumed_inside_an_epoch(
     assert "--p2be-augmix-device workers, was 'batch'" in capsys.readouterr().err
 
 
-def test_images_that_cannot_be_held(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_that_cannot_be_held(tmp_path, capsys, monkeypatch):
     def refused(*flags: str) -> str:
         assert train.main(command(folder, tmp_path / 'out' / 'run', *VIEWS, HELD, *flags)) == 2
         assert not (tmp_path / 'out').exists()

@@ -26,15 +26,13 @@ CARDS = Path(__file__).parents[1] / 'hub_cards'
 FOLDERS = sorted(path for path in CARDS.iterdir() if path.is_dir()) if CARDS.is_dir() else []
 
 
-def test_every_shipped_model_has_a_card() -> None:
+def test_every_shipped_model_has_a_card():
     models = {folder.name for folder in FOLDERS if read_contents(folder).kind == 'model'}
     assert models == set(weights.shipped_weights())
 
 
 @pytest.mark.parametrize('folder', FOLDERS, ids=lambda folder: folder.name)
-def test_a_card_describes_what_is_shipped(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_card_describes_what_is_shipped(folder, tmp_path, monkeypatch, capsys):
     record = read_contents(folder)
     config = json.loads((folder / 'config.json').read_text())
     text = (folder / 'README.md').read_text()
@@ -65,13 +63,13 @@ def test_a_card_describes_what_is_shipped(
 
 
 @pytest.mark.parametrize('folder', FOLDERS, ids=lambda folder: folder.name)
-def test_a_card_names_no_place_of_ours(folder: Path) -> None:
+def test_a_card_names_no_place_of_ours(folder):
     for path in folder.iterdir():
         if path.suffix in ('.md', '.json'):
             assert not re.search(r'(?<![:/\w.])/(?:home|root|tmp|work|Users)\b|[A-Z]:\\', path.read_text()), path
 
 
-def test_shipping_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shipping_a_model(tmp_path, monkeypatch):
     monkeypatch.setattr(weights, 'FOLDER', tmp_path / 'weights')
     (tmp_path / 'weights').mkdir()
     published.model(tmp_path / 'release', encoding='p2be', num_bits=8)
@@ -87,7 +85,7 @@ def test_shipping_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert all(torch.equal(shipped[key], value) for key, value in state.items())
 
 
-def test_shipping_a_table(tmp_path: Path) -> None:
+def test_shipping_a_table(tmp_path):
     published.embedding(tmp_path / 'release')
     (tmp_path / 'release' / 'notes.txt').write_text('mine')
     ship.ship(tmp_path / 'release', 'p2be-m16', tmp_path / 'cards')
@@ -96,7 +94,7 @@ def test_shipping_a_table(tmp_path: Path) -> None:
     assert PixelEmbedding.from_pretrained(tmp_path / 'cards' / 'p2be-m16').num_bits == 16
 
 
-def test_what_is_no_release_is_not_shipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_no_release_is_not_shipped(tmp_path, capsys):
     published.model(tmp_path / 'release')
     with pytest.raises(ValueError, match=r'is a model wrn10_2_p2be .*begins with wrn10_2_p2be'):
         ship.ship(tmp_path / 'release', 'wrn16_2_p2be.cifar10', tmp_path / 'cards')

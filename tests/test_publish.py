@@ -34,6 +34,7 @@ from timm_p2be.hub.publishing import publish
 from timm_p2be.hub.release import Release, prepare
 from timm_p2be.hub.repository import RELEASE_FILES
 from timm_p2be.hub.run_description import Dataset
+from timm_p2be.hub.run_folder import build_model, read_run
 from timm_p2be.hub.training_record import check_training_record
 from timm_p2be.robustness.corruptions import CORRUPTIONS as CORRUPTION_NAMES
 from timm_p2be.robustness.pixel_model import PixelModel
@@ -86,7 +87,7 @@ def uploaded(hub: HubServer, repo_id: str = REPO) -> dict[str, bytes]:
     return {path: file.content for path, file in files.items() if path != '.gitattributes'}
 
 
-def test_a_model_from_run_to_logits(hub: HubServer, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_from_run_to_logits(hub, trained, capsys):
     assert main(['publish', str(trained), *NAMED, '--tag', 'v1']) == 0
     said = capsys.readouterr().out
     repo = hub.repos[REPO]
@@ -106,7 +107,7 @@ def test_a_model_from_run_to_logits(hub: HubServer, trained: Path, capsys: pytes
     assert (tuple(config['mean']), tuple(config['std'])) == ((0.0,) * 3, (1.0,) * 3)
 
 
-def test_a_dry_run_writes_what_would_be_uploaded_and_asks_nobody(hub: HubServer, trained: Path, tmp_path: Path) -> None:
+def test_a_dry_run_writes_what_would_be_uploaded_and_asks_nobody(hub, trained, tmp_path):
     assert main(['publish', str(trained), *NAMED, '--tag', 'v1', '--dry-run', str(tmp_path / 'release')]) == 0
     assert not hub.requests
     assert main(['publish', str(trained), *NAMED, '--tag', 'v1', '--dry-run', str(tmp_path / 'release')]) == 0
@@ -119,7 +120,7 @@ def test_a_dry_run_writes_what_would_be_uploaded_and_asks_nobody(hub: HubServer,
     assert (tmp_path / 'release/thesis.tex').read_text() == 'precious'
 
 
-def test_the_record_of_a_run(trained: Path, tmp_path: Path) -> None:
+def test_the_record_of_a_run(trained, tmp_path):
     prepare(trained, tmp_path / 'release', RELEASE)
     config = json.loads((tmp_path / 'release/config.json').read_text())
     results = json.loads((tmp_path / 'release/results.json').read_text())
@@ -154,7 +155,7 @@ def test_the_record_of_a_run(trained: Path, tmp_path: Path) -> None:
     assert f'| {100 - top1:.2f} |' in (tmp_path / 'release/README.md').read_text()
 
 
-def test_nothing_tells_where_or_by_whom_it_was_trained(trained: Path, data: Path, tmp_path: Path) -> None:
+def test_nothing_tells_where_or_by_whom_it_was_trained(trained, data, tmp_path):
     prepare(trained, tmp_path / 'release', RELEASE)
     said = texts(tmp_path / 'release')
     for place in (trained, data, Path.home(), ROOT, trained.parent / 'tiny.yaml'):
@@ -168,9 +169,7 @@ def test_nothing_tells_where_or_by_whom_it_was_trained(trained: Path, data: Path
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_dry_run_leaves_nothing(
-    trained: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
-) -> None:
+def test_an_interrupted_dry_run_leaves_nothing(trained, data, tmp_path, monkeypatch, number):
     # the weights are written by then
     monkeypatch.setattr(PixelModel, 'forward', lambda *_: signal.raise_signal(number))
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let background jobs ignore it
@@ -182,7 +181,7 @@ def test_an_interrupted_dry_run_leaves_nothing(
     assert [*tmp_path.iterdir()] == []
 
 
-def test_checkpoints_have_their_own_error_and_averaged_weights_go_first(run: Path, tmp_path: Path) -> None:
+def test_checkpoints_have_their_own_error_and_averaged_weights_go_first(run, tmp_path):
     content = checkpoint(run / 'last.pth.tar')
     content['state_dict_ema'] = {name: tensor * 0.5 for name, tensor in content['state_dict'].items()}
     rewrite(run / 'last.pth.tar', content)
@@ -204,9 +203,7 @@ def test_checkpoints_have_their_own_error_and_averaged_weights_go_first(run: Pat
 
 
 @pytest.mark.parametrize('what', [(), ('--half',), ('--embedding-only',)])
-def test_the_clean_error_can_be_measured_on_what_is_published(
-    run: Path, data: Path, tmp_path: Path, what: tuple[str, ...]
-) -> None:
+def test_the_clean_error_can_be_measured_on_what_is_published(run, data, tmp_path, what):
     (run / 'summary.csv').unlink()
     flags = ('--data-dir', str(data), '--split', 'validation', '--limit', '5', '--dry-run', str(tmp_path / 'release'))
     assert main(['publish', str(run), *NAMED, *what, *flags]) == 0
@@ -236,9 +233,7 @@ def test_the_clean_error_can_be_measured_on_what_is_published(
         {'crop_pct': 0.8, 'img_size': None, 'input_size': [3, 24, 40]},
     ],
 )
-def test_test_images_are_resized_and_cropped_as_by_timm(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: dict[str, Any]
-) -> None:
+def test_test_images_are_resized_and_cropped_as_by_timm(trained, tmp_path, monkeypatch, flags):
     generator, folder = np.random.default_rng(0), tmp_path / 'data'
     for index, size in enumerate(((40, 52), (64, 33), (32, 32), (20, 30))):
         (folder / 'test' / 'ab'[index % 2]).mkdir(parents=True, exist_ok=True)
@@ -265,7 +260,7 @@ def test_test_images_are_resized_and_cropped_as_by_timm(
     assert torch.equal(torch.cat(seen), ((images * std + mean) * 255).round().byte())
 
 
-def test_a_table_alone(hub: HubServer, trained: Path, tmp_path: Path) -> None:
+def test_a_table_alone(hub, trained, tmp_path):
     words = ('--embedding-only', '--base-model', f'{REPO}@v1', '--tag', 'v2', '--test-images', '8')
     assert main(['publish', str(trained), *NAMED, *words]) == 0
     assert uploaded(hub).keys() == FILES - {'results.json'}
@@ -280,7 +275,7 @@ def test_a_table_alone(hub: HubServer, trained: Path, tmp_path: Path) -> None:
     assert f"embedding='{REPO}@v2'" in card
 
 
-def test_rounding_leaves_latents_and_vectors(trained: Path, tmp_path: Path) -> None:
+def test_rounding_leaves_latents_and_vectors(trained, tmp_path):
     prepare(trained, tmp_path / 'half', Release(REPO, half=True, dataset=Dataset('Noise')))
     exact, state = network(trained).state_dict(), load_file(tmp_path / 'half/model.safetensors')
     assert state.keys() == exact.keys()
@@ -317,7 +312,7 @@ CORRUPTIONS = ROOT / 'benchmarks/results/corruptions/results.json'
 ATTACKS = ROOT / 'benchmarks/results/attacks/p2be.attacks.json'
 
 
-def test_benchmarks_of_these_weights(measured_run: Path, tmp_path: Path) -> None:
+def test_benchmarks_of_these_weights(measured_run, tmp_path):
     prepare(measured_run, tmp_path / 'release', Release(REPO, results=[CORRUPTIONS, ATTACKS]))
     results = json.loads((tmp_path / 'release/results.json').read_text())
     assert results['clean']['images'] == 10_000  # all of torchvision's, so before the benchmarks' 2,000 and 1,000
@@ -338,7 +333,7 @@ def test_benchmarks_of_these_weights(measured_run: Path, tmp_path: Path) -> None
     assert {result.dataset_type for result in ModelCard(card).data.eval_results} == {'uoft-cs/cifar10'}
 
 
-def test_benchmarks_of_rounded_weights_go_before_the_runs_own(measured_run: Path, tmp_path: Path) -> None:
+def test_benchmarks_of_rounded_weights_go_before_the_runs_own(measured_run, tmp_path):
     release = Release(REPO, half=True, results=[CORRUPTIONS])
     prepare(measured_run, tmp_path / 'release', release)
     results = json.loads((tmp_path / 'release/results.json').read_text())
@@ -356,7 +351,7 @@ def test_benchmarks_of_rounded_weights_go_before_the_runs_own(measured_run: Path
     assert same == weights
 
 
-def test_results_of_other_weights_are_refused(trained: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_results_of_other_weights_are_refused(trained, tmp_path, refused):
     said = refused(trained, *NAMED, '--results', ATTACKS, '--dry-run', tmp_path / 'release')
     assert 'measured other weights' in said
     assert json.loads(ATTACKS.read_text())['model']['checkpoint_sha256'] in said
@@ -376,14 +371,7 @@ def test_results_of_other_weights_are_refused(trained: Path, tmp_path: Path, ref
         (None, None, 'No such file'),
     ],
 )
-def test_unfit_result_files(
-    measured_run: Path,
-    tmp_path: Path,
-    refused: Callable[..., str],
-    file: Path | None,
-    change: Callable[[dict[str, Any]], Any],
-    message: str,
-) -> None:
+def test_unfit_result_files(measured_run, tmp_path, refused, file, change, message):
     if file:
         content = json.loads(file.read_text())
         change(content)
@@ -411,7 +399,7 @@ def _weight(value: float) -> Callable[[Path, dict[str, Any]], Any]:
 UNFIT: list[tuple[Callable[[Path, dict[str, Any]], Any], tuple[str, ...], str]] = [
     (_nothing, ('--checkpoint', 'recovery-*.tar'), 'There are no results for'),
     (lambda run, content: (run / 'summary.csv').write_text('epoch,eval_top1\n1,-5\n'), (), 'error is 105.0; allowed'),
-    (lambda run, content: (run / 'args.yaml').unlink(), (), 'args.yaml cannot be read: No such file or directory.'),
+    (lambda run, content: (run / 'args.yaml').unlink(), (), 'Name the output folder of a run of train.py.'),
     (lambda run, content: content.pop('epoch'), (), 'is no training checkpoint'),
     (_weight(float('nan')), (), 'fc.weight holds values that are not finite'),
     (_weight(1e5), ('--half',), 'fc.weight has values beyond the range of float16'),
@@ -433,14 +421,7 @@ UNFIT: list[tuple[Callable[[Path, dict[str, Any]], Any], tuple[str, ...], str]] 
 
 
 @pytest.mark.parametrize(('spoil', 'flags', 'message'), UNFIT)
-def test_unfit_runs_are_refused(
-    run: Path,
-    tmp_path: Path,
-    refused: Callable[..., str],
-    spoil: Callable[[Path, dict[str, Any]], Any],
-    flags: tuple[str, ...],
-    message: str,
-) -> None:
+def test_unfit_runs_are_refused(run, tmp_path, refused, spoil, flags, message):
     content = checkpoint(run / 'last.pth.tar')
     spoil(run, content)
     rewrite(run / 'last.pth.tar', content)
@@ -450,9 +431,7 @@ def test_unfit_runs_are_refused(
 
 
 @pytest.mark.parametrize('source', ['hf-hub', 'local-dir'])
-def test_runs_that_started_from_a_release(
-    hub: HubServer, trained: Path, release: Path, tmp_path: Path, source: str
-) -> None:
+def test_runs_that_started_from_a_release(hub, trained, release, tmp_path, source):
     publish(release, REPO, 'v1')
     name = f'{source}:{REPO}@v1' if source == 'hf-hub' else f'{source}:{release}'
     run = imitate(trained, tmp_path / 'run', name, network(trained).state_dict(), pretrained=True)
@@ -472,7 +451,7 @@ def test_runs_that_started_from_a_release(
 @pytest.mark.parametrize(
     ('name', 'base'), [('wrn16_2_p2be', 'wrn16_2_p2be.cifar10'), ('resnet18', 'timm/resnet18.a1_in1k')]
 )
-def test_a_fine_tune_says_what_it_is(trained: Path, tmp_path: Path, name: str, base: str) -> None:
+def test_a_fine_tune_says_what_it_is(trained, tmp_path, name, base):
     state = timm.create_model(name, num_classes=2).state_dict()
     run = imitate(trained, tmp_path / 'run', name, state, pretrained=True, p2be_init='normal', num_classes=2)
     prepare(run, tmp_path / 'net', RELEASE)
@@ -485,7 +464,14 @@ def test_a_fine_tune_says_what_it_is(trained: Path, tmp_path: Path, name: str, b
     assert (f'base_model: {base}\n' in (tmp_path / 'net/README.md').read_text()) == ('/' in base)
 
 
-def test_all_that_is_missing_is_named_at_once(run: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_the_size_of_a_network_may_be_in_its_arguments(trained, tmp_path):
+    state = timm.create_model('test_vit', num_classes=2, img_size=64).state_dict()
+    flags = {'model_kwargs': {'img_size': 64}, 'img_size': None}
+    model = build_model(read_run(imitate(trained, tmp_path / 'run', 'test_vit', state, **flags)))
+    assert torch.equal(model.pos_embed, state['pos_embed'])
+
+
+def test_all_that_is_missing_is_named_at_once(run, tmp_path, refused):
     _flags(initial_checkpoint='a.pth')(run, {})
     (run / 'summary.csv').unlink()
     said = refused(run, '--repo-id', REPO, '--dry-run', tmp_path / 'release')
@@ -494,7 +480,7 @@ def test_all_that_is_missing_is_named_at_once(run: Path, tmp_path: Path, refused
     assert 'There are no results for' in said
 
 
-def test_a_run_on_a_shipped_table_names_it(trained: Path, tmp_path: Path) -> None:
+def test_a_run_on_a_shipped_table_names_it(trained, tmp_path):
     name = 'wrn10_2_p2be.table_m64_digits'
     state = timm.create_model(name, pretrained=True, num_classes=2).state_dict()
     run = imitate(trained, tmp_path / 'run', name, state, pretrained=True, p2be_freeze=True)
@@ -506,9 +492,7 @@ def test_a_run_on_a_shipped_table_names_it(trained: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(('name', 'what'), [('wrn10_2_onehot', 'fixed codes'), ('wrn10_2', 'pixel values')])
-def test_only_learned_tables_are_published_alone(
-    trained: Path, tmp_path: Path, refused: Callable[..., str], name: str, what: str
-) -> None:
+def test_only_learned_tables_are_published_alone(trained, tmp_path, refused, name, what):
     state = timm.create_model(name, num_classes=2).state_dict()
     run = imitate(trained, tmp_path / 'run', name, state)
     said = refused(run, *NAMED, '--embedding-only', '--dry-run', tmp_path / 'table')
@@ -520,7 +504,7 @@ def test_only_learned_tables_are_published_alone(
     assert not [flag for flag in ours['provenance']['flags'] if flag.startswith('p2be_')]
 
 
-def test_adversarial_training_is_published(trained: Path, tmp_path: Path) -> None:
+def test_adversarial_training_is_published(trained, tmp_path):
     state = timm.create_model('wrn10_2', num_classes=2).state_dict()
     run = imitate(trained, tmp_path / 'run', 'wrn10_2', state, p2be_adversarial='contrain')
     prepare(run, tmp_path / 'release', RELEASE)
@@ -535,7 +519,7 @@ def release(trained: Path, tmp_path: Path) -> Path:
     return tmp_path / 'release'
 
 
-def test_only_the_four_files_are_uploaded_and_a_tag_never_moves(hub: HubServer, release: Path, trained: Path) -> None:
+def test_only_the_four_files_are_uploaded_and_a_tag_never_moves(hub, release, trained):
     shutil.copy(trained / 'last.pth.tar', release)
     publish(release, REPO, 'v1')
     assert uploaded(hub).keys() == FILES
@@ -546,9 +530,7 @@ def test_only_the_four_files_are_uploaded_and_a_tag_never_moves(hub: HubServer, 
     assert not [path for _, path in hub.requests[before[1] :] if 'preupload' in path or 'commit' in path]
 
 
-def test_another_kind_of_release_leaves_no_stale_file(
-    hub: HubServer, release: Path, trained: Path, tmp_path: Path
-) -> None:
+def test_another_kind_of_release_leaves_no_stale_file(hub, release, trained, tmp_path):
     publish(release, REPO, 'v1')
     prepare(trained, tmp_path / 'table', Release(REPO, embedding_only=True, dataset=Dataset('Noise')))
     publish(tmp_path / 'table', REPO, 'v2')
@@ -558,7 +540,7 @@ def test_another_kind_of_release_leaves_no_stale_file(
     assert 'results.json' in repo.at('v1').files
 
 
-def test_private_stays_private(hub: HubServer, release: Path) -> None:
+def test_private_stays_private(hub, release):
     publish(release, REPO, private=True)
     assert hub.repos[REPO].private
     hub.put('tester/open', {})
@@ -568,9 +550,7 @@ def test_private_stays_private(hub: HubServer, release: Path) -> None:
 
 
 @pytest.mark.parametrize('where', ['PUT /lfs/', 'POST .*/commit/', 'POST .*/tag/'])
-def test_an_interrupted_release_is_completed(
-    hub: HubServer, release: Path, monkeypatch: pytest.MonkeyPatch, where: str
-) -> None:
+def test_an_interrupted_release_is_completed(hub, release, monkeypatch, where):
     monkeypatch.setattr('time.sleep', lambda seconds: None)  # the client tries again five times
     hub.fail(where, 503)
     with pytest.raises(ValueError, match='out of order'):
@@ -590,15 +570,7 @@ def test_an_interrupted_release_is_completed(
         ('POST /api/validate-yaml', 400, 'a fault for the test'),  # what it has against the metadata
     ],
 )
-def test_refusals_of_the_hub(
-    hub: HubServer,
-    release: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    match: str,
-    status: int,
-    message: str,
-) -> None:
+def test_refusals_of_the_hub(hub, release, monkeypatch, caplog, match, status, message):
     monkeypatch.setattr('time.sleep', lambda seconds: None)
     hub.fail(match, status)
     with pytest.raises(ValueError, match=message) as error:
@@ -609,7 +581,7 @@ def test_refusals_of_the_hub(
         assert hub.repos[REPO].tags == {}
 
 
-def test_somebody_elses_commit_in_between_is_not_overwritten(hub: HubServer, release: Path) -> None:
+def test_somebody_elses_commit_in_between_is_not_overwritten(hub, release):
     put, answers = hub.put, []
 
     class Meanwhile(dict):  # type: ignore[type-arg]
@@ -626,9 +598,7 @@ def test_somebody_elses_commit_in_between_is_not_overwritten(hub: HubServer, rel
     assert uploaded(hub) == {'notes.txt': b'mine'}
 
 
-def test_a_wrong_or_missing_token(
-    hub: HubServer, trained: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wrong_or_missing_token(hub, trained, refused, monkeypatch):
     monkeypatch.setenv('HF_TOKEN', 'hf_wrong_secret')
     said = refused(trained, *NAMED)
     assert '(401)' in said
@@ -648,7 +618,7 @@ def test_a_wrong_or_missing_token(
     assert hub.repos == {}
 
 
-def test_only_sound_releases_are_uploaded(hub: HubServer, release: Path) -> None:
+def test_only_sound_releases_are_uploaded(hub, release):
     weights = (release / 'model.safetensors').read_bytes()
     (release / 'model.safetensors').write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
     with pytest.raises(ValueError, match='sha256'):

@@ -3,22 +3,27 @@
 import fcntl
 import json
 import os
+import re
 import shlex
+import signal
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import published
 import pytest
 import yaml
 from forks import forked, hold
-from runs import CPU, OPEN_FILES, SHORT, write_images
+from runs import CPU, OPEN_FILES, SHORT, at_call, write_images
 
+from timm_p2be.cli import main as timm_p2be
 from timm_p2be.reproduce import page, planning, running
 from timm_p2be.reproduce.grid import TABLES, Claim, Grid, read_grid
 from timm_p2be.reproduce.verdicts import CONTRADICTED, REPRODUCED, UNDECIDED, Difference, decide, paired
 from timm_p2be.robustness.corruptions import CORRUPTIONS
 from timm_p2be.training.arguments import parse_args
+from timm_p2be.training.epoch import Trainer
 from timm_p2be.training.run import main as train
 
 pytestmark = OPEN_FILES
@@ -101,7 +106,7 @@ def test_table_two_of_the_paper_is_sixty_commands(printed):
         ({'show': ['accuracy']}, "got ['accuracy'] allowed clean"),
         ({'paper': 'II'}, "paper.csv has no table 'II' of 1 axes"),
         ({'compare': 'network'}, "got ['network']"),
-        ({'claims': [{'says': 'x'}]}, 'lacks the keys'),
+        ({'claims': [{'says': 'x'}]}, 'lacks'),
         ({'claims': [_content()['claims'][0] | {'than': 'RGB'}]}, 'no axis has the values P2BE and RGB'),
         ({'axes': {'encoding': {'a b': '', 'a_b': ''}, 'seed': [1]}, 'claims': []}, 'two runs would share a folder'),
         ({'flags': '--p2be-embedding {embedding} {seed} {encoding}'}, 'name it by --embedding'),
@@ -189,6 +194,50 @@ def test_a_grid_becomes_a_page(tmp_path, printed, refused):
     assert {file: file.stat().st_mtime_ns for file in output.glob('*/outcome.json')} == outcomes
     changes = 'scale: budget small -> first 3 images; corruption_images: 1 -> 3; attack_images: 2'
     assert f'holds another grid ({changes}' in refused(*words, '--budget', 'paper', '--limit', '3')
+
+
+def test_the_same_command_goes_on_and_measures_what_is_new(data, tmp_path, monkeypatch, refused, capsys):
+    """After SIGTERM, and on runs that are finished; runs with other flags do not mix with them."""
+    changes = {'axes': {'encoding': {'P2BE': 'p2be'}, 'seed': [1]}, 'claims': [], 'show': ['clean']}
+    changes['flags'] = f'{_content()["flags"]} --epochs 2 --data-dir {data}'
+    output = tmp_path / 'out'
+    words = ['reproduce', '--grid', str(_file(tmp_path, **changes)), '--output', str(output)]
+    with monkeypatch.context() as patch:
+        at_call(patch, Trainer, '_batch', 5, lambda: signal.raise_signal(signal.SIGTERM))
+        assert timm_p2be(words) == 130
+    assert capsys.readouterr().err.endswith('interrupted. The same command goes on from here.\n')
+    (recovery,) = (output / 'P2BE-1').glob('recovery-*.pth.tar')
+    assert timm_p2be(words) == 0
+    assert f'resume: {recovery}' in (output / 'P2BE-1' / 'args.yaml').read_text()
+    trained = (output / 'P2BE-1' / 'last.pth.tar').stat().st_mtime_ns
+    _file(tmp_path, **changes | {'show': ['clean', 'corrupted']})
+    assert timm_p2be(words) == 0
+    assert (output / 'P2BE-1' / 'last.pth.tar').stat().st_mtime_ns == trained
+    (run,) = json.loads((output / 'results.json').read_text())['runs']
+    assert (run['epochs'], {*run['figures']}) == (2, {'clean', 'corrupted'})
+    _file(tmp_path, **changes | {'flags': f'{changes["flags"]} --hflip 0'})
+    assert 'holds a run with other flags (hflip: 0.5, not 0.0)' in refused(*words, silent=False)
+
+
+def test_a_failing_run_names_its_log(tmp_path, capsys):
+    words = ['--data-dir', str(tmp_path / 'nothing'), '--output', str(tmp_path / 'out')]
+    assert timm_p2be(['reproduce', '--grid', str(_file(tmp_path)), *words]) == 1
+    assert 'log.txt' in capsys.readouterr().err
+
+
+def test_the_grid_of_the_docs_takes_tables_of_the_hub_at_a_commit(tmp_path, hub):
+    shipped = (Path(__file__).parents[1] / 'benchmarks' / 'transfer.yaml').read_text()
+    commit = hub.put('someone/table', published.embedding(tmp_path / 'one'))
+
+    def grid_with(table: str) -> Grid:
+        (tmp_path / 'grid.yaml').write_text(re.sub('tables/.*', table, shipped))
+        return read_grid(tmp_path / 'grid.yaml')
+
+    with pytest.raises(ValueError, match=f'may change between two runs; name its commit, now someone/table@{commit}'):
+        running.check(grid_with('someone/table'))
+    grid = grid_with(f'someone/table@{commit}')
+    running.check(grid)
+    assert {run.arguments.args.data_dir for run in grid.runs} == {None, 'data/digits'}
 
 
 def test_ours_stand_beside_the_papers(tmp_path):

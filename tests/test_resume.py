@@ -120,23 +120,6 @@ def test_ema_from_a_checkpoint_without_one(data, straight, tmp_path):
     torch.testing.assert_close(average['fc.weight'], start['fc.weight'], rtol=0, atol=1e-2)
 
 
-def test_a_file_deletes_no_other(data, straight, tmp_path):
-    """timm's saver joins its folder and the names in a checkpoint's history, and removes what is no longer ranked."""
-    victim, output = tmp_path / 'victim.txt', tmp_path / 'out' / 'run'
-    victim.write_text('mine')
-    output.mkdir(parents=True)
-    state = checkpoint(straight / 'checkpoint-0.pth.tar')
-    names = ['../../victim.txt', str(victim), 'args.yaml/../../../victim.txt']
-    files = [(name, 1.0) for name in names]
-    state['saver'] = {'checkpoint_files': files, 'best_metric': 99.0, 'best_epoch': 0, 'pending': (0, 1.0)}
-    torch.save(state, output / 'last.pth.tar')
-    flags = (*TWO_EPOCHS, '--sched-on-updates', '--checkpoint-hist', '1', '--resume', str(output / 'last.pth.tar'))
-    assert train.main(command(data, output, *flags)) == 0
-    assert victim.read_text() == 'mine'
-    best = checkpoint(output / 'model_best.pth.tar')
-    assert best['metric'] == max(float(row['eval_top1']) for row in summary(straight))
-
-
 def copied(straight: Path, folder: Path, name: str) -> str:
     """Return a copy of a checkpoint in a folder of its own."""
     path = folder / name

@@ -209,9 +209,14 @@ def test_history_comes_from_the_folder(tmp_path, caplog):
 
 @pytest.mark.parametrize('metric', [101.0, -1.0, float('nan'), '99', None])
 def test_a_metric_that_cannot_be_ranks_nothing(tmp_path, metric):
-    """timm takes `best_metric` as it is in the file, and writes no model_best from then on."""
+    """timm takes `best_metric` as it is in the file, and writes no model_best from then on.
+
+    It deletes what the history lists once it is no longer ranked, wherever it lies.
+    """
+    (victim := tmp_path / 'victim').touch()
     Saver(tmp_path, 'top1', keep=2).save_checkpoint(state(0), 0, 50.0)
-    hostile = {'best_metric': metric, 'best_epoch': 0, 'checkpoint_files': [('../victim', metric)]}
+    names = [('victim', metric), (str(victim), metric), (f'../{tmp_path.name}/victim', metric)]
+    hostile = {'best_metric': metric, 'best_epoch': 0, 'checkpoint_files': names}
     for name in ('last', 'model_best', 'checkpoint-0'):
         path = tmp_path / f'{name}.pth.tar'
         rewrite(path, {**checkpoint(path), 'metric': metric, 'saver': {**hostile, 'pending': (0, metric)}})
@@ -220,6 +225,7 @@ def test_a_metric_that_cannot_be_ranks_nothing(tmp_path, metric):
     assert (saver.ranked, saver.best_epoch) == ({}, None)
     saver.save_checkpoint(state(1), 1, 40.0)
     assert contents(tmp_path)['model_best.pth.tar'] == 1
+    assert victim.exists()
 
 
 def test_names_of_others_are_left_alone(tmp_path):

@@ -55,9 +55,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize('place', PLACES)
-def test_signal_writes_a_checkpoint_to_go_on_from(
-    data: Path, straight: Path, tmp_path: Path, place: str, monkeypatch: Patch
-) -> None:
+def test_signal_writes_a_checkpoint_to_go_on_from(data, straight, tmp_path, place, monkeypatch):
     output = tmp_path / 'run'
     name, call, position, number = PLACES[place]
     at_call(monkeypatch, Trainer, name, call, lambda: signal.raise_signal(number))
@@ -70,14 +68,14 @@ def test_signal_writes_a_checkpoint_to_go_on_from(
     assert summary(straight) == summary(output)
 
 
-def test_signal_between_epochs(data: Path, tmp_path: Path, monkeypatch: Patch) -> None:
+def test_signal_between_epochs(data, tmp_path, monkeypatch):
     """Also where the epoch before wrote no checkpoint."""
     at_call(monkeypatch, train.Run, '_seed_epoch', 2, lambda: signal.raise_signal(signal.SIGTERM))
     assert train.main(command(data, tmp_path / 'run', '--epochs', '3', '--val-interval', '3')) == 143
     assert [path.name for path in (tmp_path / 'run').glob('*.pth.tar')] == ['recovery-1-0.pth.tar']
 
 
-def test_signal_while_batches_are_passed_over(data: Path, tmp_path: Path, monkeypatch: Patch) -> None:
+def test_signal_while_batches_are_passed_over(data, tmp_path, monkeypatch):
     output = tmp_path / 'run'
     at_call(monkeypatch, Trainer, '_batch', 2, lambda: signal.raise_signal(signal.SIGTERM))
     assert train.main(command(data, output, *FLAGS)) == 143
@@ -87,9 +85,7 @@ def test_signal_while_batches_are_passed_over(data: Path, tmp_path: Path, monkey
     assert checkpoint(recovery)['args'].position['update'] == 2
 
 
-def test_signal_while_the_run_is_built_ends_it(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Patch
-) -> None:
+def test_signal_while_the_run_is_built_ends_it(data, tmp_path, capsys, monkeypatch):
     def interrupt(*args: Any) -> None:
         raise KeyboardInterrupt
 
@@ -99,7 +95,7 @@ def test_signal_while_the_run_is_built_ends_it(
     assert not (tmp_path / 'out').exists()
 
 
-def test_a_second_signal_interrupts_unless_it_is_an_echo(monkeypatch: Patch) -> None:
+def test_a_second_signal_interrupts_unless_it_is_an_echo(monkeypatch):
     stop = StopSignal()
     with stop:
         assert not stop()
@@ -112,7 +108,7 @@ def test_a_second_signal_interrupts_unless_it_is_an_echo(monkeypatch: Patch) -> 
             signal.raise_signal(signal.SIGINT)
 
 
-def test_nohup_keeps_a_run_from_hearing_that_its_terminal_closed() -> None:
+def test_nohup_keeps_a_run_from_hearing_that_its_terminal_closed():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with StopSignal() as stop:
@@ -125,7 +121,7 @@ def test_nohup_keeps_a_run_from_hearing_that_its_terminal_closed() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_loader_workers_leave_signals_to_the_main_process(data: Path, tmp_path: Path) -> None:
+def test_loader_workers_leave_signals_to_the_main_process(data, tmp_path):
     """A worker that ended would raise in the main process, wherever that is."""
     run = train.Run(train.parse_args(command(data, tmp_path / 'run', '--workers', '1')), StopSignal())
     for loader in (run.loaders.training, run.loaders.validation):
@@ -140,7 +136,7 @@ def test_loader_workers_leave_signals_to_the_main_process(data: Path, tmp_path: 
         assert len([*images, *batches]) == len(loader)
 
 
-def test_a_worker_that_a_signal_ended_does_not_hide_the_stop(data: Path, tmp_path: Path, monkeypatch: Patch) -> None:
+def test_a_worker_that_a_signal_ended_does_not_hide_the_stop(data, tmp_path, monkeypatch):
     def broken(*args: Any) -> Any:
         signal.raise_signal(signal.SIGTERM)
         raise RuntimeError('DataLoader worker (pid 1) is killed by signal: Terminated')
@@ -151,9 +147,7 @@ def test_a_worker_that_a_signal_ended_does_not_hide_the_stop(data: Path, tmp_pat
     assert (tmp_path / 'run' / 'recovery-0-0.pth.tar').exists()
 
 
-def test_a_killed_worker_ends_in_a_recovery_file(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Patch
-) -> None:
+def test_a_killed_worker_ends_in_a_recovery_file(data, tmp_path, capsys, monkeypatch):
     """As the kernel kills where memory runs out; torch alone would raise inside the update."""
 
     def kill() -> None:
@@ -204,7 +198,7 @@ ENDLESS = (*VIEWS, '--epochs', '1000', '--log-interval', '1')
 @pytest.mark.parametrize(
     ('number', 'code'), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
 )
-def test_signal_to_the_whole_process_group(data: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
+def test_signal_to_the_whole_process_group(data, tmp_path, number, code):
     """Loader workers get it too."""
     output = tmp_path / 'run'
     ended, said = stopped([SCRIPT, *command(data, output, *ENDLESS, '--workers', '2')], number)
@@ -216,7 +210,7 @@ def test_signal_to_the_whole_process_group(data: Path, tmp_path: Path, number: s
 
 
 @pytest.mark.slow
-def test_torchrun_stops_all_processes_together(data: Path, tmp_path: Path) -> None:
+def test_torchrun_stops_all_processes_together(data, tmp_path):
     words = command(data, tmp_path / 'run', *ENDLESS, '--workers', '1', '--batch-size', '4')
     launcher = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
     _, said = stopped([*launcher, '-m', 'timm_p2be.training', *words], signal.SIGTERM)
@@ -224,7 +218,7 @@ def test_torchrun_stops_all_processes_together(data: Path, tmp_path: Path) -> No
     assert len(list((tmp_path / 'run').glob('recovery-*.pth.tar'))) == 1
 
 
-def test_exploding_weights_stop_the_run(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_exploding_weights_stop_the_run(data, tmp_path, capsys):
     output = tmp_path / 'run'
     words = command(data, output, *VIEWS, '--recovery-interval', '1', opt=('--opt', 'sgd', '--lr', '1e38'))
     assert train.main(words) == 1
@@ -236,9 +230,7 @@ def test_exploding_weights_stop_the_run(data: Path, tmp_path: Path, capsys: pyte
 
 
 @pytest.mark.parametrize('flags', [(), ('--amp', '--amp-dtype', 'bfloat16')], ids=' '.join)
-def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], monkeypatch: Patch
-) -> None:
+def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(data, tmp_path, capsys, flags, monkeypatch):
     output = tmp_path / 'run'
     objective, calls = P2BETask.objective, itertools.count(1)
 
@@ -271,15 +263,13 @@ def _train_with_a_nan_of_one(words: list[str]) -> int:
 
 
 @pytest.mark.slow
-def test_processes_stop_together_at_the_nan_of_one(data: Path, tmp_path: Path) -> None:
+def test_processes_stop_together_at_the_nan_of_one(data, tmp_path):
     words = command(data, tmp_path / 'run', '--epochs', '2', '--batch-size', '4', '--recovery-interval', '1')
     assert run_ranks(_train_with_a_nan_of_one, words) == [1, 1]
     assert not (tmp_path / 'run' / 'recovery-0-2.pth.tar').exists()
 
 
-def test_a_batch_too_large_for_memory(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Patch
-) -> None:
+def test_a_batch_too_large_for_memory(data, tmp_path, capsys, monkeypatch):
     def exhausted() -> None:
         raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')
 
@@ -302,11 +292,11 @@ DAMAGED = {
 }
 
 
-@pytest.mark.parametrize('value', [float('nan'), float('inf')])
-@pytest.mark.parametrize('what', DAMAGED)
-def test_what_the_last_update_broke_is_not_saved(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Patch, what: str, value: float
-) -> None:
+BROKEN = [*zip(DAMAGED, map(float, ('nan', 'inf', 'nan', 'inf')), strict=True)]
+
+
+@pytest.mark.parametrize(('what', 'value'), BROKEN)
+def test_what_the_last_update_broke_is_not_saved(data, tmp_path, capsys, monkeypatch, what, value):
     """Without validation, whose loss would tell; and the message names no file that is broken itself."""
     output, finish = tmp_path / 'run', train.Run._finish_epoch
 
@@ -325,7 +315,7 @@ def test_what_the_last_update_broke_is_not_saved(
     assert {checkpoint(path)['epoch'] for path in output.glob('[cm]*.pth.tar')} == {0}
 
 
-def test_weights_broken_in_validation_are_not_saved(data: Path, tmp_path: Path, monkeypatch: Patch) -> None:
+def test_weights_broken_in_validation_are_not_saved(data, tmp_path, monkeypatch):
     finish = train.Run._finish_epoch
 
     def damage(run: train.Run, epoch: int, metrics: dict[str, float]) -> None:

@@ -3,11 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import published
 import pytest
 import timm
 import torch
-from hub_server import HubServer
 from safetensors.torch import save_file
 from timm.models import save_for_hf
 from torch import Tensor, nn
@@ -117,23 +115,6 @@ def test_a_saved_model_brings_its_own_weights(tmp_path: Path) -> None:
 def test_bad_requests(name: str, kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         timm.create_model(name, **{'pretrained': True, **kwargs})
-
-
-def test_a_table_of_the_hub_is_fetched_once(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cfg may name a repository, as timm's own do; offline only what is in the cache is there."""
-    from huggingface_hub import constants
-
-    hub.put('someone/table', published.embedding(tmp_path / 'table', 16), tag='v1')
-    overlay = {'file': None, 'hf_hub_id': 'someone/table@v1'}
-    arguments: dict[str, Any] = {'pretrained': True, 'pretrained_cfg_overlay': overlay}
-    for offline in (False, True):
-        monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', offline)
-        model = timm.create_model(f'wrn10_2_p2be.{TAG}', **arguments)
-        assert torch.equal(latents(model), published.latents(16))
-        assert not latents(model).requires_grad
-    with pytest.raises(ValueError, match=r'someone/table@v1 is not in the cache.*Run `timm-p2be pull someone'):
-        timm.create_model(f'wrn10_2_p2be.{TAG}', **arguments, cache_dir=tmp_path / 'elsewhere')
-    assert hub.count('GET .*/model.safetensors') == 1
 
 
 def test_the_name_is_known_elsewhere() -> None:

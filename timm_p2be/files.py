@@ -123,7 +123,7 @@ def read_yaml(path: Path) -> Any:
     """Return what a YAML file of plain values holds, never reading more than `MAX_JSON_BYTES` and one.
 
     Raises:
-        ValueError: without the path; the file cannot be read, is larger, or no YAML of plain values.
+        ValueError: the file cannot be read, is larger, or no YAML of plain values.
     """
     try:
         loader = _PlainLoader(_text_of(path, MAX_JSON_BYTES))
@@ -132,10 +132,10 @@ def read_yaml(path: Path) -> Any:
         finally:
             loader.dispose()
         check_extent(parsed)
-    except OSError as error:
-        raise ValueError(error.strerror) from error
     except Exception as error:  # constructors of dates, numbers and keys raise whatever they like
-        raise ValueError(f'{error or type(error).__name__}') from error
+        raise ValueError(
+            f'{path} cannot be read as YAML ({error or type(error).__name__}). Mend or restore it.'
+        ) from error
     return parsed
 
 

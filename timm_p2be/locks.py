@@ -61,8 +61,8 @@ class FolderLock:
 def holder_of(path: Path) -> str:
     """Return what the file of a lock says of the process that holds it, '' if none does."""
     try:
-        with path.open('r+') as file:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with path.open() as file:  # of another user, perhaps, who lets read
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return ''
     except FileNotFoundError:
         return ''

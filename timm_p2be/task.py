@@ -9,10 +9,9 @@ from timm.task import ClassificationTask
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
-from timm_p2be.encodings import PixelEmbedding
 from timm_p2be.losses import REDUCTIONS, at_least_float32, jensen_shannon, smoothness_loss
 from timm_p2be.robustness.attacks.training_attack import TrainingAttack
-from timm_p2be.stem import find_embedding
+from timm_p2be.stem import learned_embedding
 
 _logger = logging.getLogger(__name__)
 
@@ -274,12 +273,3 @@ class AdvTrainTask(_AdversarialTask):
         **kwargs: Any,
     ) -> None:
         super().__init__(model, 0.0, smoothness, reduction, eps, steps, **kwargs)
-
-
-def learned_embedding(model: nn.Module) -> PixelEmbedding | None:
-    """Return the embedding of a model whose table is learned, frozen or not, else None."""
-    try:
-        embedding = find_embedding(model)
-    except ValueError:
-        return None
-    return None if embedding.weight is None else embedding

@@ -10,13 +10,15 @@ import argparse
 import json
 import statistics
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import yaml
-from scipy.stats import t
+
+from timm_p2be.reproduce import verdicts
+from timm_p2be.reproduce.grid import Claim
+from timm_p2be.reproduce.verdicts import CONTRADICTED, REPRODUCED, UNDECIDED, Difference
 
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / 'docs' / 'evidence.md'
@@ -27,20 +29,12 @@ SEEDS = (42, 43, 44)
 Run = dict[str, Any]
 
 
-@dataclass
-class Difference:
-    """A - B in points over runs of equal seed; the interval is None below two seeds."""
-
-    seeds: int
-    mean: float
-    interval: tuple[float, float] | None
-
-    def verdict(self, bound: float) -> str:
-        """Return what the interval says of "below `bound`"."""
-        if self.interval is None:
-            return 'not run' if self.seeds == 0 else 'one seed: undecided'
-        low, high = self.interval
-        return 'supported' if high < bound else 'contradicted' if low > bound else 'undecided'
+def verdict(found: Difference, bound: float) -> str:
+    """Return what the interval says of "below `bound`"."""
+    if found.low is None:
+        return 'not run' if found.seeds == 0 else 'one seed: undecided'
+    words = {REPRODUCED: 'supported', CONTRADICTED: 'contradicted', UNDECIDED: 'undecided'}
+    return words[verdicts.decide(Claim('', '', '', '', '', within=bound), found)]
 
 
 def read_runs(folder: Path = HERE / 'runs') -> dict[str, Run]:
@@ -56,14 +50,10 @@ def errors(runs: dict[str, Run], encoding: str, error: str) -> dict[int, float]:
 
 
 def difference(runs: dict[str, Run], lower: str, than: str, error: str) -> Difference:
-    """Return the paired difference of two encodings."""
+    """Return the paired difference of two encodings, of 0 seeds if there is no pair."""
     one, other = errors(runs, lower, error), errors(runs, than, error)
     paired = [one[seed] - other[seed] for seed in SEEDS if seed in one and seed in other]
-    if len(paired) < 2:
-        return Difference(len(paired), sum(paired), None)
-    mean = statistics.mean(paired)
-    margin = float(t.ppf(0.975, len(paired) - 1)) * statistics.stdev(paired) / len(paired) ** 0.5
-    return Difference(len(paired), mean, (mean - margin, mean + margin))
+    return verdicts.over_seeds(paired) or Difference(0.0, None, None, 0)
 
 
 def decide(runs: dict[str, Run], claim: dict[str, Any]) -> list[dict[str, Any]]:
@@ -78,7 +68,7 @@ def decide(runs: dict[str, Run], claim: dict[str, Any]) -> list[dict[str, Any]]:
     sides = ('p2be-paper', 'p2be') if lower == 'p2be' and than != 'p2be-frozen' else (lower,)
     for side in sides:
         found = difference(runs, side, than, claim['error'])
-        rows.append({'lower': side, 'than': than, 'found': found, 'verdict': found.verdict(claim.get('within', 0.0))})
+        rows.append({'lower': side, 'than': than, 'found': found, 'verdict': verdict(found, claim.get('within', 0.0))})
     return rows
 
 

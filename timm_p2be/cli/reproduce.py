@@ -20,8 +20,8 @@ Grids are YAML files (timm_p2be/reproduce/tables): axes, flags of train.py, what
 rule of their verdicts, and budgets. OUTPUT gets a folder a run, then report.html, report.md and results.json. The same
 command again does what is missing, also after a kill; started several times it shares the runs out.
 
-Flags of the data take the place of the table's own, which the page then says. Without any, images are those of the
-table's recipe in --data-dir data.
+Flags of the data take the place of the grid's own, which the page then says. Where neither names any, images are those
+of the recipe in --data-dir data.
 
 examples:
   timm-p2be reproduce --table II --budget minutes --data-dir data --dataset-download
@@ -80,8 +80,6 @@ def _run(args: argparse.Namespace, data_names: list[str], prog: str) -> int:
 
 def _grid(args: argparse.Namespace, path: Path, data_names: list[str]) -> Grid:
     data = {name: getattr(args, name) for name in data_names if hasattr(args, name)}
-    if not data.keys() & {'dataset', 'data_dir'}:
-        data['data_dir'] = 'data'
     data |= {name: getattr(args, name) for name in _OWN if getattr(args, name) is not None}
     embedding = pinned(args.embedding) if args.embedding else None if args.plan else ''
     grid = read_grid(path, args.budget, data, embedding, args.seeds)

@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from timm_p2be.cli.interruption import run_long
-from timm_p2be.files import read_yaml
+from timm_p2be.hub.run_folder import read_flags
 from timm_p2be.locks import holder_of
 from timm_p2be.training.checkpoints import newest_checkpoint
 from timm_p2be.training.output import LOCK
@@ -21,9 +21,7 @@ def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
 
 
 def _run(folder: Path) -> int:
-    if not (folder / 'args.yaml').is_file():
-        raise ValueError(f'Got {folder}, which has no args.yaml. Name the folder that a run of train.py writes.')
-    args = read_yaml(folder / 'args.yaml')
+    args = read_flags(folder / 'args.yaml')
     rows = []
     if (summary := folder / 'summary.csv').is_file():
         rows = list(csv.DictReader(summary.read_text().splitlines()))

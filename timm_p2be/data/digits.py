@@ -12,11 +12,11 @@ _SIDE = 32
 _VALIDATION_SHARE = 0.2
 
 
-def write_digits(folder: str | Path, seed: int = 0) -> Path:
+def write_digits(folder: str | Path) -> Path:
     """Write 1,797 handwritten digits as 32x32 RGB PNG files, in folder/{train,validation}/{0..9}/NNNN.png.
 
     The images are those of `sklearn.datasets.load_digits` (8x8, values 0..16), scaled to 0..255 and enlarged by PIL's
-    bicubic filter; a fifth of each class, by `seed`, is for validation. Files appear under their names when they are
+    bicubic filter; a fifth of each class is for validation. Files appear under their names when they are
     whole: an interrupted call can be repeated, and several processes may call this at once.
 
     Example:
@@ -25,7 +25,7 @@ def write_digits(folder: str | Path, seed: int = 0) -> Path:
         ...     print(len(list(write_digits(folder).glob('*/*/*.png'))))
         1797
     """
-    folder, generator = Path(folder), np.random.default_rng(seed)
+    folder, generator = Path(folder), np.random.default_rng(0)
     images, labels = require('sklearn.datasets', extra='robustness').load_digits(return_X_y=True)
     validation: set[int] = set()
     for label in range(10):
@@ -33,11 +33,6 @@ def write_digits(folder: str | Path, seed: int = 0) -> Path:
         validation.update(members[: round(_VALIDATION_SHARE * len(members))])
     splits = ['validation' if index in validation else 'train' for index in range(len(labels))]
     names = [f'{split}/{labels[index]}/{index:04}.png' for index, split in enumerate(splits)]
-    if unknown := {path.relative_to(folder).as_posix() for path in folder.glob('*/*/*.png')} - set(names):
-        raise ValueError(
-            f'Got {folder}, which holds {len(unknown)} images that are not digits split by seed {seed} '
-            f'(for instance {min(unknown)}). Choose an empty or a new folder.'
-        )
     for name, values in zip(names, images, strict=True):
         if not (folder / name).is_file():
             levels = np.floor(values.reshape(8, 8) * 255 / 16 + 0.5).astype(np.uint8)

@@ -49,13 +49,35 @@ def _decode(file: BinaryIO | Path, mode: str | None) -> Image.Image:
         raise UnreadableImage(f'cannot be read as an image: {reason:.300}.') from error
 
 
+class PassedOver:
+    """What could not be read of a data set, counted by all processes that load for it together.
+
+    Args:
+        most: so much is passed over, each time named in the log.
+        slots: number of things that are told apart.
+    """
+
+    def __init__(self, most: int, slots: int) -> None:
+        self.most = most
+        self.seen = torch.zeros(slots, dtype=torch.bool).share_memory_()
+
+    def add(self, slot: int, what: str) -> None:
+        """Pass over one more, of which `what` says why, or raise UnreadableImage."""
+        is_new, self.seen[slot] = not self.seen[slot], True
+        count = int(self.seen.sum())
+        if count > self.most or count == len(self.seen):
+            allowed = f' {count} so far; --max-bad-samples allows {self.most}.' if self.most else ''
+            raise UnreadableImage(f'{what}{allowed} Get it again, or remove it.')
+        if is_new:
+            _logger.warning(f'Passed over {what} {count} of at most {self.most} so far.')
+
+
 class Images(ImageDataset):
     """A data set of timm's by index that says which image it cannot read, where timm alone takes the next one instead.
 
     Args:
         dataset: timm's, whose reader and mode of images are taken over.
-        max_bad: so many images are passed over for the next readable one, each named in the log; all processes that
-            load for this one count together.
+        max_bad: so many images are passed over for the next readable one.
 
     Raises:
         UnreadableImage: on reading one more.
@@ -63,8 +85,7 @@ class Images(ImageDataset):
 
     def __init__(self, dataset: ImageDataset, max_bad: int = 0) -> None:
         super().__init__('', dataset.reader, input_img_mode=dataset.input_img_mode)
-        self.max_bad = max_bad
-        self.bad = torch.zeros(len(dataset), dtype=torch.bool).share_memory_()
+        self.passed_over = PassedOver(max_bad, len(dataset))
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         while True:
@@ -74,20 +95,13 @@ class Images(ImageDataset):
                     image = _decode(file, self.input_img_mode)
                 break
             except (OSError, UnreadableImage) as error:
-                self._pass_over(index, error)
+                name = self.reader.filename(index, absolute=True) or f'image {index}'
+                reason = str(error)
+                if isinstance(error, OSError):
+                    reason = f'cannot be read as an image: {error.strerror or error}.'
+                self.passed_over.add(index, f'{name}: {reason}')
                 index = (index + 1) % len(self)
         return image if self.transform is None else self.transform(image), label
-
-    def _pass_over(self, index: int, error: Exception) -> None:
-        is_new, self.bad[index] = not self.bad[index], True
-        count = int(self.bad.sum())
-        name = self.reader.filename(index, absolute=True) or f'image {index}'
-        reason = f'cannot be read as an image: {error.strerror or error}.' if isinstance(error, OSError) else error
-        if count > self.max_bad or count == len(self):
-            allowed = f' {count} of {len(self)} images so far; --max-bad-samples allows {self.max_bad}.'
-            raise UnreadableImage(f'{name}: {reason}{allowed if self.max_bad else ""} Get it again, or remove it.')
-        if is_new:
-            _logger.warning(f'Passed over {name}: {reason} {count} of at most {self.max_bad} images so far.')
 
 
 def last_message(error: Exception) -> str:

@@ -1,19 +1,16 @@
 """Streamed data sets of timm's: what cannot be read in them is named, counted and bounded, as in a folder of images."""
 
-import logging
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-import torch
 from timm.data import IterableImageDataset
 from timm.data.readers.reader_wds import ReaderWds
 
-from timm_p2be.data.image_files import UnreadableImage
+from timm_p2be.data.image_files import PassedOver, UnreadableImage
 
 _NAMES = 1 << 20  # for fewer than a hundred, two share a hash in one case of 200
-_logger = logging.getLogger(__name__)
 
 
 class Stream(IterableImageDataset):
@@ -21,8 +18,7 @@ class Stream(IterableImageDataset):
 
     Args:
         dataset: timm's, whose reader is taken over.
-        max_bad: so many shards of `wds/` (from where they are damaged), and images in them, are passed over, each named
-            in the log; all processes that load for this one count together.
+        max_bad: so many shards of `wds/` (from where they are damaged), and images in them, are passed over.
 
     Raises:
         UnreadableImage: on reading one more, and at the first one of a `hfids/` data set.
@@ -30,8 +26,7 @@ class Stream(IterableImageDataset):
 
     def __init__(self, dataset: IterableImageDataset, max_bad: int = 0) -> None:
         super().__init__('', reader=dataset.reader)
-        self.max_bad = max_bad
-        self.bad = torch.zeros(_NAMES, dtype=torch.bool).share_memory_()  # by hash of the name
+        self.passed_over = PassedOver(max_bad, _NAMES)  # by hash of the name
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         if isinstance(self.reader, ReaderWds):
@@ -65,14 +60,7 @@ class Stream(IterableImageDataset):
         if len(error.args) < 2:  # from inside a shard: the next stage adds its name
             raise error
         reason, name = next(word for word in error.args if isinstance(word, str)), str(error.args[-1])
-        slot = zlib.crc32(name.encode()) % _NAMES
-        is_new, self.bad[slot] = not self.bad[slot], True
-        count = int(self.bad.sum())
-        if count > self.max_bad:
-            allowed = f' {count} so far; --max-bad-samples allows {self.max_bad}.' if self.max_bad else ''
-            raise UnreadableImage(f'{name}: cannot be read: {reason}.{allowed} Get it again, or remove it.')
-        if is_new:
-            _logger.warning(f'Passed over {name}: cannot be read: {reason}. {count} of at most {self.max_bad} so far.')
+        self.passed_over.add(zlib.crc32(name.encode()) % _NAMES, f'{name}: cannot be read: {reason}.')
         return True
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import tqdm, validate_repo_id
+from huggingface_hub.utils import validate_repo_id
 
 from timm_p2be.hub.errors import FetchError, UnreachableError, asking
 
@@ -170,7 +170,6 @@ class _Repository:
                     cache_dir=self.cache_dir,
                     token=self.token,
                     force_download=force_download,
-                    tqdm_class=_limited(f'{name!r} of {self.name}', max_bytes),
                 )
                 for name in wanted
                 if name in sizes
@@ -186,21 +185,6 @@ class _Repository:
         """Return the snapshot folder of this revision if all files are in it, else None."""
         paths = [try_to_load_from_cache(self.repo_id, name, self.cache_dir, self.revision) for name in filenames]
         return Path(str(paths[0])).parent if all(isinstance(path, str) for path in paths) else None
-
-
-def _limited(what: str, max_bytes: int) -> type[tqdm]:
-    """Return a progress bar that ends a download of too many bytes: not every Hub tells sizes beforehand."""
-
-    class Limited(tqdm):
-        seen = 0.0
-
-        def update(self, n: float | None = 1) -> bool | None:
-            self.seen += n or 0
-            if self.seen > max_bytes:
-                raise _too_large(what, int(self.seen), max_bytes)
-            return super().update(n)
-
-    return Limited
 
 
 def _check_files(folder: Path, filenames: Sequence[str], optional: Sequence[str], max_bytes: int) -> None:
@@ -223,6 +207,6 @@ def _check_files(folder: Path, filenames: Sequence[str], optional: Sequence[str]
 
 def _too_large(what: str, size: int, max_bytes: int) -> FetchError:
     return FetchError(
-        f'{what} has {size} bytes or more; at most {max_bytes} are accepted. Is it the right one? If so, read it in '
+        f'{what} has {size} bytes; at most {max_bytes} are accepted. Is it the right one? If so, read it in '
         'Python: timm_p2be.hub.fetch.fetch takes another max_bytes.'
     )

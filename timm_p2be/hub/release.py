@@ -17,11 +17,11 @@ from timm_p2be.files import atomic_folder, file_sha256, write_json
 from timm_p2be.hub.card import LICENSE, write_card
 from timm_p2be.hub.repository import MODEL_FORMAT_VERSION, RELEASE_FILES, verify
 from timm_p2be.hub.results import PUBLISHED, ROUNDED, collect_results, measure_clean
-from timm_p2be.hub.run_description import Dataset, dataset_of, has_learned_table, missing, training_record
+from timm_p2be.hub.run_description import Dataset, dataset_of, missing, training_record
 from timm_p2be.hub.run_folder import Run, build_model, data_config, label_names, read_run
 from timm_p2be.robustness.images import ImageSet
 from timm_p2be.robustness.pixel_model import PixelModel
-from timm_p2be.stem import encoded_stem
+from timm_p2be.stem import encoded_stem, learned_embedding
 
 _WEIGHTS = 'model.safetensors'
 # what the cfg of a registered model says of the weights that it came with, which these are not
@@ -90,7 +90,7 @@ def _write_model(run: Run, model: nn.Module, folder: Path, release: Release) -> 
     known = {run.sha256: own, weights_sha256(model.state_dict()): own}
     if release.half:
         _round(model)
-    config = data_config(run, model)
+    config = data_config(run.flags, model)
     names = label_names(run, model)
     save_for_hf(
         model, str(folder), safe_serialization=True, data_config=config, model_config={'label_names': names or None}
@@ -120,9 +120,9 @@ def _write_model(run: Run, model: nn.Module, folder: Path, release: Release) -> 
 
 
 def _write_embedding(run: Run, model: nn.Module, folder: Path, release: Release) -> None:
-    stem = encoded_stem(model)[1]
-    if stem is None or not has_learned_table(model):
-        what = 'fixed codes' if stem else 'pixel values'
+    embedding = learned_embedding(model)
+    if embedding is None:
+        what = 'fixed codes' if encoded_stem(model)[1] else 'pixel values'
         raise ValueError(f'{run.flags["model"]} reads {what}; only a p2be model has a learned table to publish.')
     if run.flags.get('p2be_freeze'):
         raise ValueError(
@@ -131,7 +131,7 @@ def _write_embedding(run: Run, model: nn.Module, folder: Path, release: Release)
         )
     if release.half:
         raise ValueError('A table is published as it is: its latents stay float32. Leave out --half.')
-    dataset, embedding = dataset_of(run, release.dataset), stem.embedding
+    dataset = dataset_of(run, release.dataset)
     network = 'of the network the table was trained in'
     known = {run.sha256: network, weights_sha256(model.state_dict()): network}
     results = _results(run, model, release, known, dataset, network)
@@ -150,7 +150,7 @@ def _results(
     """Return what results.json holds; `model` has the weights as they are published, `state` says so in words."""
     measured = None
     if release.test is not None:
-        config = data_config(run, model)
+        config = data_config(run.flags, model)
         pixels = PixelModel(model, config['mean'], config['std'], class_names=label_names(run, model))
         images, split = release.test(config['input_size'][-1]), release.test_split or dataset.test_split
         measured = measure_clean(pixels, images, config, split, state)
@@ -160,10 +160,10 @@ def _results(
 
 def _learned(model: nn.Module) -> dict[str, Any]:
     """Return how far a learned table is from the thermometer code, which short runs hardly leave."""
-    stem = encoded_stem(model)[1]
-    if stem is None or not has_learned_table(model):
+    embedding = learned_embedding(model)
+    if embedding is None:
         return {}
-    found = code_statistics(codes := stem.embedding.codes())
+    found = code_statistics(codes := embedding.codes())
     counts = {'distinct': found.distinct, 'bits': codes.numel(), 'unlike_thermometer': found.unlike_thermometer}
     return {'codes': counts}
 

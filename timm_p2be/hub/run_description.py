@@ -11,7 +11,7 @@ from torch import nn
 from timm_p2be.hub.errors import FetchError
 from timm_p2be.hub.fetch import split_revision
 from timm_p2be.hub.run_folder import Run
-from timm_p2be.stem import encoded_stem
+from timm_p2be.stem import learned_embedding
 
 # flags of train.py that are published, and the flag without which one has no effect
 _PUBLISHED = (
@@ -113,12 +113,13 @@ def training_record(
     base_model = base_model or _base_model(flags)
     if base_model is not None and not _MODEL_NAME.fullmatch(base_model):
         raise ValueError(f"Got base_model={base_model!r}; write 'org/name', 'org/name@revision' or a name of timm.")
-    trains_table = has_learned_table(model) and not flags.get('p2be_freeze')
+    learned = learned_embedding(model) is not None
+    trains_table = learned and not flags.get('p2be_freeze')
     return {
         'dataset': {'name': dataset.name, 'id': dataset.id, 'split': dataset.train_split, 'note': dataset.note},
         'model': model.pretrained_cfg['architecture'],  # type: ignore[index]
         'recipe': PurePath(flags['config']).name if flags.get('config') else None,
-        'flags': _published_flags(run, has_learned_table(model)),
+        'flags': _published_flags(run, learned),
         'seed': flags['seed'],
         'epochs': run.epoch + 1,
         'smoothness': flags.get('p2be_smoothness') if trains_table else None,
@@ -126,12 +127,6 @@ def training_record(
         'base_model': base_model,
         'results': {key: value for key, value in results.items() if key != 'files'},
     }
-
-
-def has_learned_table(model: nn.Module) -> bool:
-    """Return whether a model has a table that training can move."""
-    stem = encoded_stem(model)[1]
-    return stem is not None and stem.embedding.weight is not None
 
 
 def _published_flags(run: Run, learned: bool) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from timm_p2be.hub.errors import asking
 
 _FILES = {'last': 'last.pth.tar', 'best': 'model_best.pth.tar'}
 # arguments of a model that say where its weights or its table came from, or only matter in training
-_NOT_THE_MODEL = ('embedding', 'embedding_init', 'freeze_embedding', 'img_size', 'cache_dir')
+_NOT_THE_MODEL = ('embedding', 'embedding_init', 'freeze_embedding', 'cache_dir')
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +36,7 @@ class Run:
 
 def read_run(folder: Path, checkpoint: str = 'last') -> Run:
     """Return a run at 'last', 'best' or the path of another checkpoint of it, checked to belong together."""
-    flags = _flags(folder / 'args.yaml')
+    flags = read_flags(folder / 'args.yaml')
     path = folder / _FILES[checkpoint] if checkpoint in _FILES else Path(checkpoint)
     found = read_checkpoint(path)
     if not {'arch', 'epoch'} <= found.raw.keys() or 'model' not in found.args:
@@ -56,43 +57,45 @@ def build_model(run: Run) -> nn.Module:
     bits = {tensor.shape[1] for name, tensor in state.items() if name.endswith('.embedding.weight')}
     if bits and bits != {64}:  # a table that was pulled brings its own length
         kwargs['num_bits'] = bits.pop()
-    size = (flags['img_size'],) * 2 if flags.get('img_size') else None
-    if flags.get('input_size'):
-        size = tuple(flags['input_size'][1:])
-    arguments = {
-        'num_classes': flags['num_classes'],
-        'in_chans': (flags.get('input_size') or [flags.get('in_chans') or 3])[0],
-        'drop_rate': flags.get('drop') or 0.0,
-        'drop_path_rate': flags.get('drop_path'),
-        **kwargs,
-    }
     try:
         sends_token = flags['model'].startswith('hf-hub:')
         with asking(flags['model'], None if sends_token else False):
-            model = _create(flags['model'], arguments, size)
+            model = create_model(flags, **kwargs)
         model.load_state_dict(state)
     except (RuntimeError, TypeError, AssertionError) as error:
         raise ValueError(f'{run.path} does not fit {flags["model"]} as args.yaml describes it: {error}') from error
     return model.float().eval()
 
 
-def _create(name: str, arguments: dict[str, Any], size: tuple[int, int] | None) -> nn.Module:
-    if size:
+def create_model(flags: Mapping[str, Any], **kwargs: Any) -> nn.Module:
+    """Return timm's model of the size that flags of train.py say; `kwargs` are further arguments of it."""
+    size = flags.get('input_size')
+    create = partial(
+        timm.create_model,
+        flags['model'],
+        num_classes=flags['num_classes'],
+        in_chans=size[0] if size else flags.get('in_chans') or 3,
+        drop_rate=flags.get('drop') or 0.0,
+        drop_path_rate=flags.get('drop_path'),
+        **kwargs,
+    )
+    sides = tuple(size[1:]) if size else (flags.get('img_size'),) * 2
+    if sides[0] and 'img_size' not in kwargs:
         try:
-            return timm.create_model(name, **arguments, img_size=size)
-        except TypeError as error:  # as in train.py: convolutional networks take images of any size
+            return create(img_size=sides)
+        except TypeError as error:  # convolutional backbones take images of any size
             if 'img_size' not in str(error):
                 raise
-    return timm.create_model(name, **arguments)
+    return create()
 
 
-def data_config(run: Run, model: nn.Module) -> dict[str, Any]:
-    """Return input size, mean, std, interpolation and crop for config.json: of the run's flags, else the network's."""
-    config = resolve_data_config(dict(run.flags), model=model)
-    channels = (run.flags.get('input_size') or [run.flags.get('in_chans')])[0]
-    if channels:
+def data_config(flags: Mapping[str, Any], model: nn.Module, verbose: bool = False) -> dict[str, Any]:
+    """Return timm's data config of flags of train.py, else the network's own."""
+    config = resolve_data_config(dict(flags), model=model, verbose=verbose)
+    channels = (flags.get('input_size') or [flags.get('in_chans')])[0]
+    if channels:  # timm reads the channels of the model's own configuration when no size is given
         config['input_size'] = (channels, *config['input_size'][1:])
-    return {key: config[key] for key in ('input_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')}
+    return config
 
 
 def label_names(run: Run, model: nn.Module) -> list[str]:
@@ -105,11 +108,11 @@ def _shown(model: str, kwargs: Mapping[str, Any] | None) -> str:
     return f'{model} {json.dumps(kwargs or {}, sort_keys=True, default=str)}'  # YAML makes lists of tuples
 
 
-def _flags(path: Path) -> dict[str, Any]:
-    try:
-        flags = read_yaml(path)
-    except ValueError as error:
-        raise ValueError(f'{path} cannot be read: {error}. Name the output folder of a run of train.py.') from error
+def read_flags(path: Path) -> dict[str, Any]:
+    """Return what an args.yaml of train.py holds."""
+    if not path.is_file():
+        raise ValueError(f'There is no {path}. Name the output folder of a run of train.py.')
+    flags = read_yaml(path)
     missing = [key for key in ('model', 'num_classes', 'seed') if key not in (flags if isinstance(flags, dict) else {})]
     if missing:
         raise ValueError(f'{path} lacks {missing}; it has to be the args.yaml of a run of train.py.')

@@ -44,19 +44,19 @@ def add_tables(default_cfgs: dict[str, DefaultCfg]) -> None:
 
 
 def tagged_table(variant: str, arguments: dict[str, Any]) -> tuple[str, str] | None:
-    """Return the network's name with its tag, and the folder or repository of the table that the tag stands for.
+    """Return the network's name with its tag, and the folder of the table that the tag stands for.
 
     None if the cfg among the `arguments` of the model stands for weights: those of a saved model that once had such a
-    tag, and a file that the caller put in the table's place.
+    tag, and a file or a repository that the caller put in the table's place.
     """
     given = arguments.get('pretrained_cfg')
     if isinstance(given, str) and names_table(f'{variant}.{given}'):
         table_path(given)
     cfg = resolve_pretrained_cfg(variant, given, arguments.get('pretrained_cfg_overlay'))
     name = f'{variant}.{cfg.tag}'
-    if not names_table(name) or cfg.source or cfg.state_dict or (cfg.file and Path(cfg.file).is_file()):
+    if not names_table(name) or cfg.source or cfg.state_dict or not cfg.file or Path(cfg.file).is_file():
         return None
-    return name, f'local-dir:{cfg.file}' if cfg.file else f'hf-hub:{cfg.hf_hub_id}'
+    return name, f'local-dir:{cfg.file}'
 
 
 def published_table(

@@ -140,7 +140,7 @@ class EmbeddingOptimizer(torch.optim.Optimizer):
             raise ValueError(
                 f'Got a checkpoint with {len(saved)} parameter groups, {sum(saved)} of them for a pixel embedding; '
                 f'this optimizer has {len(own)} and {sum(own)}. Create the model and the optimizer as in the saved '
-                'run (same --opt, same freezing), or resume the weights only (--no-resume-opt).'
+                'run (same --opt, same freezing: --p2be-freeze), or resume the weights only (--no-resume-opt).'
             )
         super().load_state_dict(state_dict)
 

@@ -10,19 +10,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from timm_p2be.files import content_of, read_yaml, shown
+from timm_p2be.files import Field, Schema, check_schema, content_of, read_yaml, shown
 from timm_p2be.robustness.corruptions import CORRUPTIONS
-from timm_p2be.training.arguments import Arguments, command_line, parse_args
+from timm_p2be.training.arguments import Arguments, command_line, flag_groups, parse_args
 
 TABLES = Path(__file__).with_name('tables')
 SEED, DATASET = 'seed', 'dataset'  # axes with a meaning of their own
 CORRUPTED = ('corrupted', 'mce', *CORRUPTIONS)
 FIGURES = ('clean', *CORRUPTED, 'lspga')  # what can be shown of a run, percent
-_KEYS = {'title', 'dataset', 'images', 'flags', 'axes', 'columns', 'show', 'compare', 'rule', 'claims', 'budgets'}
-_OPTIONAL = {'paper', 'picture'}
-_BUDGET_KEYS = {'flags', 'axes', 'corruption_images', 'attack_images'}
+_ANY: Field = ('any value', lambda value: True)
+_NAMED: Field = ('a mapping of names, at least one', lambda value: isinstance(value, dict) and bool(value))
+_FREE = ('title', 'dataset', 'images', 'flags', 'columns', 'show', 'compare', 'rule', 'claims', 'paper', 'picture')
+_GRID: Schema = {**dict.fromkeys(_FREE, _ANY), 'axes': _NAMED, 'budgets': _NAMED}
+_CLAIM: Schema = dict.fromkeys(('says', 'source', 'lower', 'than', 'error', 'within', 'where'), _ANY)
+_OPTIONAL: dict[str, Any] = {'paper': None, 'picture': '', 'rule': '', 'claims': []}
+_BUDGET: dict[str, Any] = {'flags': '', 'axes': {}, 'corruption_images': None, 'attack_images': None}
 _DATA = ('dataset', 'train_split', 'val_split', 'train_num_samples', 'val_num_samples')  # flags that change images
-_CLAIM_KEYS = {'says', 'source', 'lower', 'than', 'error'}
 
 Key = tuple[str, ...]  # values on the axes but the seed
 Axes = dict[str, dict[str, str]]  # axis -> value -> text that takes the place of {axis} in the flags
@@ -110,18 +113,17 @@ def read_grid(
     budget = next(iter(content['budgets'])) if budget is None else budget
     if budget not in content['budgets']:
         raise ValueError(f'Got budget {budget!r}; {path.name} has {", ".join(content["budgets"])}.')
-    size = content['budgets'][budget] or {}
-    _check_keys(size, set(), _BUDGET_KEYS, f'{path}: budget {budget}')
+    size = _checked(content['budgets'][budget] or {}, dict.fromkeys(_BUDGET, _ANY), _BUDGET, f'{path}: budget {budget}')
     all_axes = {name: _values(values) for name, values in content['axes'].items()}
-    _check_members(size.get('axes', {}), all_axes, f'{path}: budget {budget}: axes')
-    axes = all_axes | {name: _values(values) for name, values in size.get('axes', {}).items()}
+    _check_members(size['axes'], all_axes, f'{path}: budget {budget}: axes')
+    axes = all_axes | {name: _values(values) for name, values in size['axes'].items()}
     if seeds:
         axes[SEED] = _values([*seeds])
     if DATASET in data and DATASET in axes:
         axes[DATASET] = dict([*axes[DATASET].items()][:1])
     if empty := [name for name, values in axes.items() if not values]:
         raise ValueError(f'{path}: budget {budget} yields no run: no values on {", ".join(empty)}.')
-    template, data_flags = f'{content["flags"]} {size.get("flags", "")}', command_line({**data})
+    template, data_flags = f'{content["flags"]} {size["flags"]}', command_line({**data})
     runs = _runs(template, axes, data_flags, embedding, str(path))
     if embedding and embedding not in runs[-1].words:
         raise ValueError(f'{path}: no run starts from a table of codes; leave out --embedding {embedding}.')
@@ -130,40 +132,32 @@ def read_grid(
         other = Path(data[DATASET]).name if data.get(DATASET) else 'other images'
         changes.append(f'{other} instead of {content["dataset"]}')
     return Grid(
-        **{key: content[key] for key in ('title', 'columns', 'show', 'compare', 'rule', 'images')},
-        corruption_images=size.get('corruption_images'),
-        attack_images=size.get('attack_images'),
+        **{key: content[key] for key in ('title', 'columns', 'show', 'compare', 'rule', 'images', 'picture')},
+        corruption_images=size['corruption_images'],
+        attack_images=size['attack_images'],
         axes=axes,
         runs=runs,
         claims=[_claim(entry, all_axes, content['show'], str(path)) for entry in content['claims']],
         scale=', '.join(changes),
-        settings={'budget': budget, 'flags': template, 'data': shlex.join(data_flags), **axes_in_words(axes)},
-        picture=content.get('picture', ''),
-        printed=_printed(content['paper'], len(axes) - 1, str(path)) if 'paper' in content else {},
+        settings={'budget': budget, 'flags': template, 'data': shlex.join(data_flags), **_axes_in_words(axes)},
+        printed=_printed(content['paper'], len(axes) - 1, str(path)) if content['paper'] else {},
     )
 
 
 def _read(path: Path) -> dict[str, Any]:
     """Return the content of a grid's file, its keys and names checked."""
-    try:
-        content = read_yaml(path)
-    except ValueError as error:
-        raise ValueError(f'Cannot read the grid {path}: {error}') from error
-    _check_keys(content, _KEYS, _OPTIONAL, str(path))
-    axes, picture = content['axes'], content.get('picture', 'codes')
-    for name in ('axes', 'budgets'):
-        if not isinstance(content[name], dict) or not content[name]:
-            raise ValueError(f'{path}: {name} is {content[name]!r}; a mapping of names with at least one is allowed.')
+    content = _checked(read_yaml(path), _GRID, _OPTIONAL, str(path))
+    axes = content['axes']
     _check_members([*content['columns'], content['compare'], SEED], axes, f'{path}: axes')
     _check_members(content['show'], FIGURES, f'{path}: show')
-    _check_members([picture], ['codes', *axes], f'{path}: picture')
+    _check_members([content['picture'] or 'codes'], ['codes', *axes], f'{path}: picture')
     for name in axes:
         if f'{{{name}}}' not in content['flags']:
             raise ValueError(f'{path}: the axis {name} has no place {{{name}}} in flags, so its values change nothing.')
-    return dict(content)
+    return content
 
 
-def axes_in_words(axes: Axes) -> dict[str, str]:
+def _axes_in_words(axes: Axes) -> dict[str, str]:
     """Return what the values on each axis stand for."""
     return {axis: '; '.join(f'{value}: {text}' for value, text in values.items()) for axis, values in axes.items()}
 
@@ -190,7 +184,10 @@ def _runs(template: str, axes: Axes, data_flags: Sequence[str], embedding: str |
             words = [word.replace('{embedding}', embedding or '{embedding}') for word in shlex.split(text)]
         except ValueError as error:
             raise ValueError(f'{where}: the flags {shown(text)} cannot be split as a shell would: {error}.') from error
-        runs.append(Run(cell, [*words, *data_flags]))
+        words += data_flags
+        if not {'--data-dir', '--dataset'} & {flag for flag, _ in flag_groups(words)}:
+            words += ['--data-dir', 'data']  # of the data set that a recipe names
+        runs.append(Run(cell, words))
     if len({run.name for run in runs}) < len(runs):
         raise ValueError(f'{where}: two runs would share a folder; let values differ in letters, digits, _ or dots.')
     return runs
@@ -210,9 +207,9 @@ def _printed(table: str, depth: int, where: str) -> dict[Key, dict[str, str]]:
 
 
 def _claim(entry: Any, axes: Axes, show: Sequence[str], path: str) -> Claim:
-    _check_keys(entry, _CLAIM_KEYS, {'within', 'where'}, f'{path}: claim')
-    entry = {**entry, 'lower': str(entry['lower']), 'than': str(entry['than'])}
-    entry['where'] = {name: str(value) for name, value in entry.get('where', {}).items()}
+    entry = _checked(entry, _CLAIM, {'within': 0.0, 'where': {}}, f'{path}: claim')
+    entry |= {'lower': str(entry['lower']), 'than': str(entry['than'])}
+    entry['where'] = {name: str(value) for name, value in entry['where'].items()}
     where = f'{path}: claim {entry["says"]!r}'
     _check_members([entry['error']], show, where)
     for name, value in entry['where'].items():
@@ -223,14 +220,11 @@ def _claim(entry: Any, axes: Axes, show: Sequence[str], path: str) -> Claim:
     return Claim(**entry, axis=axis)
 
 
-def _check_keys(content: Any, required: set[str], optional: set[str], where: str) -> None:
-    needed = f'needed are the keys {sorted(required)}, and allowed {sorted(optional)}.'
-    if not isinstance(content, dict):
-        raise ValueError(f'{where} is {content!r}; {needed}')
-    if unknown := sorted(map(str, content.keys() - required - optional)):
-        raise ValueError(f'{where} has the unknown keys {unknown}; {needed}')
-    if missing := sorted(required - content.keys()):
-        raise ValueError(f'{where} lacks the keys {missing}; {needed}')
+def _checked(content: Any, schema: Schema, defaults: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return a mapping that has all keys of a schema, of which `defaults` may be left out."""
+    content = {**defaults, **content} if isinstance(content, dict) else content
+    check_schema(content, schema, where)
+    return dict(content)
 
 
 def _check_members(names: Collection[str], allowed: Collection[str], where: str) -> None:

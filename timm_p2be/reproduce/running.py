@@ -20,6 +20,7 @@ from timm_p2be.reproduce.measuring import measure, suite_of
 from timm_p2be.reproduce.page import write_page
 from timm_p2be.robustness.corruptions.stored_sets import open_corrupted
 from timm_p2be.training.checkpoints import newest_checkpoint
+from timm_p2be.training.embedding_flags import pinned
 from timm_p2be.training.run import main as train
 
 Outcome = dict[str, Any]
@@ -74,8 +75,12 @@ def check(grid: Grid, corrupted: Mapping[str, Path] = {}) -> None:
         if limit is not None and limit < 1:
             raise ValueError(f'Got {limit} images to measure; take at least 1.')
     for run in grid.runs:
-        if not run.arguments.args.val_split:
+        args = run.arguments.args
+        if not args.val_split:
             raise ValueError(f'Run {run.name}: no accuracy would be measured; give it a --val-split.')
+        table = args.p2be_embedding
+        if table not in (None, '{embedding}') and (now := pinned(table)) != table:
+            raise ValueError(f'Run {run.name}: {table} may change between two runs; name its commit, now {now}.')
         if {*grid.show} & {*CORRUPTED, 'lspga'} and suite_of(run) == 'cifar' and 'mce' in grid.show:
             raise ValueError(f'Run {run.name}: mCE is of ImageNet-C; show corrupted for images of 32 pixels.')
 

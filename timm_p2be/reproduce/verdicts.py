@@ -61,9 +61,14 @@ def paired(
         for cells in errors.values()
     ]
     most = max(map(len, by_seed), default=0)
-    if most == 0:
+    return over_seeds([statistics.fmean(pairs) for pairs in by_seed if 0 < len(pairs) == most])
+
+
+def over_seeds(differences: Sequence[float]) -> Difference | None:
+    """Return what differences, one of each seed, say together."""
+    if not differences:
         return None
-    mean, std, seeds = spread([statistics.fmean(pairs) for pairs in by_seed if len(pairs) == most])
+    mean, std, seeds = spread(differences)
     if std is None:
         return Difference(mean, None, None, seeds)
     half = require('scipy.stats', extra='robustness').t.ppf(0.975, seeds - 1) * std / seeds**0.5

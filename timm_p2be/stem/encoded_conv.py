@@ -174,6 +174,12 @@ def encoded_stem(model: nn.Module) -> tuple[str, EncodedConv2d | None]:
     return '', None
 
 
+def learned_embedding(model: nn.Module) -> PixelEmbedding | None:
+    """Return the embedding of a model whose table is learned, frozen or not, else None."""
+    stem = encoded_stem(model)[1]
+    return None if stem is None or stem.embedding.weight is None else stem.embedding
+
+
 def find_embedding(model: nn.Module) -> PixelEmbedding:
     """Return the embedding of an encoded model, also through DDP, torch.compile and EMA wrappers.
 

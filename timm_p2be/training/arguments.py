@@ -107,7 +107,7 @@ def _read_recipe(parser: argparse.ArgumentParser, name: str) -> dict[str, Any]:
     try:
         recipe = read_yaml(path)
     except ValueError as error:
-        parser.error(f'cannot read the recipe {path}: {error}')
+        parser.error(str(error))
     if not isinstance(recipe, dict):
         parser.error(f'{path} holds no flags: expected lines such as "epochs: 200"')
     switches = {action.dest for action in parser._actions if isinstance(action, argparse._StoreTrueAction)}

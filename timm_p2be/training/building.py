@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from timm.layers import convert_sync_batchnorm
 from timm.loss import LabelSmoothingCrossEntropy
-from timm.models import create_model, is_model, list_models
+from timm.models import is_model, list_models
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.utils import NativeScaler, is_primary
 from torch import nn
@@ -17,7 +17,9 @@ from torch import nn
 from timm_p2be.checkpoints import read_checkpoint
 from timm_p2be.encodings import PixelEmbedding
 from timm_p2be.encodings.table_file import names_table
-from timm_p2be.task import AdvTrainTask, ConTrainTask, P2BETask, learned_embedding
+from timm_p2be.hub.run_folder import create_model
+from timm_p2be.stem import learned_embedding
+from timm_p2be.task import AdvTrainTask, ConTrainTask, P2BETask
 from timm_p2be.training.conflicts import EMBEDDING_DEFAULTS, flag_name, has_learned_table
 from timm_p2be.training.memory import keep_freed_memory
 from timm_p2be.training.processes import join_processes
@@ -93,27 +95,9 @@ def _create_model(args: argparse.Namespace) -> nn.Module:
         table['freeze_embedding'] = args.p2be_freeze
     if args.p2be_embedding and not args.resume:
         table['embedding'] = args.p2be_embedding
-    create = partial(
-        create_model,
-        args.model,
-        pretrained=args.pretrained,
-        in_chans=args.input_size[0] if args.input_size else args.in_chans or 3,
-        num_classes=args.num_classes,
-        drop_rate=args.drop,
-        drop_path_rate=args.drop_path,
-        checkpoint_path=args.initial_checkpoint,
-        **overlay,
-        **table,
-        **args.model_kwargs,
-    )
-    size = args.input_size[1:] if args.input_size else [args.img_size] * 2 if args.img_size else None
+    where = {'pretrained': args.pretrained, 'checkpoint_path': args.initial_checkpoint}
     try:
-        try:
-            return create(**({'img_size': tuple(size)} if size and 'img_size' not in args.model_kwargs else {}))
-        except TypeError as error:  # convolutional backbones take images of any size
-            if 'img_size' not in str(error):
-                raise
-            return create()
+        return create_model(vars(args), **where, **overlay, **table, **args.model_kwargs)
     except (TypeError, RuntimeError, OSError, EOFError, AssertionError, KeyError) as error:
         files = args.initial_checkpoint or args.pretrained_path
         advice = f' Does {files} hold weights of this model?' if files else ''

@@ -59,6 +59,7 @@ _SIGNED = ('mean', 'decay_rate')  # flags of numbers that may be negative
 _SHARES = ('model_ema_decay', 'hflip', 'vflip', 'reprob', 'smoothing', 'drop', 'drop_path', 'crop_pct')
 _POSITIVE = ['batch_size', 'validation_batch_size', 'grad_accum_steps', 'epochs', 'val_interval', 'log_interval']
 _POSITIVE += ['p2be_attack_eps', 'p2be_attack_steps', 'dist_timeout']
+_LEAST = {**dict.fromkeys(_POSITIVE, 1), 'max_bad_samples': 0}
 
 
 def flag_name(dest: str) -> str:
@@ -168,10 +169,10 @@ def has_learned_table(args: argparse.Namespace) -> bool:
 
 
 def _check_values(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    for name in _POSITIVE:
+    for name, least in _LEAST.items():
         value = getattr(args, name)
-        if value is not None and value < 1:
-            parser.error(f'{flag_name(name)} {value}: must be at least 1')
+        if value is not None and value < least:
+            parser.error(f'{flag_name(name)} {value}: must be at least {least}')
     for name, value in vars(args).items():
         most = 1.0 if name in _SHARES else math.inf
         for number in value if isinstance(value, list) else [value]:
@@ -179,8 +180,6 @@ def _check_values(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
                 continue
             allowed = 'a share, from 0 to 1' if name in _SHARES else 'a finite number, from 0 on but for --mean'
             parser.error(f'{flag_name(name)} {number}: must be {allowed}')
-    if args.max_bad_samples < 0:
-        parser.error(f'--max-bad-samples {args.max_bad_samples}: must be a number from 0')
     if args.overwrite and args.resume == 'auto':
         parser.error('--overwrite deletes the checkpoints that --resume auto goes on from; leave out one of them')
     if not args.experiment and (args.overwrite or args.resume == 'auto'):

@@ -39,13 +39,6 @@ def adopt_table(args: argparse.Namespace, checkpoint: Checkpoint) -> None:
             f'--p2be-embedding {args.p2be_embedding}: --resume goes on with the table of {args.resume}, which '
             + (f'started from {was}. Leave the flag as it was.' if was else 'started afresh. Leave the flag out.')
         )
-    frozen = bool(saved.get('p2be_freeze') or kwargs.get('freeze_embedding'))
-    if frozen != args.p2be_freeze and not args.no_resume_opt:
-        raise ValueError(
-            f'--resume {args.resume}: its run '
-            + ('froze its table; add --p2be-freeze' if frozen else 'trained its table; leave out --p2be-freeze')
-            + ', or start the optimizer afresh by --no-resume-opt.'
-        )
     args.p2be_embedding = was
     if was:
         args.p2be_init = None

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from timm_p2be.encodings import PixelEmbedding
 from timm_p2be.encodings.statistics import code_statistics, latent_statistics
 from timm_p2be.encodings.table_file import pack_codes
 from timm_p2be.extras import require
 from timm_p2be.hub.pictures import codes_image
-from timm_p2be.stem import find_embedding
 
 TRACKERS = ('tensorboard', 'wandb', 'trackio')
 PANELS = {  # of curves.png: columns of summary.csv, by how their names end
@@ -26,16 +24,6 @@ PANELS = {  # of curves.png: columns of summary.csv, by how their names end
     'bits from level to level': ('_neighbor_distance',),
     'dead latents, %': ('_dead_latents',),
 }
-
-
-def learned_table(model: nn.Module) -> PixelEmbedding | None:
-    """Return the embedding of a model whose table is trained."""
-    try:
-        embedding = find_embedding(model)
-    except ValueError:
-        return None
-    weight = embedding.weight
-    return embedding if weight is not None and weight.requires_grad else None
 
 
 def packed_bits(embedding: PixelEmbedding | None) -> str:

@@ -17,7 +17,6 @@ from timm.data import (
     create_dataset,
     create_loader,
     create_transform,
-    resolve_data_config,
 )
 from timm.utils import is_primary
 from torch import nn
@@ -29,6 +28,7 @@ from timm_p2be.data.image_files import Images, check_folder
 from timm_p2be.data.streams import Stream
 from timm_p2be.data.transforms import MultiView, to_planes, zero_padded_crop
 from timm_p2be.extras import require
+from timm_p2be.hub import run_folder
 from timm_p2be.robustness.images import class_names
 from timm_p2be.training.conflicts import reader
 from timm_p2be.training.device_batches import DeviceBatches, ResidentImages
@@ -97,13 +97,10 @@ def build_loaders(
 
 
 def _data_config(args: argparse.Namespace, model: nn.Module) -> dict[str, Any]:
-    channels = args.input_size[0] if args.input_size else args.in_chans
     try:
-        data_config = resolve_data_config(vars(args), model=model, verbose=is_primary(args))
+        data_config = run_folder.data_config(vars(args), model, verbose=is_primary(args))
     except AssertionError as error:
         raise ValueError('--mean and --std take one value, or one for each channel.') from error
-    if channels:  # timm reads the channels of the model's own configuration when no size is given
-        data_config['input_size'] = (channels, *data_config['input_size'][1:])
     if data_config['input_size'][0] not in (1, 3) and not args.input_img_mode:
         raise ValueError(
             f'{data_config["input_size"][0]} image channels need --input-img-mode, for example RGBA for 4 channels.'

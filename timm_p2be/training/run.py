@@ -38,6 +38,7 @@ from timm_p2be.data.image_files import UnreadableImage, last_message
 from timm_p2be.files import content_of
 from timm_p2be.optim import learning_rates
 from timm_p2be.robustness.images import class_names
+from timm_p2be.stem import learned_embedding
 from timm_p2be.training import building
 from timm_p2be.training.arguments import Arguments, parse_args
 from timm_p2be.training.checkpoints import (
@@ -52,7 +53,7 @@ from timm_p2be.training.checkpoints import (
 )
 from timm_p2be.training.embedding_flags import adopt_table, pinned
 from timm_p2be.training.epoch import Trainer
-from timm_p2be.training.live import Trackers, draw_curves, learned_table, packed_bits, table_figures
+from timm_p2be.training.live import Trackers, draw_curves, packed_bits, table_figures
 from timm_p2be.training.loading import build_loaders, open_data
 from timm_p2be.training.output import CannotWrite, OutputFolder, experiment_folder, settle_resume, writing
 from timm_p2be.training.processes import is_loss_of_process
@@ -93,7 +94,7 @@ class Run:
         self.label_names = class_names(data[0])
         model = building.build_model(args, device)
         self.loaders = build_loaders(args, model, device, *data)
-        self.table = learned_table(model)
+        self.table = None if args.p2be_freeze else learned_embedding(model)
         self.task = building.build_task(args, model, device, self.loaders.data_config)
         self.optimizer = building.build_optimizer(args, model)
         autocast, self.scaler = building.build_precision(args, device)
@@ -263,12 +264,6 @@ class Run:
         if self.table is not None:
             self.trackers.codes(self.table, step)
 
-    def newest_checkpoint(self) -> str:
-        """Return the newest sound checkpoint to go on from, if one was written; the first process knows where."""
-        if self.output is None:
-            return 'auto'
-        return str(newest_checkpoint(self.folder) or '(none was written yet)')
-
 
 def main(argv: Sequence[str] | None = None, prog: str = 'train.py') -> int:
     """Train as the flags `argv` say and return the exit code; messages call the command `prog`."""
@@ -283,59 +278,65 @@ def main(argv: Sequence[str] | None = None, prog: str = 'train.py') -> int:
         run = Run(arguments, stopping)
         with stopping:
             run.train()
-    except Interrupted:
-        assert run is not None
-        if stopping.lost and not stopping.received:
-            lost = f'{stopping.lost} Stopped; go on with --resume {run.newest_checkpoint()}'
-            print(f'{prog}: error: {lost}', file=sys.stderr)
-            return _LOST
-        if is_primary(run.args):
-            by = signal.Signals(stopping.received).name if stopping.received else 'another process'
-            _logger.warning(f'Stopped by {by}; go on with --resume {run.newest_checkpoint()}')
-        return 128 + (stopping.received or signal.SIGTERM)
-    except Diverged as error:
-        if run is not None and is_primary(run.args):
-            kept = f'the checkpoints before it are kept: {run.newest_checkpoint()}'
-            print(f'{prog}: error: {error} Stopped; {kept}. Lower --lr, or set --clip-grad.', file=sys.stderr)
-        return 1
-    except torch.OutOfMemoryError as error:
-        lower = 'Lower --batch-size and raise --grad-accum-steps as much: the images of an update stay the same.'
-        print(f'{prog}: error: --batch-size {arguments.args.batch_size}: {error} {lower}', file=sys.stderr)
-        return 2
-    except CannotWrite as error:
-        kept = f' Stopped; the newest sound checkpoint: {run.newest_checkpoint()}' if run is not None else ''
-        print(f'{prog}: error: {error}{kept}', file=sys.stderr)
-        return _CANNOT_WRITE
-    except (ValueError, NotImplementedError, OSError) as error:
-        if run is not None and isinstance(error, UnreadableImage):
-            kept = f'Stopped; go on with --resume {run.newest_checkpoint()}'
-            print(f'{prog}: error: {last_message(error)} {kept}', file=sys.stderr)
-            return 2
-        if run is not None:  # no flag's fault
-            raise
-        print(f'{prog}: error: {error}', file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        if not is_loss_of_process(error):
-            raise
-        args = arguments.args
-        lost = f'another process has ended, or has not answered for the {args.dist_timeout} seconds of --dist-timeout.'
-        kept = f' Stopped; go on with --resume {run.newest_checkpoint()}' if run is not None else ''
-        print(f'{prog}: error: process {args.rank} of {args.world_size}: {lost}{kept} ({error})', file=sys.stderr)
-        return _LOST
     except KeyboardInterrupt:
         print(f'{prog}: interrupted; what was not saved yet is lost', file=sys.stderr)
         return 128 + (stopping.received or signal.SIGINT)
+    except Exception as error:
+        code, words = _ending(error, run, arguments.args, stopping)
+        if words:
+            print(f'{prog}: error: {words}', file=sys.stderr)
+        return code
     finally:
-        if run is not None:
-            run.close()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-        # Loaders' processes are deaf to the signal by which an ending process ends them, and would be waited for: first
-        # drop the loaders that an error's frames hold (torch raises if a process of a live one dies), then end them.
-        traceback.clear_frames(sys.exc_info()[2])
-        gc.collect()
-        for process in multiprocessing.active_children():
-            if process.daemon:
-                process.kill()
+        _clean_up(run)
     return 0
+
+
+def _ending(error: Exception, run: Run | None, args: argparse.Namespace, stopping: StopSignal) -> tuple[int, str]:
+    """Return exit code and message, if any, of a run that an error ended; raise what is for us to mend."""
+    match error:
+        case Interrupted() if stopping.lost and not stopping.received:
+            return _LOST, f'{stopping.lost} Stopped; go on with --resume {_newest(run)}'
+        case Interrupted():
+            if is_primary(args):
+                by = signal.Signals(stopping.received).name if stopping.received else 'another process'
+                _logger.warning(f'Stopped by {by}; go on with --resume {_newest(run)}')
+            return 128 + (stopping.received or signal.SIGTERM), ''
+        case Diverged():
+            kept = f'Stopped; the checkpoints before it are kept: {_newest(run)}'
+            return 1, f'{error} {kept}. Lower --lr, or set --clip-grad.' if is_primary(args) else ''
+        case torch.OutOfMemoryError():
+            lower = 'Lower --batch-size and raise --grad-accum-steps as much: the images of an update stay the same.'
+            return 2, f'--batch-size {args.batch_size}: {error} {lower}'
+        case CannotWrite():
+            return _CANNOT_WRITE, f'{error} Stopped; the newest sound checkpoint: {_newest(run)}' if run else f'{error}'
+        case UnreadableImage() if run is not None:
+            return 2, f'{last_message(error)} Stopped; go on with --resume {_newest(run)}'
+        case ValueError() | NotImplementedError() | OSError() if run is None:  # later they are no flag's fault
+            return 2, f'{error}'
+        case RuntimeError() if is_loss_of_process(error):
+            lost = f'process {args.rank} of {args.world_size}: another process has ended, or has not answered'
+            kept = f' Stopped; go on with --resume {_newest(run)}' if run is not None else ''
+            return _LOST, f'{lost} for the {args.dist_timeout} seconds of --dist-timeout.{kept} ({error})'
+    raise error
+
+
+def _newest(run: Run | None) -> str:
+    """Return the newest sound checkpoint to go on from, if one was written; the first process knows where."""
+    if run is None or run.output is None:
+        return 'auto'
+    return str(newest_checkpoint(run.folder) or '(none was written yet)')
+
+
+def _clean_up(run: Run | None) -> None:
+    """Leave folder and processes as they were before a run, however it ended."""
+    if run is not None:
+        run.close()
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    # Loaders' processes are deaf to the signal by which an ending process ends them, and would be waited for: first
+    # drop the loaders that an error's frames hold (torch raises if a process of a live one dies), then end them.
+    traceback.clear_frames(sys.exc_info()[2])
+    gc.collect()
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
