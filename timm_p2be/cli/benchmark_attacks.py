@@ -176,5 +176,4 @@ def _print_budget(args: argparse.Namespace, model: PixelModel, data: ImageSet, a
         curves, binarization = probes.probe_costs(model, args.eps, variants)
         tasks += [('curves', probed, curves, speed)] if args.curves else []
         tasks += [('binarization', probed, binarization, single)] if args.binarization else []
-    text = budget(tasks)
-    print(f'{model.name}, eps {args.eps}:\n{text}', file=sys.stdout if args.budget else sys.stderr)
+    print(f'{model.name}, eps {args.eps}:\n{budget(tasks)}', file=sys.stdout if args.budget else sys.stderr)

@@ -48,8 +48,10 @@ def attack_report(contents: Sequence[Content]) -> Report:
     return Report(f'Adversarial robustness{stopped}', [*sections, Section('Limits', texts=_LIMITS)])
 
 
-def _so_far(content: Content) -> dict[str, Any]:
-    """Return a content with no more than what is done; an attack is that once it faced all images alone."""
+def _so_far(content: Content) -> Content:
+    """Return what a run that was stopped has done; an attack is done once it faced all images alone."""
+    if 'verdict' in content:
+        return content
     done = [attack for attack in content['attacks'] if 'accuracy' in content['alone'].get(attack['name'], {})]
     worst = content['worst_case'] if 'accuracy' in content['worst_case'] else {}
     return {**content, 'attacks': done, 'worst_case': worst}
@@ -166,13 +168,12 @@ def _checks(checks: Sequence[Check]) -> Table:
     return Table(['check', 'result', 'measured', 'why it matters'], rows)
 
 
-def _points(content: Content, axis: str, label: str) -> Iterator[Table]:
-    """Yield the points of all curves over an axis, as far as a run came that was stopped."""
+def _points(content: Content, axis: str, label: str) -> list[Table]:
+    """Return the points of all curves over an axis, as far as a run came that was stopped."""
     curves = content.get('probes', {}).get('curves', {})
     columns = [*zip(*(curve[axis] for curve in curves.values()), strict=False)]
     rows = [[name, *(f'{100 * p[row]["accuracy"]:.1f}' for p in columns)] for row, name in enumerate(curves)]
-    if columns:
-        yield Table([label, *(f'{points[0]["x"]:g}' for points in columns)], rows)
+    return [Table([label, *(f'{points[0]["x"]:g}' for points in columns)], rows)] if columns else []
 
 
 def _settings(content: Content) -> Table:

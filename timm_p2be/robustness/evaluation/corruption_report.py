@@ -72,8 +72,7 @@ def warnings(content: Content) -> Iterator[str]:
 
 def _counted(content: Content) -> list[str]:
     """Return the corruptions of which means are."""
-    names = content['config']['corruptions']
-    return [name for name in names if name not in EXTRA_CORRUPTIONS]
+    return [name for name in content['config']['corruptions'] if name not in EXTRA_CORRUPTIONS]
 
 
 def _summary(content: Content) -> Table:
