@@ -147,7 +147,7 @@ def interval(values: NDArray[np.float64]) -> str:
 
 
 def interval_of_differences(values: NDArray[np.float64]) -> str:
-    """Return the 95 % interval, in percent, of a mean of values -1..1, by Agresti & Min (2005, doi 10.1002/sim.1781)."""
+    """Return the 95 % interval, in percent, of a mean of -1..1 (Agresti & Min, 2005, doi 10.1002/sim.1781)."""
     count = len(values) + 2
     mean = values.sum() / count
     half = 1.959964 * np.sqrt((((values**2).sum() + 1) / count - mean**2) / count)
