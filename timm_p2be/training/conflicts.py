@@ -178,7 +178,7 @@ def _check_values(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
         for number in value if isinstance(value, list) else [value]:
             if not isinstance(number, float) or (math.isfinite(number) and (0 <= number <= most or name in _SIGNED)):
                 continue
-            allowed = 'a share, from 0 to 1' if name in _SHARES else 'a finite number, from 0 on but for --mean'
+            allowed = 'a share, from 0 to 1' if name in _SHARES else f'finite{"" if name in _SIGNED else ", from 0 on"}'
             parser.error(f'{flag_name(name)} {number}: must be {allowed}')
     if args.overwrite and args.resume == 'auto':
         parser.error('--overwrite deletes the checkpoints that --resume auto goes on from; leave out one of them')
