@@ -43,7 +43,7 @@ def find_table(source: str, num_bits: int | None = None) -> Table:
     if path.is_file():
         checkpoint = read_checkpoint(path)
         model = checkpoint.args.get('model')
-        origin = f'table in a checkpoint of {model!r:.100}' if model else 'table in a file of weights'
+        origin = f'table in a checkpoint of {model!r:.100}' if isinstance(model, str) else 'table in a file of weights'
         return Table(source, origin, _learned(checkpoint.state_dict, source))
     if ':' in source or '/' in source or (path / FILES[0]).is_file():
         return _of_repository(source)
