@@ -72,7 +72,7 @@ class StoredSet(CorruptedSet):
     def describe(self) -> dict[str, Any]:
         """Return what reports say of the data.
 
-        The fingerprint covers labels, first and last image of each set, and name, size and time of every file.
+        The fingerprint covers labels, first and last image of each set, and name and size of every file.
         """
         made, side, count, total = self.made or {}, SUITES[self.suite], len(self), len(self.all_labels)
         digest = hashlib.sha256(self.all_labels.tobytes() + hash_files(self.files(), self.folder).encode())
