@@ -1,5 +1,6 @@
 """The README: its two commands come first, its examples run, and the flags and files it names exist."""
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -80,3 +81,20 @@ def test_subcommands_exist(words: str, capsys: pytest.CaptureFixture[str]) -> No
 def test_named_subcommands_exist() -> None:
     named = set(re.findall(r'timm-p2be ([a-z]+)', README))
     assert set() < named <= {words.split()[0] for words in COMMANDS}
+
+
+def test_the_page_on_pypi_links_to_the_repository() -> None:
+    spec = importlib.util.spec_from_file_location('pypi_readme', ROOT / 'docs' / 'pypi_readme.py')
+    hook = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hook)
+    page = hook.for_pypi(README, 'someone/timm-p2be', 'v0.1.0')
+    places = re.findall(r'\]\((.*?)\)', page)
+    assert all(place.startswith('https://') for place in places)
+    prefix = re.compile(r'https://(?:raw\.githubusercontent|github)\.com/someone/timm-p2be/(?:blob/)?v0\.1\.0/')
+    files = [prefix.sub('', place) for place in places if prefix.match(place)]
+    assert len(files) > 10
+    assert all((ROOT / file).exists() for file in files)
+    assert page.splitlines()[2].startswith(
+        '[![ci](https://github.com/someone/timm-p2be/actions/workflows/ci.yml/badge.svg)'
+    )
+    assert 'raw.githubusercontent.com/someone/timm-p2be/v0.1.0/docs/table_cifar10.png' in page
