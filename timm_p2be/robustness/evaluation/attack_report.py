@@ -8,7 +8,7 @@ import numpy as np
 
 from timm_p2be.files import content_of
 from timm_p2be.robustness.evaluation.attack_checks import Check, Evidence, outcomes, run_checks, suspected, verdict
-from timm_p2be.robustness.evaluation.leaderboard import compared
+from timm_p2be.robustness.evaluation.entries import compared
 from timm_p2be.robustness.evaluation.report import Attacked, Curves, Report, Section, Table, surroundings
 
 Content = Mapping[str, Any]

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from timm_p2be.files import content_of
 from timm_p2be.robustness.corruptions import CATEGORIES, CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES
-from timm_p2be.robustness.evaluation.leaderboard import compared, image_errors
+from timm_p2be.robustness.evaluation.entries import compared, image_errors
 from timm_p2be.robustness.evaluation.report import Curves, Report, Section, Table, surroundings
 from timm_p2be.robustness.evaluation.results import interval, unpack_bits
 
