@@ -1,7 +1,11 @@
 """The processes of a run: how they find each other, and how one of them learns that another is gone."""
 
 import argparse
+import gc
+import multiprocessing
 import os
+import sys
+import traceback
 from datetime import timedelta
 
 import torch
@@ -34,3 +38,16 @@ def join_processes(args: argparse.Namespace) -> torch.device:
 def is_loss_of_process(error: RuntimeError) -> bool:
     """Return whether another process of the run has ended, or has not answered in time: gloo's errors have no class."""
     return isinstance(error, torch.distributed.DistError) or any(word in str(error) for word in _GLOO)
+
+
+def leave_processes() -> None:
+    """End this process's part in a run, however it ended, and the processes of its loaders."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    # Loaders' processes are deaf to the signal by which an ending process ends them, and would be waited for: first
+    # drop the loaders that an error's frames hold (torch raises if a process of a live one dies), then end them.
+    traceback.clear_frames(sys.exc_info()[2])
+    gc.collect()
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()

@@ -9,13 +9,10 @@ Ctrl-C (130), SIGTERM (143), SIGUSR1, SIGHUP.
 """
 
 import argparse
-import gc
 import logging
-import multiprocessing
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
@@ -23,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from timm.models import safe_model_name
 from timm.utils import (
     distribute_bn,
@@ -34,7 +30,7 @@ from timm.utils import (
     update_summary,
 )
 
-from timm_p2be.data.image_files import UnreadableImage, last_message
+from timm_p2be.data.image_files import UnreadableImage
 from timm_p2be.files import content_of
 from timm_p2be.optim import learning_rates
 from timm_p2be.robustness.images import class_names
@@ -52,18 +48,17 @@ from timm_p2be.training.checkpoints import (
     resume_ema,
 )
 from timm_p2be.training.embedding_flags import adopt_table, pinned
+from timm_p2be.training.ending import ending
 from timm_p2be.training.epoch import Trainer
 from timm_p2be.training.live import Trackers, draw_curves, packed_bits, table_figures
 from timm_p2be.training.loading import build_loaders, open_data
-from timm_p2be.training.output import CannotWrite, OutputFolder, experiment_folder, settle_resume, writing
-from timm_p2be.training.processes import is_loss_of_process
+from timm_p2be.training.output import OutputFolder, experiment_folder, settle_resume, writing
+from timm_p2be.training.processes import leave_processes
 from timm_p2be.training.saver import Saver, all_buffers, training_state
 from timm_p2be.training.schedules import Schedules
 from timm_p2be.training.stopping import Interrupted, StopSignal
 
 _logger = logging.getLogger('train')
-
-_CANNOT_WRITE, _LOST = 74, 75  # EX_IOERR and EX_TEMPFAIL of BSD's sysexits.h
 
 
 class Run:
@@ -160,6 +155,10 @@ class Run:
         self.trackers.close()
         if self.output is not None:
             self.output.close()
+
+    def newest(self) -> str:
+        """Return the newest sound checkpoint to go on from, if one was written; the first process knows where."""
+        return 'auto' if self.output is None else str(newest_checkpoint(self.folder) or '(none was written yet)')
 
     def _log_start(self) -> None:
         args = self.args
@@ -282,61 +281,12 @@ def main(argv: Sequence[str] | None = None, prog: str = 'train.py') -> int:
         print(f'{prog}: interrupted; what was not saved yet is lost', file=sys.stderr)
         return 128 + (stopping.received or signal.SIGINT)
     except Exception as error:
-        code, words = _ending(error, run, arguments.args, stopping)
+        code, words = ending(error, run.newest if run else None, arguments.args, stopping)
         if words:
             print(f'{prog}: error: {words}', file=sys.stderr)
         return code
     finally:
-        _clean_up(run)
+        if run is not None:
+            run.close()
+        leave_processes()
     return 0
-
-
-def _ending(error: Exception, run: Run | None, args: argparse.Namespace, stopping: StopSignal) -> tuple[int, str]:
-    """Return exit code and message, if any, of a run that an error ended; raise what is for us to mend."""
-    match error:
-        case Interrupted() if stopping.lost and not stopping.received:
-            return _LOST, f'{stopping.lost} Stopped; go on with --resume {_newest(run)}'
-        case Interrupted():
-            if is_primary(args):
-                by = signal.Signals(stopping.received).name if stopping.received else 'another process'
-                _logger.warning(f'Stopped by {by}; go on with --resume {_newest(run)}')
-            return 128 + (stopping.received or signal.SIGTERM), ''
-        case Diverged():
-            kept = f'Stopped; the checkpoints before it are kept: {_newest(run)}'
-            return 1, f'{error} {kept}. Lower --lr, or set --clip-grad.' if is_primary(args) else ''
-        case torch.OutOfMemoryError():
-            lower = 'Lower --batch-size and raise --grad-accum-steps as much: the images of an update stay the same.'
-            return 2, f'--batch-size {args.batch_size}: {error} {lower}'
-        case CannotWrite():
-            return _CANNOT_WRITE, f'{error} Stopped; the newest sound checkpoint: {_newest(run)}' if run else f'{error}'
-        case UnreadableImage() if run is not None:
-            return 2, f'{last_message(error)} Stopped; go on with --resume {_newest(run)}'
-        case ValueError() | NotImplementedError() | OSError() if run is None:  # later they are no flag's fault
-            return 2, f'{error}'
-        case RuntimeError() if is_loss_of_process(error):
-            lost = f'process {args.rank} of {args.world_size}: another process has ended, or has not answered'
-            kept = f' Stopped; go on with --resume {_newest(run)}' if run is not None else ''
-            return _LOST, f'{lost} for the {args.dist_timeout} seconds of --dist-timeout.{kept} ({error})'
-    raise error
-
-
-def _newest(run: Run | None) -> str:
-    """Return the newest sound checkpoint to go on from, if one was written; the first process knows where."""
-    if run is None or run.output is None:
-        return 'auto'
-    return str(newest_checkpoint(run.folder) or '(none was written yet)')
-
-
-def _clean_up(run: Run | None) -> None:
-    """Leave folder and processes as they were before a run, however it ended."""
-    if run is not None:
-        run.close()
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    # Loaders' processes are deaf to the signal by which an ending process ends them, and would be waited for: first
-    # drop the loaders that an error's frames hold (torch raises if a process of a live one dies), then end them.
-    traceback.clear_frames(sys.exc_info()[2])
-    gc.collect()
-    for process in multiprocessing.active_children():
-        if process.daemon:
-            process.kill()
