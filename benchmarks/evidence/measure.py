@@ -4,9 +4,10 @@
     python benchmarks/evidence/measure.py RUN --data FOLDER --split 'train[:5000]' [--limit N] [--keep-checkpoints]
 
 Clean error, and corrupted error under the 15 corruptions of CIFAR-C at 5 severities (mean over the 75 sets), are of the
-first `--limit` images of the split (default: all), in float32. Per epoch: validation error as train.py measured it on
-its own validation split (bfloat16), share of bits unlike the table's start, distinct codes, mean distance of
-neighboring levels in bits, share of latents at magnitudes of 1 or more, where the straight-through gradient is zero.
+first `--limit` images of the split (default: all), in bfloat16 autocast, in which the networks train (those of
+starts.yaml were measured in float32). Per epoch: validation error as train.py measured it on its own split, share of
+bits unlike the table's start, distinct codes, mean distance of neighboring levels in bits, share of latents at
+magnitudes of 1 or more, where the straight-through gradient is zero.
 
 With --attacks within 8 levels, too: LS-PGA as published, alone on all images, and what stands of the first 1,000 after
 every attack but Square in turn.
@@ -92,7 +93,8 @@ def _benchmark(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     clean += ['--split', args.split, *(('--limit', str(args.limit)) if args.limit else ())]
     network = ['--model', f'run:{model}={folder / "last.pth.tar"}']
     corrupted = str(_corrupted(folder.parent, clean))
-    _command('benchmark', 'corruptions', *network, *clean, '--corrupted', corrupted, '--output', str(folder))
+    where = ['--corrupted', corrupted, '--output', str(folder)]
+    _command('benchmark', 'corruptions', *network, *clean, *where, '--amp-dtype', 'bfloat16')
     if args.attacks:
         plain = ['benchmark', 'attacks', *network, *clean, '--no-curves', '--no-binarization']
         alone = ['--attacks', 'lspga-official', '--alone', '1000000', '--worst-case', '0']

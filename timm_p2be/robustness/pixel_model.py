@@ -165,7 +165,8 @@ def load_model(
 
     `spec` is 'NAME' for a model of timm with its pretrained weights, 'NAME=FILE' for weights of a file: a checkpoint of
     train.py (.pth.tar; its averaged weights if it has some, and the mean and std it was trained with), a state dict
-    (.pth, .pt) or .safetensors. 'LABEL:NAME=FILE' gives it another name in reports.
+    (.pth, .pt) or .safetensors. 'LABEL:NAME=FILE' gives it another name in reports. Weights are channels_last,
+    the faster layout.
     """
     label, _, rest = spec.rpartition(':') if ':' in spec.partition('=')[0] else ('', '', spec)
     name, _, file = rest.partition('=')
@@ -182,7 +183,8 @@ def load_model(
             raise ValueError(f'{name} has {what}; name a checkpoint: {name}=FILE.')
         model = timm.create_model(name, pretrained=True, **({'num_classes': num_classes} if num_classes else {}))
         names = model.pretrained_cfg.get('label_names')
-        return PixelModel(model, mean, std, name=label or name, class_names=names).to(device)
+        found = PixelModel(model, mean, std, name=label or name, class_names=names)
+        return found.to(device, memory_format=torch.channels_last)
     path = Path(file)
     checkpoint = read_checkpoint(path)
     state, args = checkpoint.state_dict, checkpoint.args
@@ -198,11 +200,11 @@ def load_model(
     std = std if std is not None else args.get('std')
     with content_of(str(path)):
         names = checkpoint.raw.get('label_names')
-        found = PixelModel(model, mean, std, label or name, file_sha256(path), names).to(device)
+        found = PixelModel(model, mean, std, label or name, file_sha256(path), names)
         side = (args.get('input_size') or [args.get('img_size')])[-1]
         if isinstance(side, int) and side > 0:
             found.input_size = (3, side, side)
-        return found
+        return found.to(device, memory_format=torch.channels_last)
 
 
 def _recorded(name: str, state: dict[str, Tensor], args: dict[str, Any]) -> dict[str, Any]:
