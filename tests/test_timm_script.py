@@ -19,7 +19,8 @@ from timm_p2be import timm_script
 from timm_p2be.data import AugMix
 from timm_p2be.training.arguments import parse_args
 from timm_p2be.training.building import build_device
-from timm_p2be.training.loading import build_loaders, open_data
+from timm_p2be.training.images import open_data
+from timm_p2be.training.loading import build_loaders
 
 
 def stages(**flags: Any) -> list[str]:

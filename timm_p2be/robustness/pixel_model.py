@@ -184,7 +184,7 @@ def load_model(
         model = timm.create_model(name, pretrained=True, **({'num_classes': num_classes} if num_classes else {}))
         names = model.pretrained_cfg.get('label_names')
         found = PixelModel(model, mean, std, name=label or name, class_names=names)
-        return found.to(device, memory_format=torch.channels_last)
+        return found.to(device).to(memory_format=torch.channels_last)
     path = Path(file)
     checkpoint = read_checkpoint(path)
     state, args = checkpoint.state_dict, checkpoint.args
@@ -204,7 +204,7 @@ def load_model(
         side = (args.get('input_size') or [args.get('img_size')])[-1]
         if isinstance(side, int) and side > 0:
             found.input_size = (3, side, side)
-        return found.to(device, memory_format=torch.channels_last)
+        return found.to(device).to(memory_format=torch.channels_last)
 
 
 def _recorded(name: str, state: dict[str, Tensor], args: dict[str, Any]) -> dict[str, Any]:

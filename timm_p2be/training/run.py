@@ -50,8 +50,9 @@ from timm_p2be.training.checkpoints import (
 from timm_p2be.training.embedding_flags import adopt_table, pinned
 from timm_p2be.training.ending import ending
 from timm_p2be.training.epoch import Trainer
+from timm_p2be.training.images import open_data
 from timm_p2be.training.live import Trackers, draw_curves, packed_bits, table_figures
-from timm_p2be.training.loading import build_loaders, open_data
+from timm_p2be.training.loading import build_loaders
 from timm_p2be.training.output import OutputFolder, experiment_folder, settle_resume, writing
 from timm_p2be.training.processes import leave_processes
 from timm_p2be.training.saver import Saver, all_buffers, training_state
