@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""Measure a finished run of run_grid.py: errors, and its table epoch by epoch. Writes measured.json into its folder.
+"""Measure a trained run of run_grid.py: errors, and its table epoch by epoch.
+
+Writes result.json into its folder: run.json, the figures, and the commit that measured them; runs/ has such files.
 
     python benchmarks/evidence/measure.py RUN --data FOLDER --split 'train[:5000]' [--limit N] [--keep-checkpoints]
 
@@ -130,6 +132,13 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _check_trained(folder: Path) -> None:
+    epochs = yaml.safe_load((folder / 'args.yaml').read_text())['epochs']
+    done = len((folder / 'summary.csv').read_text().splitlines()) - 1
+    if done != epochs:
+        raise SystemExit(f'measure.py: error: {folder} has trained {done} of {epochs} epochs. Train it to its end.')
+
+
 def main() -> None:
     """Measure one run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -140,8 +149,12 @@ def main() -> None:
     parser.add_argument('--attacks', action='store_true')
     parser.add_argument('--keep-checkpoints', action='store_true', help='else only last.pth.tar stays')
     args = parser.parse_args()
+    _check_trained(args.run)
     figures = measure(args.run.resolve(), args)
-    (args.run / 'measured.json').write_text(json.dumps(figures, indent=1))
+    run = json.loads((args.run / 'run.json').read_text()) | {'state': 'finished'}
+    commit = subprocess.check_output(['git', '-C', str(Path(__file__).parent), 'rev-parse', 'HEAD'], text=True).strip()
+    result = {**run, 'measured_commit': commit, **figures}
+    (args.run / 'result.json').write_text(json.dumps(result, indent=1) + '\n')
     if not args.keep_checkpoints:
         for file in [*args.run.glob('checkpoint-*.pth.tar*'), *args.run.glob('recovery-*.pth.tar*')]:
             file.unlink()
