@@ -25,6 +25,7 @@ PAGE = HERE.parents[1] / 'docs' / 'evidence.md'
 GRIDS = ('starts', 'networks', 'table2', 'controls', 'adversarial')
 ENCODINGS = ('rgb', 'onehot', 'thermometer', 'p2be-paper', 'p2be', 'p2be-frozen')  # of table2.yaml
 SEEDS = (42, 43, 44)
+ATTACKS = ('noise', 'dga', 'lspga', 'pgd', 'apgd-ce', 'apgd-margin', 'apgd-target')  # as measure.py runs them, in turn
 
 Run = dict[str, Any]
 
@@ -72,6 +73,18 @@ def decide(runs: dict[str, Run], claim: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
+def in_turn(run: Run) -> list[int | None]:
+    """Return how many of the first images are right, and stand after each of ATTACKS in turn; None for one not run."""
+    faced = run['attacks']['worst_case']['attacks']
+    left = {
+        kind: min(
+            (entry['faced'] - entry['number'] for name, entry in faced.items() if name.startswith(kind)), default=None
+        )
+        for kind in ATTACKS
+    }
+    return [next(iter(faced.values()))['faced'], *left.values()]
+
+
 def _summary(values: dict[int, float]) -> str:
     if not values:
         return '-'
@@ -89,6 +102,8 @@ def render() -> str:
     )
     return environment.get_template('page.md.jinja').render(
         runs=runs,
+        attacks=ATTACKS,
+        in_turn=in_turn,
         grids=grids,
         claims=[{'name': name, **claim, 'rows': decide(runs, claim)} for name, claim in claims.items()],
         table2=[
