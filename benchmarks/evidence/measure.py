@@ -70,7 +70,7 @@ def epochs_of(folder: Path) -> list[dict[str, Any]]:
     return figures
 
 
-_ALL = ('noise', 'dga', 'lspga-official', 'pgd', 'apgd-ce', 'apgd-margin', 'apgd-target')
+ATTACKS = ('noise', 'dga', 'lspga-official', 'pgd', 'apgd-ce', 'apgd-margin', 'apgd-target')
 
 
 def _command(*words: str) -> None:
@@ -101,7 +101,7 @@ def _benchmark(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         plain = ['benchmark', 'attacks', *network, *clean, '--no-curves', '--no-binarization']
         alone = ['--attacks', 'lspga-official', '--alone', '1000000', '--worst-case', '0']
         _command(*plain, *alone, '--output', str(folder / 'lspga'))
-        in_turn = ['--attacks', *_ALL, '--alone', '1', '--worst-case', '1000']
+        in_turn = ['--attacks', *ATTACKS, '--alone', '1', '--worst-case', '1000']
         _command(*plain, *in_turn, '--output', str(folder / 'worst_case'))
     return json.loads((folder / 'results.json').read_text())
 

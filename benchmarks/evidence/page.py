@@ -15,6 +15,7 @@ from typing import Any
 
 import jinja2
 import yaml
+from measure import ATTACKS
 
 from timm_p2be.reproduce import verdicts
 from timm_p2be.reproduce.grid import Claim
@@ -25,7 +26,6 @@ PAGE = HERE.parents[1] / 'docs' / 'evidence.md'
 GRIDS = ('starts', 'networks', 'table2', 'controls', 'adversarial')
 ENCODINGS = ('rgb', 'onehot', 'thermometer', 'p2be-paper', 'p2be', 'p2be-frozen')  # of table2.yaml
 SEEDS = (42, 43, 44)
-ATTACKS = ('noise', 'dga', 'lspga', 'pgd', 'apgd-ce', 'apgd-margin', 'apgd-target')  # as measure.py runs them, in turn
 
 Run = dict[str, Any]
 
@@ -73,16 +73,12 @@ def decide(runs: dict[str, Run], claim: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def in_turn(run: Run) -> list[int | None]:
-    """Return how many of the first images are right, and stand after each of ATTACKS in turn; None for one not run."""
+def in_turn(run: Run) -> list[int]:
+    """Return how many of the first images are right, then stand after each of ATTACKS in turn, by all surrogates."""
     faced = run['attacks']['worst_case']['attacks']
-    left = {
-        kind: min(
-            (entry['faced'] - entry['number'] for name, entry in faced.items() if name.startswith(kind)), default=None
-        )
-        for kind in ATTACKS
-    }
-    return [next(iter(faced.values()))['faced'], *left.values()]
+    left = {name: entry['faced'] - entry['number'] for name, entry in faced.items()}
+    last = [min(count for name, count in left.items() if name.startswith(attack)) for attack in ATTACKS]
+    return [next(iter(faced.values()))['faced'], *last]
 
 
 def _summary(values: dict[int, float]) -> str:

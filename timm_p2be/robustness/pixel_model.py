@@ -165,8 +165,7 @@ def load_model(
 
     `spec` is 'NAME' for a model of timm with its pretrained weights, 'NAME=FILE' for weights of a file: a checkpoint of
     train.py (.pth.tar; its averaged weights if it has some, and the mean and std it was trained with), a state dict
-    (.pth, .pt) or .safetensors. 'LABEL:NAME=FILE' gives it another name in reports. Weights are channels_last,
-    the faster layout.
+    (.pth, .pt) or .safetensors. 'LABEL:NAME=FILE' gives it another name in reports. Weights are channels_last.
     """
     label, _, rest = spec.rpartition(':') if ':' in spec.partition('=')[0] else ('', '', spec)
     name, _, file = rest.partition('=')

@@ -8,10 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.data import (
-    create_loader,
-    create_transform,
-)
+from timm.data import create_loader, create_transform
 from timm.utils import is_primary
 from torch import nn
 from torch.utils.data import IterableDataset
