@@ -63,3 +63,24 @@ def test_the_page_is_what_the_runs_say() -> None:
     from page import PAGE, render  # type: ignore[import-not-found]
 
     assert PAGE.read_text() == render(), 'run benchmarks/evidence/page.py'
+
+
+def test_a_failed_run_is_named_and_counts_nowhere_else() -> None:
+    from page import account
+
+    run = {'state': 'finished', 'seconds': 3600.0, 'commit': 'a' * 40}
+    ended = {'one': {**run, 'name': 'one'}, 'two': {**run, 'name': 'two', 'state': 'failed', 'commit': 'b' * 40}}
+    found = account('grid', ['one', 'two', 'three'], ended)
+    assert (found['finished'], found['failed'], found['left'], found['hours']) == (1, ['two'], 1, 2)
+    assert (found['trained'], found['measured']) == (['aaaaaaa', 'bbbbbbb'], ['aaaaaaa'])
+
+
+@pytest.mark.parametrize(
+    ('error', 'stand', 'verdict'), [(85, 160, 'it fails'), (60, 140, 'it fails'), (60, 160, 'it does not fail')]
+)
+def test_advtrain_is_judged_by_the_rule_of_its_grid(error: float, stand: int, verdict: str) -> None:
+    from page import advtrain_of_p2be
+
+    contrain = {'clean_error': 56.0, 'attacks': {'worst_case': {'number': 154}}}
+    advtrain = {'clean_error': error, 'attacks': {'worst_case': {'number': stand}}}
+    assert advtrain_of_p2be({'advtrain-p2be': advtrain, 'contrain-p2be': contrain}) == verdict

@@ -10,6 +10,7 @@ import argparse
 import json
 import statistics
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,9 @@ def verdict(found: Difference, bound: float) -> str:
 
 
 def read_runs(folder: Path = HERE / 'runs') -> dict[str, Run]:
-    """Return the finished runs by name."""
+    """Return the runs that ended by name, failed ones among them."""
     runs = (json.loads(file.read_text()) for file in sorted(folder.glob('*.json')))
-    return {run['name']: run for run in runs if run['state'] == 'finished'}
+    return {run['name']: run for run in runs}
 
 
 def errors(runs: dict[str, Run], encoding: str, error: str) -> dict[int, float]:
@@ -81,6 +82,31 @@ def in_turn(run: Run) -> list[int]:
     return [next(iter(faced.values()))['faced'], *last]
 
 
+def advtrain_of_p2be(runs: dict[str, Run]) -> str:
+    """Return what the rule at the head of adversarial.yaml says."""
+    if not {'advtrain-p2be', 'contrain-p2be'} <= runs.keys():
+        return 'not run'
+    run, other = runs['advtrain-p2be'], runs['contrain-p2be']
+    fewer = run['attacks']['worst_case']['number'] < other['attacks']['worst_case']['number']
+    return 'it fails' if run['clean_error'] >= 80 or fewer else 'it does not fail'
+
+
+def account(name: str, planned: Collection[str], ended: dict[str, Run]) -> dict[str, Any]:
+    """Return what became of the runs of a grid."""
+    runs = [ended[run] for run in planned if run in ended]
+    finished = [run for run in runs if run['state'] == 'finished']
+    return {
+        'name': name,
+        'planned': len(planned),
+        'finished': len(finished),
+        'failed': [run['name'] for run in runs if run['state'] == 'failed'],
+        'left': len(planned) - len(runs),
+        'hours': sum(run['seconds'] for run in runs) / 3600,
+        'trained': sorted({run['commit'][:7] for run in runs}),
+        'measured': sorted({run.get('measured_commit', run['commit'])[:7] for run in finished}),
+    }
+
+
 def _summary(values: dict[int, float]) -> str:
     if not values:
         return '-'
@@ -90,7 +116,8 @@ def _summary(values: dict[int, float]) -> str:
 
 def render() -> str:
     """Return the page."""
-    runs = read_runs()
+    ended = read_runs()
+    runs = {name: run for name, run in ended.items() if run['state'] == 'finished'}
     grids = {name: yaml.safe_load((HERE / f'{name}.yaml').read_text())['runs'] for name in GRIDS}
     claims = yaml.safe_load((HERE / 'claims.yaml').read_text())['claims']
     environment = jinja2.Environment(
@@ -106,7 +133,8 @@ def render() -> str:
             (encoding, *(_summary(errors(runs, encoding, error)) for error in ('clean', 'corrupted')))
             for encoding in ENCODINGS
         ],
-        hours={name: sum(runs[run]['seconds'] for run in grid if run in runs) / 3600 for name, grid in grids.items()},
+        advtrain=advtrain_of_p2be(runs),
+        kept=[account(name, grid, ended) for name, grid in grids.items()],
     )
 
 
