@@ -121,7 +121,11 @@ def render() -> str:
     grids = {name: yaml.safe_load((HERE / f'{name}.yaml').read_text())['runs'] for name in GRIDS}
     claims = yaml.safe_load((HERE / 'claims.yaml').read_text())['claims']
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FileSystemLoader(HERE),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     return environment.get_template('page.md.jinja').render(
         runs=runs,
