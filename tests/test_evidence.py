@@ -84,3 +84,17 @@ def test_advtrain_is_judged_by_the_rule_of_its_grid(error: float, stand: int, ve
     contrain = {'clean_error': 56.0, 'attacks': {'worst_case': {'number': 154}}}
     advtrain = {'clean_error': error, 'attacks': {'worst_case': {'number': stand}}}
     assert advtrain_of_p2be({'advtrain-p2be': advtrain, 'contrain-p2be': contrain}) == verdict
+
+
+def test_runs_are_compared_image_by_image() -> None:
+    from page import stand_more_often
+
+    from timm_p2be.robustness.evaluation.results import pack_bits
+
+    def run(standing: list[bool]) -> dict[str, Any]:
+        return {'attacks': {'worst_case': {'standing': pack_bits(standing), 'count': len(standing)}}}
+
+    low, high = map(
+        float, stand_more_often(run([True] * 30 + [False] * 70), run([True] * 20 + [False] * 80)).split(' to ')
+    )
+    assert 3 < low < 10 < high < 17

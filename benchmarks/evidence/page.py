@@ -15,18 +15,26 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import yaml
 from measure import ATTACKS
 
 from timm_p2be.reproduce import verdicts
 from timm_p2be.reproduce.grid import Claim
 from timm_p2be.reproduce.verdicts import CONTRADICTED, REPRODUCED, UNDECIDED, Difference
+from timm_p2be.robustness.evaluation.results import interval_of_differences, unpack_bits
 
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / 'docs' / 'evidence.md'
 GRIDS = ('starts', 'networks', 'table2', 'controls', 'adversarial')
 ENCODINGS = ('rgb', 'onehot', 'thermometer', 'p2be-paper', 'p2be', 'p2be-frozen')  # of table2.yaml
 SEEDS = (42, 43, 44)
+PAIRS = (  # of adversarial.yaml, compared image by image
+    ('contrain-p2be', 'contrain-rgb'),
+    ('contrain-p2be', 'contrain-thermometer'),
+    ('contrain-p2be', 'contrain-p2be-lambda0'),
+    ('advtrain-p2be', 'contrain-p2be'),
+)
 
 Run = dict[str, Any]
 
@@ -80,6 +88,13 @@ def in_turn(run: Run) -> list[int]:
     left = {name: entry['faced'] - entry['number'] for name, entry in faced.items()}
     last = [min(count for name, count in left.items() if name.startswith(attack)) for attack in ATTACKS]
     return [next(iter(faced.values()))['faced'], *last]
+
+
+def stand_more_often(one: Run, other: Run) -> str:
+    """Return the interval of how many more of the same images stand of one run than of another, in points."""
+    worst = [run['attacks']['worst_case'] for run in (one, other)]
+    first, second = (np.asarray(unpack_bits(case['standing'], case['count']), np.float64) for case in worst)
+    return interval_of_differences(first - second)
 
 
 def advtrain_of_p2be(runs: dict[str, Run]) -> str:
@@ -136,6 +151,11 @@ def render() -> str:
         table2=[
             (encoding, *(_summary(errors(runs, encoding, error)) for error in ('clean', 'corrupted')))
             for encoding in ENCODINGS
+        ],
+        pairs=[
+            (one, other, stand_more_often(runs[one], runs[other]))
+            for one, other in PAIRS
+            if {one, other} <= runs.keys()
         ],
         advtrain=advtrain_of_p2be(runs),
         kept=[account(name, grid, ended) for name, grid in grids.items()],
