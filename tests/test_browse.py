@@ -142,11 +142,11 @@ def test_what_is_shipped_and_an_empty_cache(hub, listed, printed):
     assert {entry['name'] for entry in models} == set(shipped_weights())
     for entry in models:
         assert entry['size'] > 1000
-        assert entry['tags'] == ['cifar10']
+        assert entry['tags'] == [entry['name'].partition('.')[2]]
         assert entry['contents']['architecture'] == entry['name'].partition('.')[0]
         assert (entry['contents']['num_bits'] is None) == (entry['contents']['encoding'] == 'rgb')
     lines = printed('list').splitlines()
-    assert [line.split()[-7:-3] for line in lines if ' wrn16_2_p2be.' in line] == [['17.05', '64', '0.2', '%']]
+    assert [line.split()[-7:-3] for line in lines if ' wrn16_2_p2be.' in line] == [['13.56', '192', '50.3', '%']]
 
 
 def test_what_strangers_write_cannot_move_the_cursor(hub, tmp_path, printed):

@@ -449,7 +449,7 @@ def test_runs_that_started_from_a_release(hub, trained, release, tmp_path, sourc
 
 
 @pytest.mark.parametrize(
-    ('name', 'base'), [('wrn16_2_p2be', 'wrn16_2_p2be.cifar10'), ('resnet18', 'timm/resnet18.a1_in1k')]
+    ('name', 'base'), [('wrn16_2_p2be', 'wrn16_2_p2be.augmix_cifar10'), ('resnet18', 'timm/resnet18.a1_in1k')]
 )
 def test_a_fine_tune_says_what_it_is(trained, tmp_path, name, base):
     state = timm.create_model(name, num_classes=2).state_dict()

@@ -100,7 +100,7 @@ def test_the_table_in_a_checkpoint_and_in_weights(tmp_path, show):
         shown = show(str(tmp_path / name))
         assert shown['statistics'] == _expected(find_embedding(model).codes())
         assert shown['origin'].endswith(origin)
-    shipped = find_embedding(timm.create_model('wrn16_2_p2be.cifar10', pretrained=True))
+    shipped = find_embedding(timm.create_model('wrn16_2_p2be', pretrained=True))
     assert show('wrn16_2_p2be')['codes_sha256'] == codes_sha256(shipped.codes())
 
 

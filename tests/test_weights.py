@@ -83,7 +83,7 @@ def test_shipped_weights_adapt(name):
 def test_damaged_shipped_weights_are_refused(tmp_path, monkeypatch):
     folder = Path(shutil.copytree(weights.FOLDER, tmp_path / 'weights'))
     monkeypatch.setattr(weights, 'FOLDER', folder)
-    path = folder / 'wrn16_2_p2be.cifar10.safetensors'
+    path = folder / 'wrn16_2_p2be.augmix_cifar10.safetensors'
     overlay = {'pretrained_cfg_overlay': {'file': str(path)}}
     content = bytearray(path.read_bytes())
     content[-1] ^= 1

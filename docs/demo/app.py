@@ -1,6 +1,6 @@
 """A picture, its codes, a corruption and an attack, as an RGB and a P2BE network see them; `python app.py`, or a Space.
 
-Both networks ship with timm-p2be. They were trained on CIFAR-10 for a few epochs, without any defense.
+Both networks ship with timm-p2be, trained on CIFAR-10 for a few epochs without any defense, the P2BE one with AugMix.
 """
 
 from pathlib import Path

@@ -21,8 +21,13 @@ def _cfg(**fields: Any) -> dict[str, Any]:
 default_cfgs = generate_default_cfgs(
     {
         **{
-            f'{name}.cifar10': _cfg(**cifar10_weights(f'{name}.cifar10'))
-            for name in ('wrn40_2_p2be', 'wrn16_2_p2be', 'wrn16_2_onehot', 'wrn16_2_thermometer')
+            name: _cfg(**cifar10_weights(name))
+            for name in (
+                'wrn40_2_p2be.cifar10',
+                'wrn16_2_p2be.augmix_cifar10',
+                'wrn16_2_onehot.cifar10',
+                'wrn16_2_thermometer.cifar10',
+            )
         },
         'wrn40_2_onehot.untrained': _cfg(),
         'wrn40_2_thermometer.untrained': _cfg(),
