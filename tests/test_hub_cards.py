@@ -39,8 +39,9 @@ def test_a_card_describes_what_is_shipped(folder, tmp_path, monkeypatch, capsys)
     is_table = record.kind == 'embedding'
     (tag,) = [tag for tag, name in TABLES.items() if name == folder.name] if is_table else [None]
     name = f'{record.provenance["model"]}.{tag}' if is_table else folder.name
-    pictures = [path.name for path in folder.glob('*.png')]
-    assert pictures == ([] if record.encoding == 'rgb' else ['codes.png'])
+    pictures = sorted(path.name for path in folder.glob('*.png'))
+    shown = {'codes.png': record.encoding != 'rgb', 'corruptions.png': record.provenance['results'].get('corruptions')}
+    assert pictures == [name for name, there in shown.items() if there]
     assert text == render_card(config, pictures=pictures, shipped=name)
     Image.new('RGB', (32, 32)).save(tmp_path / 'image.png')
     monkeypatch.chdir(tmp_path)
