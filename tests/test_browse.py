@@ -146,7 +146,7 @@ def test_what_is_shipped_and_an_empty_cache(hub, listed, printed):
         assert entry['contents']['architecture'] == entry['name'].partition('.')[0]
         assert (entry['contents']['num_bits'] is None) == (entry['contents']['encoding'] == 'rgb')
     lines = printed('list').splitlines()
-    assert [line.split()[-7:-3] for line in lines if ' wrn16_2_p2be.' in line] == [['13.56', '192', '50.3', '%']]
+    assert [line.split()[-7:-3] for line in lines if ' wrn16_2_p2be.' in line] == [['13.57', '192', '50.3', '%']]
 
 
 def test_what_strangers_write_cannot_move_the_cursor(hub, tmp_path, printed):
