@@ -310,10 +310,11 @@ def measured_run(trained: Path, tmp_path: Path) -> Path:
 
 CORRUPTIONS = ROOT / 'benchmarks/results/corruptions/results.json'
 ATTACKS = ROOT / 'benchmarks/results/attacks/p2be.attacks.json'
+ATTACKS_EPS1 = ROOT / 'benchmarks/results/attacks_eps1/p2be.attacks.json'
 
 
 def test_benchmarks_of_these_weights(measured_run, tmp_path):
-    prepare(measured_run, tmp_path / 'release', Release(REPO, results=[CORRUPTIONS, ATTACKS]))
+    prepare(measured_run, tmp_path / 'release', Release(REPO, results=[CORRUPTIONS, ATTACKS_EPS1, ATTACKS]))
     results = json.loads((tmp_path / 'release/results.json').read_text())
     assert results['clean']['images'] == 10_000  # all of torchvision's, so before the benchmarks' 2,000 and 1,000
     assert results['clean']['error'] == 20.31
@@ -325,7 +326,8 @@ def test_benchmarks_of_these_weights(measured_run, tmp_path):
     assert results['attacks'][-1]['name'] == 'worst case of all'
     assert (results['attacks'][-1]['images'], results['attacks'][-1]['accuracy']) == (1000, 0.0)
     assert {entry['weights'] for entry in (results['corruptions'], *results['attacks'])} == {'as published'}
-    assert results['files'].keys() == {CORRUPTIONS.name, ATTACKS.name}
+    assert {entry['eps'] for entry in results['attacks']} == {1, 8}
+    assert list(results['files'].values()) == ['results.json', 'p2be.attacks.json', 'p2be.attacks.json']
     card = (tmp_path / 'release/README.md').read_text()
     assert 'The strongest leaves 0.00 % of the images right' in card
     assert 'datasets:\n- uoft-cs/cifar10\n' in card

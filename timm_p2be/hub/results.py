@@ -31,14 +31,14 @@ def collect_results(
     images: int | None,
     measured: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the results.json of a run: `clean`, `corruptions`, `attacks` and the digests of the `files` they are from.
+    """Return the results.json of a run: `clean`, `corruptions`, `attacks` and, by sha256, names of the `files`.
 
     The clean error is the one `measured` now, if there is one. Else those of the weights as they are published go
     before those from before rounding, and then the one on more images; the run's own is on all `images` of the `split`.
 
     Args:
         run: its error comes from summary.csv.
-        files: of `timm-p2be benchmark`, one of a kind.
+        files: of `timm-p2be benchmark`, at most one of corruptions.
         weights: sha256 of a file of weights, or of the weights themselves -> `PUBLISHED` or `ROUNDED`. The first
             entry is what became of the run's own weights.
     """
@@ -51,17 +51,20 @@ def collect_results(
     for path in files:
         content = read_json(path, 'corruptions', 'attacks')
         kind = content['kind']
-        if found[kind] is not None:
-            raise ValueError(f'{path} is a second file of {kind}. Pass one of each kind.')
-        read = _corruptions if kind == 'corruptions' else _attacks
+        if kind == 'corruptions' and found[kind]:
+            raise ValueError(f'{path} is a second file of corruptions. Pass one, and files of attacks as you like.')
         with content_of(f'--results {path}'):
-            found[kind], measured_clean = read(path, content, weights)
+            if kind == 'corruptions':
+                found[kind], measured_clean = _corruptions(path, content, weights)
+            else:  # one within each bound, say
+                attacks, measured_clean = _attacks(path, content, weights)
+                found[kind] = [*(found[kind] or ()), *attacks]
         clean += [measured_clean] if measured_clean else []
     clean.sort(key=lambda entry: (entry['weights'] == PUBLISHED, entry['images'] or math.inf), reverse=True)
     return {
         'clean': measured or (clean[0] if clean else None),
         **found,
-        'files': {path.name: file_sha256(path) for path in files},
+        'files': {file_sha256(path): path.name for path in files},  # of attacks many share a name
     }
 
 
