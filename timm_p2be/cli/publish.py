@@ -53,7 +53,12 @@ def declare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     group.add_argument('--embedding-only', action='store_true', help='the learned table alone, without the network')
     group.add_argument('--half', action='store_true', help='convolution and linear weights in float16: half the size')
     group.add_argument(
-        '--results', type=Path, nargs='+', default=[], metavar='FILE', help='JSON results of timm-p2be benchmark'
+        '--results',
+        type=Path,
+        nargs='+',
+        default=[],
+        metavar='FILE',
+        help='JSON results of timm-p2be benchmark: one of corruptions, any number of attacks',
     )
     add_data_flags(parser, 'test data, to measure the clean error on')
     group = parser.add_argument_group('what the card states')

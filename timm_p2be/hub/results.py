@@ -43,27 +43,29 @@ def collect_results(
             entry is what became of the run's own weights.
     """
     clean: list[dict[str, Any]] = []
-    found: dict[str, Any] = {'corruptions': None, 'attacks': None}
+    corruptions: dict[str, Any] | None = None
+    attacks: list[dict[str, Any]] = []
     if run.error is not None:
         source = f'summary.csv of the run, after epoch {run.epoch}'
         own = next(iter(weights.values()))
         clean.append({'error': run.error, 'images': images, 'split': split, 'weights': own, 'source': source})
     for path in files:
         content = read_json(path, 'corruptions', 'attacks')
-        kind = content['kind']
-        if kind == 'corruptions' and found[kind]:
+        is_corruptions = content['kind'] == 'corruptions'
+        if is_corruptions and corruptions:
             raise ValueError(f'{path} is a second file of corruptions. Pass one, and files of attacks as you like.')
         with content_of(f'--results {path}'):
-            if kind == 'corruptions':
-                found[kind], measured_clean = _corruptions(path, content, weights)
-            else:  # one within each bound, say
-                attacks, measured_clean = _attacks(path, content, weights)
-                found[kind] = [*(found[kind] or ()), *attacks]
+            if is_corruptions:
+                corruptions, measured_clean = _corruptions(path, content, weights)
+            else:
+                found, measured_clean = _attacks(path, content, weights)
+                attacks += found
         clean += [measured_clean] if measured_clean else []
     clean.sort(key=lambda entry: (entry['weights'] == PUBLISHED, entry['images'] or math.inf), reverse=True)
     return {
         'clean': measured or (clean[0] if clean else None),
-        **found,
+        'corruptions': corruptions,
+        'attacks': attacks or None,
         'files': {file_sha256(path): path.name for path in files},  # of attacks many share a name
     }
 
