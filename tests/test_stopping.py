@@ -1,5 +1,6 @@
 """Signals and diverging losses: a checkpoint that can be resumed, the right exit code, nothing good overwritten."""
 
+import argparse
 import itertools
 import multiprocessing
 import os
@@ -20,9 +21,10 @@ from torch import Tensor
 from timm_p2be.task import P2BETask
 from timm_p2be.training import run as train
 from timm_p2be.training import stopping
+from timm_p2be.training.ending import ending
 from timm_p2be.training.epoch import Trainer
 from timm_p2be.training.progress import Progress
-from timm_p2be.training.stopping import StopSignal
+from timm_p2be.training.stopping import Interrupted, StopSignal
 
 SCRIPT = str(Path(__file__).parents[1] / 'train_scripts' / 'train.py')
 pytestmark = OPEN_FILES
@@ -106,6 +108,17 @@ def test_a_second_signal_interrupts_unless_it_is_an_echo(monkeypatch):
         monkeypatch.setattr(stopping, '_REPEAT_SECONDS', -1.0)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+def test_a_process_says_that_torchrun_has_ended_where_another_saw_it_first(monkeypatch):
+    monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'run')
+    stop = StopSignal()
+    assert not stop()
+    monkeypatch.setattr(os, 'getppid', lambda: 1)
+    assert ending(Interrupted(), lambda: 'recovery', argparse.Namespace(rank=1), stop) == (
+        75,
+        'torchrun, which started this process, has ended. Stopped; go on with --resume recovery',
+    )
 
 
 def test_nohup_keeps_a_run_from_hearing_that_its_terminal_closed():

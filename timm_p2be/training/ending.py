@@ -28,7 +28,7 @@ def ending(
     """
     kept = newest or (lambda: 'auto')
     match error:
-        case Interrupted() if stopping.lost and not stopping.received:
+        case Interrupted() if stopping() and not stopping.received:  # asked again: another may have seen it first
             return _LOST, f'{stopping.lost} Stopped; go on with --resume {kept()}'
         case Interrupted():
             if is_primary(args):
