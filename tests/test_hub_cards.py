@@ -1,5 +1,6 @@
 """hub_cards/ has one folder for each artifact of ours, and says of it what is true."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -61,6 +62,13 @@ def test_a_card_describes_what_is_shipped(folder, tmp_path, monkeypatch, capsys)
     if codes is not None:
         learned = find_embedding(timm.create_model(folder.name, pretrained=True)).codes()
         assert codes['distinct'] == len(learned.unique(dim=0))
+
+
+@pytest.mark.parametrize('folder', sorted(CARDS.glob('*.augmix_cifar10')), ids=lambda folder: folder.name)
+def test_the_files_behind_a_card_are_here(folder):
+    kept = (CARDS.parent / 'benchmarks/results/shipped').glob('*.json')
+    hashes = {hashlib.sha256(path.read_bytes()).hexdigest() for path in kept}
+    assert json.loads((folder / 'results.json').read_text())['files'].keys() <= hashes
 
 
 @pytest.mark.parametrize('folder', FOLDERS, ids=lambda folder: folder.name)
