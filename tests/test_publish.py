@@ -155,6 +155,19 @@ def test_the_record_of_a_run(trained, tmp_path):
     assert f'| {100 - top1:.2f} |' in (tmp_path / 'release/README.md').read_text()
 
 
+def test_how_many_bits_moved_from_the_start(run, tmp_path):
+    start = PixelEmbedding('p2be', 8)
+    start.save_pretrained(tmp_path / 'start')
+    _flags(p2be_embedding=str(tmp_path / 'start'))(run, {})
+    prepare(run, tmp_path / 'release', RELEASE)
+    moved = int((start.codes() != timm_p2be.find_embedding(network(run)).codes()).sum())
+    assert json.loads((tmp_path / 'release/results.json').read_text())['codes']['moved'] == moved > 0
+    assert f'| bits moved from its start | `{moved}` of `2048` |' in (tmp_path / 'release/README.md').read_text()
+    shutil.rmtree(tmp_path / 'start')
+    prepare(run, tmp_path / 'release', RELEASE)
+    assert 'moved' not in texts(tmp_path / 'release')
+
+
 def test_nothing_tells_where_or_by_whom_it_was_trained(trained, data, tmp_path):
     prepare(trained, tmp_path / 'release', RELEASE)
     said = texts(tmp_path / 'release')

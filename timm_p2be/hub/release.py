@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from torch import nn
 
 import timm_p2be
 from timm_p2be.checkpoints import weights_sha256
+from timm_p2be.encodings.embedding import PixelEmbedding
 from timm_p2be.encodings.statistics import code_statistics
 from timm_p2be.files import atomic_folder, file_sha256, write_json
 from timm_p2be.hub.card import LICENSE, write_card
+from timm_p2be.hub.errors import FetchError
 from timm_p2be.hub.repository import MODEL_FORMAT_VERSION, RELEASE_FILES, verify
 from timm_p2be.hub.results import PUBLISHED, ROUNDED, collect_results, measure_clean
 from timm_p2be.hub.run_description import Dataset, dataset_of, missing, training_record
@@ -155,16 +158,19 @@ def _results(
         images, split = release.test(config['input_size'][-1]), release.test_split or dataset.test_split
         measured = measure_clean(pixels, images, config, split, state)
     found = collect_results(run, release.results, known, dataset.test_split, dataset.test_images, measured)
-    return found | _learned(model)
+    return found | _learned(run, model)
 
 
-def _learned(model: nn.Module) -> dict[str, Any]:
-    """Return how far a learned table is from the thermometer code, which short runs hardly leave."""
+def _learned(run: Run, model: nn.Module) -> dict[str, Any]:
+    """Return how far a learned table is from the thermometer code, and from the table that the run was told to load."""
     embedding = learned_embedding(model)
     if embedding is None:
         return {}
     found = code_statistics(codes := embedding.codes())
     counts = {'distinct': found.distinct, 'bits': codes.numel(), 'unlike_thermometer': found.unlike_thermometer}
+    if start := run.flags.get('p2be_embedding'):
+        with suppress(FetchError, OSError):  # it is not to be had any more
+            counts['moved'] = int((codes != PixelEmbedding.from_pretrained(start, local_files_only=True).codes()).sum())
     return {'codes': counts}
 
 

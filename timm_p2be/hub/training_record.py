@@ -92,8 +92,8 @@ def part_of(record: Any, *keys: str) -> Any:
 def counts_of(counts: Any) -> dict[str, int] | None:
     """Return what is known of a learned table; further keys of results may hold anything."""
     names = ('distinct', 'bits', 'unlike_thermometer')
-    known = all(type(part_of(counts, name)) is int for name in names)
-    return {name: counts[name] for name in names} if known else None
+    known = {name: counts[name] for name in (*names, 'moved') if type(part_of(counts, name)) is int}
+    return known if known.keys() >= {*names} else None
 
 
 def is_on_training_images(record: Any) -> bool:
