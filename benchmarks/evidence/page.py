@@ -142,6 +142,7 @@ def render() -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters['summary'] = _summary
     return environment.get_template('page.md.jinja').render(
         runs=runs,
         attacks=ATTACKS,
@@ -149,8 +150,7 @@ def render() -> str:
         grids=grids,
         claims=[{'name': name, **claim, 'rows': decide(runs, claim)} for name, claim in claims.items()],
         table2=[
-            (encoding, *(_summary(errors(runs, encoding, error)) for error in ('clean', 'corrupted')))
-            for encoding in ENCODINGS
+            (encoding, *(errors(runs, encoding, error) for error in ('clean', 'corrupted'))) for encoding in ENCODINGS
         ],
         pairs=[
             (one, other, stand_more_often(runs[one], runs[other]))
