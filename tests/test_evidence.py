@@ -65,6 +65,19 @@ def test_the_page_is_what_the_runs_say() -> None:
     assert PAGE.read_text() == render(), 'run benchmarks/evidence/page.py'
 
 
+def test_a_claim_is_decided_when_all_seeds_are_in() -> None:
+    from page import verdict
+
+    from timm_p2be.reproduce.verdicts import over_seeds
+
+    found = [over_seeds([-0.5, -0.51, -0.49][:seeds]) for seeds in (1, 2, 3)]
+    assert [verdict(difference, 0) for difference in found] == [
+        '1 of 3 seeds: undecided',
+        '2 of 3 seeds: undecided',
+        'supported',
+    ]
+
+
 def test_a_failed_run_is_named_and_counts_nowhere_else() -> None:
     from page import account
 

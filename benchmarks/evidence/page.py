@@ -40,9 +40,9 @@ Run = dict[str, Any]
 
 
 def verdict(found: Difference, bound: float) -> str:
-    """Return what the interval says of "below `bound`"."""
-    if found.low is None:
-        return 'not run' if found.seeds == 0 else 'one seed: undecided'
+    """Return what the interval says of "below `bound`", once all seeds are in."""
+    if found.seeds < len(SEEDS):
+        return f'{found.seeds} of {len(SEEDS)} seeds: undecided' if found.seeds else 'not run'
     words = {REPRODUCED: 'supported', CONTRADICTED: 'contradicted', UNDECIDED: 'undecided'}
     return words[verdicts.decide(Claim('', '', '', '', '', within=bound), found)]
 
