@@ -357,11 +357,14 @@ def test_benchmarks_of_rounded_weights_go_before_the_runs_own(measured_run, tmp_
     model = next(model for model in content['config']['models'] if model['name'] == 'p2be')
     weights = json.loads((tmp_path / 'release/config.json').read_text())['timm_p2be']['weights_sha256']
     model |= {'checkpoint_sha256': weights, 'weights_sha256': '0' * 64}
+    content['config']['precision'] = 'bfloat16'
     write_json(tmp_path / 'rounded.json', content)
     prepare(measured_run, tmp_path / 'release', Release(REPO, half=True, results=[tmp_path / 'rounded.json']))
     results = json.loads((tmp_path / 'release/results.json').read_text())
     assert results['corruptions']['weights'] == results['clean']['weights'] == 'as published'
     assert (results['clean']['images'], results['clean']['source']) == (2000, 'rounded.json')
+    assert results['corruptions']['label'].endswith(', in bfloat16')
+    assert results['clean']['split'].endswith(', in bfloat16')
     same = json.loads((tmp_path / 'release/config.json').read_text())['timm_p2be']['weights_sha256']
     assert same == weights
 

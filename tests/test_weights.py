@@ -35,7 +35,7 @@ def test_what_ships_is_listed_and_nothing_else():
     tags = {tag: cfg for tag, cfg in known.items() if not names_table(tag)}  # tables: test_tables.py
     assert {tag: cfg.file for tag, cfg in tags.items()} == {name: weights.weights_path(name) for name in RELEASED}
     assert all(cfg.license and cfg.description and 'CIFAR-10' in cfg.description for cfg in tags.values())
-    assert 'wrn40_2_p2be.cifar10' in timm.list_pretrained('*p2be*')
+    assert 'wrn40_2_p2be.augmix_cifar10' in timm.list_pretrained('*p2be*')
     for name in RELEASED:
         check_training_record(weights.shipped_weights()[name]['provenance'])
     assert sum(path.stat().st_size for path in weights.FOLDER.iterdir()) < 20e6

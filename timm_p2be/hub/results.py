@@ -118,9 +118,10 @@ def _corruptions(
     label = config['data']['label']
     if len(summary['mean_over']) != _ALL or len(config['severities']) != 5:
         label += f' ({len(summary["mean_over"])} corruptions, severities {config["severities"]})'
+    computed = '' if config['precision'] == 'float32' else f', in {config["precision"]}'
     mce = summary.get('mce_alexnet')
     corruptions = {
-        'label': label,
+        'label': label + computed,
         'images': config['data']['images'],
         'mean_corruption_error': _percent(summary['mean_corruption_error']),
         'mce': None if mce is None else _percent(mce),
@@ -130,7 +131,7 @@ def _corruptions(
     measured = content['clean'].get(name)
     if not measured:
         return corruptions, None
-    split = f'{config["clean"]["name"]}, {config["clean"]["subset"]}'
+    split = f'{config["clean"]["name"]}, {config["clean"]["subset"]}{computed}'
     return corruptions, _clean(path.name, measured['error'], measured['examples'], split, state)
 
 

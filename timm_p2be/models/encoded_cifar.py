@@ -23,7 +23,7 @@ default_cfgs = generate_default_cfgs(
         **{
             name: _cfg(**cifar10_weights(name))
             for name in (
-                'wrn40_2_p2be.cifar10',
+                'wrn40_2_p2be.augmix_cifar10',
                 'wrn16_2_p2be.augmix_cifar10',
                 'wrn16_2_onehot.cifar10',
                 'wrn16_2_thermometer.cifar10',
