@@ -110,6 +110,7 @@ def render_card(
         states=sorted({text(entry.get('weights')) for entry in attacks} - {''}),
         counts=counts_of(part_of(record, 'results', 'codes')),
         license=license,
+        precision=_precision,
         text=text,
         code=code,
     )
@@ -155,10 +156,10 @@ def _evaluations(record: dict[str, Any] | None) -> list[EvalResult]:
     shown = dataset.get('name') or 'unknown'
     metrics: list[tuple[str, str, float | None]] = []
     if part_of(clean, 'error') is not None and not is_on_training_images(record):
-        metrics.append(('accuracy', 'Clean accuracy, %', round(100 - clean['error'], 6)))
+        metrics.append(('accuracy', f'Clean accuracy{_precision(clean)}, %', round(100 - clean['error'], 6)))
     corrupted = part_of(corruptions, 'label') or 'corrupted images'
     for key, title in (('mean_corruption_error', 'Mean corruption error'), ('mce', 'mCE relative to AlexNet')):
-        metrics.append((key, f'{title} on {corrupted}, %', part_of(corruptions, key)))
+        metrics.append((key, f'{title} on {corrupted}{_precision(corruptions)}, %', part_of(corruptions, key)))
     for attack in part_of(results, 'attacks') or ():
         title = f'Accuracy under {attack["name"]}, eps {attack["eps"]}/255, %'
         metrics.append(('accuracy', title, attack['accuracy']))
@@ -175,6 +176,12 @@ def _evaluations(record: dict[str, Any] | None) -> list[EvalResult]:
         for kind, title, value in metrics
         if value is not None
     ]
+
+
+def _precision(result: Mapping[str, Any] | None) -> str:
+    """Return the words for what a model was run in, if it was not float32."""
+    precision = part_of(result, 'precision')
+    return '' if precision in (None, 'float32') else f', in {text(precision)}'
 
 
 def _architecture(value: Any) -> str:

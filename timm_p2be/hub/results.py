@@ -118,21 +118,22 @@ def _corruptions(
     label = config['data']['label']
     if len(summary['mean_over']) != _ALL or len(config['severities']) != 5:
         label += f' ({len(summary["mean_over"])} corruptions, severities {config["severities"]})'
-    computed = '' if config['precision'] == 'float32' else f', in {config["precision"]}'
     mce = summary.get('mce_alexnet')
     corruptions = {
-        'label': label + computed,
+        'label': label,
         'images': config['data']['images'],
         'mean_corruption_error': _percent(summary['mean_corruption_error']),
         'mce': None if mce is None else _percent(mce),
         'by_corruption': {corruption: _percent(error) for corruption, error in summary['corruptions'].items()},
         'weights': state,
+        'precision': config['precision'],
     }
     measured = content['clean'].get(name)
     if not measured:
         return corruptions, None
-    split = f'{config["clean"]["name"]}, {config["clean"]["subset"]}{computed}'
-    return corruptions, _clean(path.name, measured['error'], measured['examples'], split, state)
+    split = f'{config["clean"]["name"]}, {config["clean"]["subset"]}'
+    clean = _clean(path.name, measured['error'], measured['examples'], split, state)
+    return corruptions, {**clean, 'precision': config['precision']}
 
 
 def _attacks(
