@@ -70,6 +70,16 @@ def test_the_files_behind_a_card_are_here(folder):
     assert json.loads((folder / 'results.json').read_text())['files'].keys() <= {*map(file_sha256, kept)}
 
 
+@pytest.mark.parametrize('name', sorted(weights.shipped_weights()))
+def test_the_readme_states_the_errors_of_a_card(name):
+    readme = (CARDS.parent / 'README.md').read_text(encoding='utf-8')
+    paragraph = readme[readme.index('Weights that ship with the package') : readme.index('## Train')]
+    results = json.loads((CARDS / name / 'results.json').read_text())
+    assert f'{results["clean"]["error"]:.1f}' in paragraph
+    if results['corruptions']:
+        assert f'{results["corruptions"]["mean_corruption_error"]:.1f}' in paragraph
+
+
 @pytest.mark.parametrize('folder', FOLDERS, ids=lambda folder: folder.name)
 def test_a_card_names_no_place_of_ours(folder):
     for path in folder.iterdir():
